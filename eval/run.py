@@ -1,0 +1,164 @@
+"""Audit: `accelerate launch eval/run.py RECIPE [--key value ...]`. The only process that reads answers to be forgotten.
+
+Answers every question greedily with the model before and after (and a retain-only one) and writes `results.json`.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pmc_rl.config import RecipeError, check_all, exit_on_recipe_error, parse_recipe  # first: telemetry off
+
+# isort: split
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.data import QuestionSet, load_question_sets
+from eval.metrics.unlearning import UnlearningMetric
+from pmc_rl.data import encode_prompt, format_prompt
+from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
+from pmc_rl.models import RESULT, check_one_process, load_model, load_tokenizer, write_private
+
+EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
+
+
+def answer_questions(script_args, training_args, tokenizer, model, sets: dict[str, QuestionSet], name: str) -> dict:
+    """Greedy answers to every question of every set: `{set: [(text, finished), ...]}`; equal questions once."""
+    questions = list(dict.fromkeys(question for rows in sets.values() for question in rows.questions))
+    end_ids = end_token_ids(model, tokenizer.eos_token_id)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):
+        completions = generate_completions(
+            model,
+            [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
+            max_completion_length=training_args.max_completion_length,
+            generation_batch_size=training_args.generation_batch_size,
+            end_ids=end_ids,
+            progress=f"answers {name}",
+        )
+    answers = {
+        question: (decode_completion(tokenizer, ids), ids[-1] in end_ids)
+        for question, ids in zip(questions, completions, strict=True)
+    }
+    return {name: [answers[question] for question in rows.questions] for name, rows in sets.items()}
+
+
+def score_answers(sets: dict[str, QuestionSet], answers: dict[str, list[tuple[str, bool]]]) -> dict:
+    """One column of results.json."""
+    result = UnlearningMetric(keep_in_memory=True).compute(
+        predictions=[text for name in sets for text, _ in answers[name]],
+        references=[answer for rows in sets.values() for answer in rows.answers],
+        sets=[name for name, rows in sets.items() for _ in rows.answers],
+    )
+    for name, scores in result["sets"].items():
+        scores["empty"] = sum(not text for text, _ in answers[name])
+        scores["ended"] = sum(finished for _, finished in answers[name]) / scores["n"]
+    return result
+
+
+def results_table(results: dict[str, dict]) -> Table:
+    """The numbers of results.json, a column a model."""
+    table = Table(title="Greedy answers, ROUGE-L recall against the true answer")
+    table.add_column("")
+    for column in results:
+        table.add_column(column, justify="right")
+    first = next(iter(results.values()))
+
+    def add(label: str, value) -> None:
+        table.add_row(label, *(value(column) for column in results.values()))
+
+    for key in ("unlearn_quality", "utility"):
+        if first[key] is not None:
+            add(f"{key.replace('_', ' ')} %", lambda column, key=key: f"{column[key]:.1f}")
+    table.add_section()
+    for name, scores in first["sets"].items():
+        add(f"{name} recall (n={scores['n']})", lambda column, name=name: f"{column['sets'][name]['rougeL_recall']:.3f}")
+    table.add_section()
+    add("empty answers", lambda column: str(sum(scores["empty"] for scores in column["sets"].values())))
+    for name in first["sets"]:
+        add(f"{name} answers that end", lambda column, name=name: f"{column['sets'][name]['ended']:.0%}")
+    return table
+
+
+def examples_markdown(sets: dict[str, QuestionSet], answers: dict[str, dict]) -> str:
+    """Question, truth and each model's answer: all rows to forget, the first of the other sets."""
+    lines = ["# Examples", "", "PRIVATE: holds the answers that are to be forgotten. Delete it when it has been read.", ""]
+    for name, rows in sets.items():
+        lines += [f"## {name}", ""]
+        for i, (question, truth) in enumerate(zip(rows.questions, rows.answers, strict=True)):
+            if i == EXAMPLES and not name.startswith("forget"):
+                break
+            lines += [f"**{i}. {question}**", "", f"- truth: {truth}"]
+            lines += [f"- {column}: {answers[column][name][i][0]}" for column in answers]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def print_examples(sets: dict[str, QuestionSet], answers: dict[str, dict], count: int) -> None:
+    """A few rows to forget on the terminal."""
+    table = Table(title="Questions to forget")
+    for column in ("question", "truth", *answers):
+        table.add_column(column)
+    rows = sets["forget"]
+    for i in range(min(count, len(rows.questions))):
+        texts = [rows.questions[i], rows.answers[i], *(answers[column]["forget"][i][0] for column in answers)]
+        table.add_row(*map(Text, texts), end_section=True)
+    Console().print(table)
+
+
+def main(argv: list[str]) -> None:
+    """Recipe -> question sets -> answers of each model -> results.json, private/examples.md and a table."""
+    script_args, training_args, model_args, eval_args = parse_recipe(argv)
+    output_dir = Path(training_args.output_dir)
+    folders = {"before": model_args.model_name_or_path, "after": str(output_dir)}
+    if eval_args.retain_only_model:
+        folders["retain_only"] = eval_args.retain_only_model
+    models = {name: replace(model_args, model_name_or_path=folder) for name, folder in folders.items()}
+
+    def check_finished() -> None:
+        if not (output_dir / RESULT).is_file():
+            raise RecipeError([f"output_dir: there is no finished run in {str(output_dir)!r}; run pmc_rl/train.py first"])
+
+    (sets, left_out, _), _, _, *tokenizers = check_all(
+        lambda: load_question_sets(script_args, eval_args),
+        check_finished,
+        lambda: check_one_process(training_args),
+        *(
+            lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path)
+            for name, args in models.items()
+            if name != "after" or (output_dir / RESULT).is_file()
+        ),
+    )
+    answers = {}
+    for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True):
+        model = load_model(args, torch.float32 if training_args.use_cpu else torch.bfloat16)
+        answers[name] = answer_questions(script_args, training_args, tokenizer, model, sets, name)
+        del model
+    results = {name: score_answers(sets, answers[name]) for name in answers}
+
+    temporary = output_dir / ".results.json"
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(temporary, output_dir / "results.json")
+    private = write_private(output_dir, "examples.md", examples_markdown(sets, answers))
+
+    if training_args.log_completions and "forget" in sets:
+        print_examples(sets, answers, training_args.num_completions_to_print)
+    for line in left_out:
+        print(f"Left out: {line}.")
+    for name, column in results.items():
+        for set_name, scores in column["sets"].items():
+            if scores["ended"] < 0.5:
+                print(
+                    f"Warning: {1 - scores['ended']:.0%} of the answers {name} to {set_name} hit max_completion_length; "
+                    "a run-on answer has recall for free."
+                )
+    print(f"Wrote {output_dir / 'results.json'}. Private: {private} (holds what is to be forgotten; delete it when read).")
+    Console().print(results_table(results))
+
+
+if __name__ == "__main__":
+    with exit_on_recipe_error():
+        main(sys.argv[1:])

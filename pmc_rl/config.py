@@ -1,0 +1,501 @@
+"""The recipe: a dataclass field for every key, strict reading of YAML and command line, checks of the values."""
+
+import difflib
+import json
+import re
+import string
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import EnumMeta
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+from trl import ModelConfig, SFTConfig
+
+
+def _key(default: Any, help: str) -> Any:
+    """A field with a help text; every instance gets its own copy of a list or dict."""
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataArguments:
+    """Keys of both training stages: columns and templates."""
+
+    tokenizer_name_or_path: str | None = _key(None, "Tokenizer; null: the model's own.")
+    dataset_name: str | None = _key(None, "Name on the Hub, or a folder in the Hub's layout.")
+    question_column: str = _key("question", "Column with the questions.")
+    answer_column: str | None = _key("answer", "Column with the answers; null: the model before unlearning answers.")
+    prompt_template: str = _key("Question: {question}\nAnswer:", "Prompt, for tokenizers without a chat template.")
+    completion_template: str = _key(" {answer}", "Completion, for tokenizers without a chat template.")
+    system_prompt: str | None = _key(None, "System message, for tokenizers with a chat template.")
+    chat_template_kwargs: dict[str, Any] | None = _key(None, "Variables of the chat template, such as date_string.")
+    # What the recipe and the command line gave, as run; not a key.
+    given: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+
+@dataclass
+class PMCArguments(DataArguments):
+    """Keys of unlearning: what to forget, what to retain, which rewards."""
+
+    forget_config: str | None = _key(None, "Config of dataset_name with the questions to forget.")
+    forget_file: str | None = _key(None, "File with the questions to forget, in place of forget_config.")
+    retain_config: str | None = _key(None, "Config of dataset_name with the rows to retain.")
+    retain_file: str | None = _key(None, "File with the rows to retain, in place of retain_config.")
+    reward_columns: list[str] = _key([], "Further columns of the forget rows that a reward may see.")
+    reward_funcs: list[str] = _key(
+        [
+            "rewards.rouge.rouge_dissimilarity",
+            "rewards.length.min_length_penalty",
+            "rewards.length.unfinished_penalty",
+        ],
+        "Dotted names of the rewards; their weighted sum ranks the samples of a question.",
+    )
+    reward_kwargs: dict[str, dict[str, Any]] = _key({}, "Keyword arguments of rewards: {name: {keyword: value}}.")
+
+
+@dataclass
+class FinetuneArguments(DataArguments):
+    """Keys of fine-tuning, which makes the memorizing or the retain-only model."""
+
+    train_configs: list[str] = _key([], "Configs of dataset_name with the rows to learn.")
+    train_file: str | None = _key(None, "File with the rows to learn, in place of train_configs.")
+
+
+@dataclass
+class EvalArguments:
+    """Keys of the audit; training only checks them."""
+
+    eval_sets: list[Literal["forget", "forget_paraphrased", "retain", "real_authors", "world_facts"]] | None = _key(
+        None, "Question sets to audit; null: every set the data has."
+    )
+    retain_only_model: str | None = _key(None, "A model that never saw the forget rows, to compare with.")
+
+
+@dataclass
+class RunConfig(SFTConfig):
+    """TRL's SFTConfig with what both training stages change."""
+
+    overwrite: bool = _key(False, "Write into an output_dir that holds results already.")
+    # Logged tables show what is to be forgotten, so nothing is sent anywhere unasked.
+    report_to: None | str | list[str] = _key("none", "Services to log to.")
+    save_strategy: str = _key("no", "Checkpoints are not supported yet.")
+
+    def __post_init__(self):
+        if self.use_cpu or not torch.accelerator.is_available():
+            # TRL turns bf16 on by default, then raises where there is no accelerator.
+            self.use_cpu, self.bf16, self.fp16 = True, False, False
+        super().__post_init__()
+
+
+@dataclass
+class PMCConfig(RunConfig):
+    """Keys of sampling, selection and the unlearning loss."""
+
+    num_generations: int = _key(5, "Samples a question, of which the best is learned.")
+    temperature: float = _key(1.0, "Sampling temperature.")
+    top_p: float = _key(0.95, "Probability mass that is sampled from; 1: all.")
+    top_k: int = _key(0, "Number of tokens that are sampled from; 0: all.")
+    max_completion_length: int = _key(160, "Longest answer that is generated, in tokens.")
+    generation_batch_size: int = _key(64, "Rows generated at once: changes memory and speed, never results.")
+    reward_weights: list[float] | None = _key(None, "A weight for each of reward_funcs; null: 1 each.")
+    max_reward: float | None = _key(None, "Where a question is solved; needed if a reward declares no max_reward.")
+    retain_weight: float = _key(1.0, "Weight of the retain loss (lambda in the paper).")
+    allow_unfinished: bool = _key(False, "Go on if over half of the original answers hit max_completion_length.")
+    log_completions: bool = _key(False, "Print a table of question, original, selected and reward at every log.")
+    num_completions_to_print: int = _key(4, "Rows of that table.")
+
+
+@dataclass
+class FinetuneConfig(RunConfig):
+    """Nothing beyond [`RunConfig`]; a class of its own, so that recipes with keys of unlearning are refused."""
+
+
+class RecipeError(ValueError):
+    """All that is wrong with a recipe: `errors` holds one line for each problem."""
+
+    def __init__(self, errors: list[str]):
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+# Keys of TRL that would break the method, be ignored, or are not tested.
+REFUSED = {
+    name: reason
+    for reason, names in {
+        "each row is one prompt with one completion": "packing packing_strategy eval_packing padding_free",
+        "the loss is NLL on completions": "completion_only_loss assistant_only_loss loss_type label_smoothing_factor",
+        "its fused loss would replace the trainer's": "use_liger_kernel",
+        "the columns are made from the recipe": "dataset_text_field dataset_kwargs remove_unused_columns",
+        "give tokenizer_name_or_path a tokenizer that has it": "chat_template_path eos_token pad_token",
+        "use dtype, attn_implementation and the like": "model_init_kwargs",
+        "run eval/run.py after training": "do_eval eval_strategy eval_steps eval_on_start load_best_model_at_end",
+        "the order of rows follows from seed": "train_sampling_strategy data_seed",
+        "lower per_device_train_batch_size instead": "auto_find_batch_size",
+        "upload the folder yourself after the audit": "push_to_hub hub_token hub_private_repo hub_model_id "
+        "hub_strategy hub_always_push hub_revision",
+        "not tested; run one process, or several with DDP": "deepspeed fsdp fsdp_config parallelism_config",
+        "checkpoints and resume are not supported yet": "save_strategy save_steps resume_from_checkpoint "
+        "enable_jit_checkpoint",
+        "quantized loading is not supported yet": "load_in_4bit load_in_8bit",
+    }.items()
+    for name in names.split()
+}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    name: (holds, expected)
+    for holds, expected, names in [
+        (lambda x: x >= 1, "at least 1", "num_generations max_completion_length generation_batch_size"),
+        (lambda x: x >= 1, "at least 1", "per_device_train_batch_size gradient_accumulation_steps"),
+        (lambda x: x > 0, "greater than 0", "temperature learning_rate"),
+        (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print"),
+        (lambda x: 0 < x <= 1, "greater than 0 and at most 1", "top_p"),
+        (lambda x: 0 <= x < 2**32, "0 or greater and less than 2**32", "seed"),  # numpy takes no larger seed
+    ]
+    for name in names.split()
+}
+
+
+def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]:
+    """
+    Reads a recipe for unlearning and its audit.
+
+    Args:
+        argv (`list[str]`): the recipe's path, then overrides as on the command line: `--key value ...`.
+
+    Raises:
+        RecipeError: with every problem of the recipe and the overrides.
+    """
+    return _parse(argv, (PMCArguments, PMCConfig, ModelConfig, EvalArguments))
+
+
+def parse_finetune_recipe(argv: list[str]) -> tuple[FinetuneArguments, FinetuneConfig, ModelConfig]:
+    """Reads a recipe for supervised fine-tuning; arguments and errors are those of [`parse_recipe`]."""
+    return _parse(argv, (FinetuneArguments, FinetuneConfig, ModelConfig))
+
+
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
+    """Runs every check and returns their results; raises one [`RecipeError`] with the problems of all of them."""
+    results, errors = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except RecipeError as error:
+            errors += error.errors
+    if errors:
+        raise RecipeError(errors)
+    return results
+
+
+@contextmanager
+def exit_on_recipe_error() -> Iterator[None]:
+    """Prints each problem of a [`RecipeError`] to stderr and exits with code 2, without a traceback."""
+    try:
+        yield
+    except RecipeError as error:
+        for line in error.errors:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str], classes: tuple[type, ...]) -> tuple:
+    if "-h" in argv or "--help" in argv:
+        _print_help(classes)
+        sys.exit(0)
+    if not argv or argv[0].startswith("-"):
+        raise RecipeError(["command line: the path of a recipe must come first, such as recipes/phi.yaml"])
+    recipe = _Recipe(argv[0], classes)
+    recipe.read_overrides(argv[1:])
+    try:
+        recipe.read_entries(_read_yaml(argv[0]))
+    except RecipeError as error:
+        raise RecipeError(error.errors + recipe.errors) from None
+    recipe.check_run()
+    if PMCArguments in classes:
+        recipe.check_unlearning()
+    else:
+        recipe.check_finetuning()
+    configs = tuple(recipe.build(cls) for cls in classes)
+    if recipe.errors:
+        raise RecipeError(recipe.errors)
+    configs[0].given = recipe.values
+    return configs
+
+
+class _Recipe:
+    """The values given, where each comes from, and all that is wrong with them."""
+
+    def __init__(self, path: str, classes: tuple[type, ...]):
+        self.path = path
+        self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
+        self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.broken: set[str] = set()
+        self.errors: list[str] = []
+
+    def read_overrides(self, argv: list[str]) -> None:
+        options: dict[str, list[str]] = {}
+        words: list[str] | None = None
+        for token in argv:
+            if token.startswith("--"):
+                name, equals, word = token[2:].partition("=")
+                if name in options:
+                    self.errors.append(f"command line: {'--' + name!r} is given twice")
+                words = options[name] = [word] if equals else []
+            elif words is None:
+                self.errors.append(f"command line: unexpected {token!r}; overrides are written --key value")
+            else:
+                words.append(token)
+        for name, words in options.items():
+            if name in self.keys:
+                self.take(name, "command line", partial(_read_words, words, self.hints[name]))
+            else:
+                nearest = _nearest(name, self.keys, "--") or " See --help"
+                self.errors.append(f"command line: unknown option {'--' + name!r}.{nearest}")
+
+    def read_entries(self, entries: list[tuple[yaml.Node, yaml.Node]]) -> None:
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in entries:
+            name, line = key_node.value, key_node.start_mark.line + 1
+            origin = f"{self.path}:{line}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.errors.append(f"{origin}: a list or a mapping cannot be a key")
+            elif name not in self.keys:
+                self.errors.append(f"{origin}: unknown key {name!r}.{_nearest(name, self.keys) or ' See --help'}")
+            elif name in first_lines:
+                self.errors.append(f"{origin}: {name!r} is given twice (first at line {first_lines[name]})")
+            else:
+                first_lines[name] = line
+                if name not in self.origins:  # else the command line replaces it
+                    self.take(name, origin, lambda node=value_node: [_construct(node)])
+
+    def take(self, name: str, origin: str, read: Callable[[], list]) -> None:
+        """Keeps the first reading that fits the field's type; where nothing fits, the default stays."""
+        self.origins[name] = origin
+        try:
+            readings = read()
+            problems = [_mismatch(reading, self.hints[name]) for reading in readings]
+        except (ValueError, RecursionError) as error:
+            return self.drop(name, _one_line(error))
+        if name in REFUSED and _default(self.keys[name]) not in readings:
+            return self.drop(name, f"{_show(readings[0])} is refused: {REFUSED[name]}")
+        if None not in problems:
+            return self.drop(name, problems[-2:][0])  # of several readings, the last is the bare words
+        value = readings[problems.index(None)]
+        choices = self.keys[name].metadata.get("choices", ())
+        if choices and value is not None and value not in choices:
+            return self.drop(name, _no_choice(value, choices))
+        if name in _RANGES and not _RANGES[name][0](value):
+            return self.drop(name, f"{_show(value)} is not {_RANGES[name][1]}")
+        self.values[name] = value
+
+    def drop(self, name: str, problem: str) -> None:
+        self.complain(problem, name)
+        self.broken.add(name)
+
+    def complain(self, problem: str, *names: str) -> None:
+        """Adds a problem of the first field, unless it may only follow from a dropped one among all the fields."""
+        if self.broken.isdisjoint(names):
+            self.errors.append(f"{self.origins.get(names[0], self.path)}: {names[0]}: {problem}")
+
+    def get(self, name: str) -> Any:
+        return self.values[name] if name in self.values else _default(self.keys[name])
+
+    def check_run(self) -> None:
+        if self.get("num_train_epochs") <= 0 and self.get("max_steps") <= 0:
+            self.complain("must be greater than 0, or else max_steps", "num_train_epochs", "max_steps")
+        for name, placeholder in (("prompt_template", "question"), ("completion_template", "answer")):
+            try:
+                parts = [part[1:] for part in string.Formatter().parse(self.get(name)) if part[1] is not None]
+            except ValueError:
+                parts = []
+            if parts != [(placeholder, "", None)]:
+                expected = f"contain {{{placeholder}}} once and no other placeholder; {{{{ and }}}} stand for braces"
+                self.complain(f"{_show(self.get(name))} must {expected}", name)
+        for name in ("model_name_or_path", "output_dir"):
+            if not self.get(name):
+                self.complain("missing; give it in the recipe or on the command line", name)
+
+    def check_source(self, config: str, file: str, required: bool = True) -> None:
+        given = [name for name in (config, file) if self.get(name)]
+        if len(given) == 2:
+            self.complain(f"given together with {config}; keep one of them", file, config)
+        elif required and not given:
+            self.complain(f"missing; give {config} (with dataset_name) or {file}", config, file)
+        elif config in given and not self.get("dataset_name"):
+            self.complain("needs dataset_name", config, "dataset_name")
+
+    def check_unlearning(self) -> None:
+        self.check_source("forget_config", "forget_file")
+        self.check_source("retain_config", "retain_file", required=self.get("retain_weight") > 0)
+        funcs, weights = self.get("reward_funcs"), self.get("reward_weights")
+        if not funcs:
+            self.complain("needs at least one reward", "reward_funcs")
+        for name in dict.fromkeys(name for name in funcs if funcs.count(name) > 1):
+            self.complain(f"{name!r} is given twice", "reward_funcs")
+        if weights is not None and len(weights) != len(funcs):
+            self.complain(f"{len(weights)} weights for {len(funcs)} rewards", "reward_weights", "reward_funcs")
+        for name in self.get("reward_kwargs"):
+            if name not in funcs:
+                advice = _nearest(name, funcs) or " Remove it, or replace reward_kwargs too"
+                self.complain(f"{name!r} is not one of reward_funcs.{advice}", "reward_kwargs", "reward_funcs")
+
+    def check_finetuning(self) -> None:
+        self.check_source("train_configs", "train_file")
+        if self.get("answer_column") is None:
+            self.complain("null is for unlearning; fine-tuning needs the column with the answers", "answer_column")
+
+    def build(self, cls: type) -> Any:
+        try:
+            return cls(**{key.name: self.values[key.name] for key in fields(cls) if key.name in self.values})
+        except Exception as error:  # TRL and transformers raise many kinds for values that do not go together
+            self.errors.append(f"{self.path}: {_one_line(error)}")
+
+
+def _read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        for event in yaml.parse(text, yaml.BaseLoader):
+            if isinstance(event, yaml.AliasEvent):  # could make a value endless
+                raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
+        root = yaml.compose(text, yaml.BaseLoader)  # nodes with line numbers; constructs nothing
+        if isinstance(root, yaml.MappingNode):
+            return root.value
+        problem = f": {'empty' if root is None else 'not a mapping'}; write a recipe as lines of key: value"
+    except FileNotFoundError:
+        recipes = [file.name for file in Path(path).parent.glob("*.y*ml")]
+        nearest = ", ".join(difflib.get_close_matches(Path(path).name, recipes, n=3, cutoff=0.4))
+        problem = f": no such file in {Path(path).parent.absolute()}" + (f"; nearest: {nearest}" if nearest else "")
+    except UnicodeDecodeError as error:
+        problem = f": not UTF-8 (byte {error.start}); save it as UTF-8"
+    except yaml.MarkedYAMLError as error:
+        problem = f":{error.problem_mark.line + 1}: {', '.join(filter(None, (error.context, error.problem)))}"
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        problem = f": cannot be read: {error}"
+    raise RecipeError([path + _one_line(problem)])
+
+
+def _construct(node: yaml.Node) -> Any:
+    if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+        raise ValueError(f"the tag {node.tag!r} is not supported")
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else _read_scalar(node.value)  # a style is a kind of quotes
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item) for item in node.value]
+    return _make_dict((_construct(key), _construct(value)) for key, value in node.value)
+
+
+def _make_dict(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    result = {}
+    for key, value in items:
+        if not isinstance(key, str):
+            raise ValueError(f"the key {_show(key)} is not a str (put it in quotes)")
+        if key in result:
+            raise ValueError(f"the key {key!r} is given twice")
+        result[key] = value
+    return result
+
+
+def _read_scalar(text: str) -> Any:
+    """As in YAML 1.2, or JSON. In PyYAML's 1.1, 1e-5 is a str, no a bool, 010 is 8 and 1:30 is 90."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    try:
+        return json.loads(text, object_pairs_hook=_make_dict) if text.startswith(("{", "[")) else text
+    except json.JSONDecodeError:
+        return text
+
+
+def _read_words(words: list[str], hint: Any) -> list[Any]:
+    """What the words of an option may mean, the likeliest first."""
+    if not words:
+        if _mismatch(True, hint):
+            raise ValueError("needs a value")
+        return [True]
+    values = [_read_scalar(word) for word in words]
+    alone = [values[0], words[0]] if len(words) == 1 else []
+    takes_list = any(get_origin(arm) is list for arm in _arms(hint))
+    return alone + [values, words] if takes_list or not alone else alone
+
+
+def _arms(hint: Any) -> list[Any]:
+    arms = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # TRL writes `dict | str` and `SomeEnum | str` for argparse; no other str has a meaning there.
+    closed = any((get_origin(arm) or arm) is dict or isinstance(arm, EnumMeta) for arm in arms)
+    return [arm for arm in arms if not (closed and arm is str)]
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """Says why a value does not fit a type hint; None if it fits."""
+    problems = {arm: _mismatch_arm(value, arm) for arm in _arms(hint)}
+    if None in problems.values():
+        return None
+    return "; ".join(problem for arm, problem in problems.items() if arm is not NoneType)
+
+
+def _mismatch_arm(value: Any, arm: Any) -> str | None:
+    kind, args = get_origin(arm) or arm, get_args(arm)
+    if isinstance(kind, EnumMeta):
+        kind, args = Literal, tuple(item.value for item in kind)
+    if kind is Literal:
+        return None if any(type(value) is type(x) and value == x for x in args) else _no_choice(value, args)
+    if kind in (list, dict) and isinstance(value, kind):
+        items = value if kind is list else value.values()
+        return next((problem for item in items if args and (problem := _mismatch(item, args[-1]))), None)
+    if kind is Any or type(value) is kind and kind is not float:
+        return None
+    if kind is float and type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max:
+        return None
+    advice = ""
+    if kind is str and isinstance(value, int | float):
+        advice = " (put it in quotes)"
+    elif kind is list and value is not None:
+        advice = f" (write [{_show(value)}])"
+    names = {int: "an int", float: "a finite float", bool: "true or false", str: "a str", list: "a list"}
+    names[dict] = 'a mapping such as {"key": 1}'
+    return f"{_show(value)} is not {names.get(kind, kind)}{advice}"
+
+
+def _no_choice(value: Any, choices: Iterable[Any]) -> str:
+    return f"{_show(value)} is not one of {', '.join(map(str, choices))}.{_nearest(value, choices)}"
+
+
+def _default(key: Field) -> Any:
+    return key.default if key.default_factory is MISSING else key.default_factory()
+
+
+def _nearest(word: Any, names: Iterable[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(word, names, n=1) if isinstance(word, str) else []
+    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _print_help(classes: tuple[type, ...]) -> None:
+    trl_keys = {key.name for cls in (SFTConfig, ModelConfig) for key in fields(cls)}
+    print(f"usage: accelerate launch {sys.argv[0]} RECIPE.yaml [--key value ...]\n")
+    for key in (key for cls in classes for key in fields(cls) if key.init and key.name not in trl_keys):
+        print(f"  --{key.name}  {key.metadata['help']} (default: {_show(_default(key))})")
+    print("\nThe keys of TRL's SFTConfig and ModelConfig are accepted as well.")

@@ -1,0 +1,349 @@
+"""Questions to forget and rows to retain: reads only the columns that are asked for, turns them into TRL's columns.
+
+Nothing is copied to a cache: local files are projected row by row, the Hub is streamed.
+"""
+
+import csv
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig, RecipeError
+from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
+
+FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+# names the trainer and TRL's reward contract use themselves
+RESERVED_COLUMNS = ("prompt", "completion", "completions", "completion_ids", "prompts", "pmc_id", "trainer_state")
+
+
+def read_columns(
+    key: str, file: str | None, dataset_name: str | None, config: str | None, columns: list[str], optional: list[str]
+) -> tuple[list[dict[str, Any]], dict]:
+    """
+    Rows of one file, or of one config of a data set, with nothing but the columns asked for.
+
+    Args:
+        key (`str`): the recipe's key the source comes from, for messages.
+        file (`str`, *optional*): a JSON Lines, JSON, CSV or Parquet file; else `dataset_name` and `config` are read:
+            a folder in the Hub's layout, or a name on the Hub (streamed). The split is `train`.
+        columns, optional (`list[str]`): columns that must be there, and columns that may be.
+
+    Returns:
+        rows with the columns found, in file order, and a record of what was read: source, files, columns, rows and a
+        SHA-256 of each column.
+
+    Raises:
+        RecipeError: what cannot be read or is missing, with the file and the nearest names.
+    """
+    if file is not None:
+        paths = [Path(file)]
+        if not paths[0].is_file():
+            raise RecipeError([f"{key}: there is no file {file!r}{_nearest_file(paths[0])}"])
+        source = file
+    elif Path(dataset_name).is_dir():
+        paths = _config_files(key, dataset_name, config)
+        source = f"{dataset_name}:{config}"
+    else:
+        paths = None
+        source = f"{dataset_name}:{config} (Hub)"
+
+    wanted = [*columns, *optional]
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, None] = {}
+    for names, row in _stream_hub(key, dataset_name, config) if paths is None else _read_files(key, paths, wanted):
+        seen.update(dict.fromkeys(names))
+        rows.append({name: row[name] for name in wanted if name in row})
+    if not rows:
+        raise RecipeError([f"{key}: {source} holds no rows"])
+    errors = []
+    for column in columns:
+        if column not in seen:
+            nearest = difflib.get_close_matches(column, seen, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            errors.append(f"{key}: {source} has no column {column!r}, only {', '.join(map(repr, seen))}{hint}")
+    if errors:
+        raise RecipeError(errors)
+    found = [column for column in wanted if column in seen]
+    record = {
+        "source": source,
+        "files": [str(path) for path in paths or []],
+        "rows": len(rows),
+        "columns": {column: _hash([row.get(column) for row in rows]) for column in found},
+    }
+    return rows, record
+
+
+def _hash(values: list) -> str:
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {str(path.parent)!r} does not exist"
+    nearest = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest else ""
+
+
+def _config_files(key: str, folder: str, config: str) -> list[Path]:
+    configs = get_dataset_config_names(folder)
+    if config not in configs:
+        nearest = difflib.get_close_matches(config, configs, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(configs)}"
+        raise RecipeError([f"{key}: {folder} has no config {config!r}; {hint}"])
+    # the builder only resolves file names here; preparing it would copy every column to a cache, answers included
+    data_files = load_dataset_builder(folder, config).config.data_files
+    if "train" not in data_files:
+        raise RecipeError([f"{key}: config {config!r} of {folder} has no split 'train', only {', '.join(data_files)}"])
+    return [Path(file) for file in data_files["train"]]
+
+
+def _stream_hub(key: str, name: str, config: str) -> Iterator[tuple[list[str], dict]]:
+    try:
+        for row in load_dataset(name, config, split="train", streaming=True):
+            yield list(row), row
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        raise RecipeError(
+            [
+                f"{key}: the data set {name!r} ({config}) is neither a folder nor can it be read from the Hub "
+                f"({_first_line(error)}); give the name of a local copy with --dataset_name"
+            ]
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
+    """Yields the column names and the values of each row."""
+    for path in paths:
+        if path.suffix not in FILE_TYPES:
+            raise RecipeError([f"{key}: {path} is not one of {', '.join(FILE_TYPES)}"])
+        try:
+            if path.suffix == ".parquet":
+                names = pyarrow.parquet.read_schema(path).names
+                columns = [name for name in names if name in wanted]
+                for row in pyarrow.parquet.read_table(path, columns=columns).to_pylist():
+                    yield names, row
+                continue
+            with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+                yield from _read_csv(file) if path.suffix == ".csv" else _read_json(key, path, file)
+        except UnicodeDecodeError as error:
+            raise RecipeError([f"{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8"]) from error
+        except (pyarrow.ArrowInvalid, csv.Error, OSError) as error:
+            raise RecipeError([f"{key}: {path} cannot be read: {_first_line(error)}"]) from error
+
+
+def _read_csv(file) -> Iterator[tuple[list[str], dict]]:
+    reader = csv.DictReader(file)
+    for row in reader:
+        if None in row:
+            raise csv.Error(f"line {reader.line_num} has more cells than the header")
+        # a cell that is missing or empty is no value
+        yield list(row), {name: value or None for name, value in row.items()}
+
+
+def _read_json(key: str, path: Path, file) -> Iterator[tuple[list[str], dict]]:
+    start = file.read(1)
+    file.seek(0)
+    try:
+        # numbered from 1; a JSON array is one value, so its items are counted instead of lines
+        values = enumerate(json.load(file), 1) if start == "[" else _json_lines(file)
+        for number, value in values:
+            if not isinstance(value, dict):
+                raise RecipeError([f"{key}: {path}:{number}: a row must be a JSON object, not {value!r:.40}"])
+            yield list(value), value
+    except json.JSONDecodeError as error:
+        raise RecipeError([f"{key}: {path}: broken JSON: {error.msg} (line {error.lineno})"]) from error
+
+
+def _json_lines(file) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise json.JSONDecodeError(error.msg, "\n" * (number - 1) + line, number - 1 + error.pos) from error
+
+
+def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool = False) -> None:
+    """Refuses rows in which a column is not a text with something in it (None is allowed if `may_be_missing`)."""
+    wrong = [
+        i
+        for i, row in enumerate(rows)
+        if not (may_be_missing and row.get(column) is None)
+        and not (isinstance(row.get(column), str) and row[column].strip())
+    ]
+    if wrong:
+        first = ", ".join(map(str, wrong[:3]))
+        raise RecipeError(
+            [
+                f"{key}: column {column!r} is empty or not a text in {len(wrong)} of {len(rows)} rows "
+                f"(rows {first}{', ...' if len(wrong) > 3 else ''}, counted from 0)"
+            ]
+        )
+
+
+def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
+    """Questions to forget: the question column, `original_completion` where it is there, and `reward_columns`.
+
+    No other column is kept, so no answer gets into the training process, whatever it is called.
+    """
+    key = "forget_file" if args.forget_file else "forget_config"
+    reserved = [column for column in args.reward_columns if column in RESERVED_COLUMNS]
+    if reserved:
+        raise RecipeError([f"reward_columns: {reserved[0]!r} is a name the trainer uses itself; rename the column"])
+    rows, record = read_columns(
+        key,
+        args.forget_file,
+        args.dataset_name,
+        args.forget_config,
+        columns=list(dict.fromkeys([args.question_column, *args.reward_columns])),
+        optional=[] if "original_completion" in args.reward_columns else ["original_completion"],
+    )
+    require_text(key, rows, args.question_column)
+    if "original_completion" in record["columns"]:
+        require_text(key, rows, "original_completion")
+    return rows, record
+
+
+def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
+    """Rows to retain: question and answer; the answer is None where it is missing or `answer_column` is null."""
+    key = "retain_file" if args.retain_file else "retain_config"
+    answer_columns = [args.answer_column] if args.answer_column else []
+    rows, record = read_columns(
+        key, args.retain_file, args.dataset_name, args.retain_config, [args.question_column, *answer_columns], []
+    )
+    require_text(key, rows, args.question_column)
+    for row in rows:
+        if isinstance(row.get(args.answer_column), str) and not row[args.answer_column].strip():
+            row[args.answer_column] = None
+    if args.answer_column:
+        require_text(key, rows, args.answer_column, may_be_missing=True)
+    return rows, record
+
+
+def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
+    """Questions and answers of `train_file`, or of all `train_configs` one after the other; a record each."""
+    key = "train_file" if args.train_file else "train_configs"
+    rows, records = [], {}
+    for config in [None] if args.train_file else args.train_configs:
+        part, record = read_columns(
+            key, args.train_file, args.dataset_name, config, [args.question_column, args.answer_column], []
+        )
+        require_text(key, part, args.question_column)
+        require_text(key, part, args.answer_column)
+        rows += part
+        records[record["source"]] = record
+    return rows, records
+
+
+def check_no_overlap(forget_rows: list[dict], retain_rows: list[dict], question_column: str) -> None:
+    """Refuses a question that is to be forgotten and retained at once; case and white space do not count."""
+    retained = {_normalized(row[question_column]): i for i, row in reversed(list(enumerate(retain_rows)))}
+    pairs = [
+        (i, retained[_normalized(row[question_column])])
+        for i, row in enumerate(forget_rows)
+        if _normalized(row[question_column]) in retained
+    ]
+    if pairs:
+        raise RecipeError(
+            [
+                f"{len(pairs)} question(s) are to be forgotten and retained at once, the first as forget row "
+                f"{pairs[0][0]} and retain row {pairs[0][1]} (counted from 0); remove them from one of the two"
+            ]
+        )
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def format_prompt(args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str) -> dict[str, Any]:
+    """TRL's `prompt` column: messages for a tokenizer with a chat template, else the recipe's prompt template."""
+    if tokenizer.chat_template is None:
+        return {"prompt": args.prompt_template.format(question=question)}
+    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    row = {"prompt": [*system, {"role": "user", "content": question}]}
+    if args.chat_template_kwargs:
+        row["chat_template_kwargs"] = args.chat_template_kwargs
+    return row
+
+
+def format_completion(args: DataArguments, tokenizer: PreTrainedTokenizerBase, answer: str) -> dict[str, Any]:
+    """TRL's `completion` column: a message for a tokenizer with a chat template, else the completion template."""
+    if tokenizer.chat_template is None:
+        return {"completion": args.completion_template.format(answer=answer)}
+    return {"completion": [{"role": "assistant", "content": answer}]}
+
+
+def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
+    """Forget prompts, in memory: `prompt`, `pmc_id` (the row's number), `original_completion` and `reward_columns`."""
+    columns = dict.fromkeys(["original_completion", *args.reward_columns])
+    return Dataset.from_list(
+        [
+            {
+                **format_prompt(args, tokenizer, row[args.question_column]),
+                "pmc_id": i,
+                **{name: row[name] for name in columns if name in row},
+            }
+            for i, row in enumerate(rows)
+        ]
+    )
+
+
+def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
+    """Rows with answers as TRL's `prompt` and `completion`, in memory."""
+    return Dataset.from_list(
+        [
+            {
+                **format_prompt(args, tokenizer, row[args.question_column]),
+                **format_completion(args, tokenizer, row[args.answer_column or "answer"]),
+            }
+            for row in rows
+        ]
+    )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
+    """Token ids of a row's prompt, as TRL's SFT preparation makes them; a chat prompt ends where the answer begins."""
+    if isinstance(row["prompt"], str):
+        return tokenizer(row["prompt"])["input_ids"]
+    return tokenizer.apply_chat_template(
+        row["prompt"], add_generation_prompt=True, return_dict=True, **row.get("chat_template_kwargs", {})
+    )["input_ids"]
+
+
+def fill_missing_answers(
+    args: PMCArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    training_args: PMCConfig,
+) -> None:
+    """Answers retain rows that have no answer, greedily, by the model before unlearning: what it says is to be kept."""
+    answer_column = args.answer_column or "answer"
+    missing = [row for row in rows if row.get(answer_column) is None]
+    if not missing:
+        return
+    end_ids = end_token_ids(model, tokenizer.eos_token_id)
+    completions = generate_completions(
+        model,
+        [encode_prompt(tokenizer, format_prompt(args, tokenizer, row[args.question_column])) for row in missing],
+        max_completion_length=training_args.max_completion_length,
+        generation_batch_size=training_args.generation_batch_size,
+        end_ids=end_ids,
+        progress="answers of retain rows that have none",
+    )
+    unfinished = sum(ids[-1] not in end_ids for ids in completions)
+    print(f"{len(missing)} retain rows had no answer; the model's own are kept ({unfinished} cut at the limit).")
+    for row, ids in zip(missing, completions, strict=True):
+        row[answer_column] = decode_completion(tokenizer, ids)

@@ -1,0 +1,47 @@
+"""First stage: `accelerate launch pmc_rl/finetune.py RECIPE [--key value ...]`. TRL's SFT on rows with answers.
+
+Makes the model that has something to forget, or a retain-only model to compare with (`--train_configs retain90`).
+"""
+
+import sys
+
+from pmc_rl.config import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
+
+# isort: split
+from trl import SFTTrainer, get_peft_config
+
+from pmc_rl.data import answered_dataset, read_finetune_rows
+from pmc_rl.models import check_one_process, check_output_dir, load_model, load_tokenizer, save_run, training_dtype
+
+
+def main(argv: list[str]) -> None:
+    """Recipe -> data -> model -> SFTTrainer -> output folder; an adapter is merged before saving."""
+    script_args, training_args, model_args = parse_finetune_recipe(argv)
+    tokenizer, (rows, records), _, _ = check_all(
+        lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
+        lambda: read_finetune_rows(script_args),
+        lambda: check_output_dir(training_args),
+        lambda: check_one_process(training_args),
+    )
+    trainer = SFTTrainer(
+        model=load_model(model_args, training_dtype(model_args, training_args)),
+        args=training_args,
+        train_dataset=answered_dataset(script_args, tokenizer, rows),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train()
+    save_run(
+        training_args,
+        trainer.model.merge_and_unload() if model_args.use_peft else trainer.model,
+        tokenizer,
+        recipe=script_args.given,
+        log_history=trainer.state.log_history,
+        manifest={"stage": "finetune", "read": records},
+    )
+    print(f"Saved to {training_args.output_dir}.")
+
+
+if __name__ == "__main__":
+    with exit_on_recipe_error():
+        main(sys.argv[1:])

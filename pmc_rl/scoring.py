@@ -1,0 +1,208 @@
+"""Reward names to callables, and completions to rewards, by the contract of TRL's GRPOTrainer."""
+
+import asyncio
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pmc_rl.config import RecipeError
+
+
+@dataclass
+class RewardFunction:
+    """
+    A reward with what the pool has to know about it.
+
+    `func` has the signature of TRL's GRPOTrainer. `max_reward` and `stationary` are plain attributes a reward may carry:
+    the largest value it can give, and whether a text always gets the same reward (default: yes).
+    """
+
+    name: str
+    func: Callable[..., Any]
+    weight: float
+    max_reward: float | None
+    stationary: bool
+
+
+def load_reward_functions(
+    names: list[str], kwargs: dict[str, dict], weights: list[float] | None, max_completion_length: int
+) -> list[RewardFunction]:
+    """
+    Imports rewards by dotted name, binds their keywords and collects every mistake.
+
+    A function gets its keywords at every call; a class is built once with them, and the instance is the reward. A
+    parameter called `max_completion_length` is filled with the recipe's value where the recipe's `reward_kwargs` is
+    silent. The working directory is appended to `sys.path`, so `my_file.my_reward` is found.
+
+    Raises:
+        RecipeError: one line for each name that is not there and each keyword that does not fit.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    rewards, errors = [], []
+    for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
+        try:
+            rewards.append(_load_one(name, dict(kwargs.get(name, {})), weight, max_completion_length))
+        except RecipeError as error:
+            errors += error.errors
+    if errors:
+        raise RecipeError(errors)
+    return rewards
+
+
+def _load_one(name: str, kwargs: dict, weight: float, max_completion_length: int) -> RewardFunction:
+    target = _import_reward(name)
+    parameters = inspect.signature(target).parameters
+    if "max_completion_length" in parameters:
+        kwargs.setdefault("max_completion_length", max_completion_length)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [key for key in kwargs if key not in parameters]
+    # a function's own **kwargs swallows the columns of the data, so a keyword it does not name would be ignored
+    if unknown:
+        named = [key for key, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        raise RecipeError([f"reward_kwargs: {name} has no keyword {unknown[0]!r}; it takes {', '.join(named)}"])
+    if inspect.isclass(target):
+        try:
+            func = target(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {error}"]) from error
+    else:
+        if not takes_any:
+            raise RecipeError(
+                [
+                    f"reward_funcs: {name}{inspect.signature(target)} does not take **kwargs; rewards are called with "
+                    "prompts, completions, completion_ids, every data column and more, so add **kwargs"
+                ]
+            )
+        func = _bind(target, kwargs) if kwargs else target
+    attributes = vars(target) if not inspect.isclass(target) else {**vars(target), **vars(func)}
+    return RewardFunction(
+        name=name.rpartition(".")[2],
+        func=func,
+        weight=weight,
+        max_reward=attributes.get("max_reward"),
+        stationary=attributes.get("stationary", True),
+    )
+
+
+def _bind(func: Callable, kwargs: dict) -> Callable:
+    if inspect.iscoroutinefunction(func):
+
+        async def bound(**columns):
+            return await func(**columns, **kwargs)
+
+    else:
+
+        def bound(**columns):
+            return func(**columns, **kwargs)
+
+    return bound
+
+
+def _import_reward(name: str) -> Callable:
+    module_name, _, attribute = name.rpartition(".")
+    if os.sep in name or not module_name:
+        raise RecipeError(
+            [
+                f"reward_funcs: {name!r} is not a dotted name such as rewards.rouge.rouge_dissimilarity or "
+                "my_file.my_reward (my_file.py in the working directory); reward models are not supported yet"
+            ]
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # a reward file that itself imports something missing is another problem than a missing reward file
+        if error.name != module_name and not module_name.startswith(f"{error.name}."):
+            raise RecipeError([f"reward_funcs: {module_name} imports {error.name}, which is not installed"]) from error
+        raise RecipeError([f"reward_funcs: {name}: there is no module {error.name!r}{_near(module_name)}"]) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        own = [key for key, value in vars(module).items() if callable(value) and inspect.getmodule(value) is module]
+        nearest = difflib.get_close_matches(attribute, own, n=1)
+        hint = f"did you mean {module_name}.{nearest[0]}?" if nearest else f"it has {', '.join(sorted(own))}"
+        raise RecipeError([f"reward_funcs: {module_name} has no function or class {attribute!r}; {hint}"]) from None
+
+
+def _near(module_name: str) -> str:
+    package, _, name = module_name.rpartition(".")
+    folder = os.path.dirname(importlib.import_module("rewards").__file__) if package == "rewards" else os.getcwd()
+    modules = [file[:-3] for file in os.listdir(folder) if file.endswith(".py") and file != "__init__.py"]
+    nearest = difflib.get_close_matches(name, modules, n=1)
+    prefix = f"{package}." if package else ""
+    return f" (did you mean {prefix}{nearest[0]}?)" if nearest else f" on sys.path or in {os.getcwd()}"
+
+
+def maximal_reward(rewards: list[RewardFunction], given: float | None) -> float | None:
+    """The reward at which a question is solved: the recipe's, else the weighted sum of the rewards' own maxima.
+
+    None, so nothing is ever solved, where a reward declares no maximum, may change its mind, or has a weight below 0
+    (its maximum would be another number than `max_reward`).
+    """
+    if not is_stationary(rewards):
+        return None
+    if given is not None:
+        return given
+    if any(reward.max_reward is None for reward in rewards):
+        return None
+    return sum(reward.weight * reward.max_reward for reward in rewards)
+
+
+def is_stationary(rewards: list[RewardFunction]) -> bool:
+    """Whether a stored score stays comparable with new ones: every reward is stationary, no weight is negative."""
+    return all(reward.stationary and reward.weight >= 0 for reward in rewards)
+
+
+def score_completions(
+    rewards: list[RewardFunction], prompts: list, completions: list, completion_ids: list[list[int]], **columns: Any
+) -> np.ndarray:
+    """
+    Calls every reward as TRL's GRPOTrainer does: keywords only, lists with one entry a completion.
+
+    Args:
+        prompts, completions (`list`): text, or lists of messages for chat models, one entry a completion.
+        completion_ids (`list[list[int]]`): as sampled, end token included.
+        columns: further data columns (lists of the same length), `trainer_state`, `log_extra` and `log_metric`.
+
+    Returns:
+        `np.ndarray` of shape `(completions, rewards)`, NaN where a reward gave None.
+
+    Raises:
+        ValueError: a reward returned another number of rewards than completions. An exception inside a reward
+            is raised as it is, with a note that names the reward.
+    """
+    arguments = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+
+    async def call(reward: RewardFunction) -> list:
+        try:
+            output = reward.func(**arguments)
+            return await output if inspect.isawaitable(output) else output
+        except Exception as error:
+            error.add_note(f"raised by the reward function {reward.name!r}")
+            raise
+
+    async def call_all() -> list[list]:
+        return await asyncio.gather(*(call(reward) for reward in rewards))
+
+    outputs = asyncio.run(call_all())
+    for reward, output in zip(rewards, outputs, strict=True):
+        if len(output) != len(completions):
+            raise ValueError(
+                f"the reward function {reward.name!r} returned {len(output)} rewards for {len(completions)} "
+                "completions; it must return one a completion"
+            )
+    return np.array([[np.nan if value is None else value for value in output] for output in outputs], dtype=float).T
+
+
+def weighted_sum(rewards_per_func: np.ndarray, rewards: list[RewardFunction]) -> np.ndarray:
+    """Sum of weight x reward over the rewards, NaN left out; NaN where no reward scored. Shape `(completions,)`."""
+    weights = np.array([reward.weight for reward in rewards])
+    total = np.nansum(rewards_per_func * weights, axis=1)
+    return np.where(np.isnan(rewards_per_func).all(axis=1), np.nan, total)

@@ -1,0 +1,66 @@
+"""Unlearn: `accelerate launch pmc_rl/train.py RECIPE [--key value ...]`. Reads no answer that is to be forgotten."""
+
+import sys
+
+from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+
+# isort: split
+from trl import get_peft_config
+
+from pmc_rl.data import (
+    answered_dataset,
+    check_no_overlap,
+    fill_missing_answers,
+    forget_dataset,
+    read_forget_rows,
+    read_retain_rows,
+)
+from pmc_rl.models import check_one_process, check_output_dir, load_model, load_tokenizer, save_run, training_dtype
+from pmc_rl.scoring import load_reward_functions
+from pmc_rl.trainer import PMCTrainer
+
+
+def main(argv: list[str]) -> None:
+    """Recipe -> rewards and data -> model -> PMCTrainer -> output folder."""
+    script_args, training_args, model_args, _ = parse_recipe(argv)
+    reward_funcs, tokenizer, (forget_rows, forget_record), (retain_rows, retain_record), _, _ = check_all(
+        lambda: load_reward_functions(
+            script_args.reward_funcs,
+            script_args.reward_kwargs,
+            training_args.reward_weights,
+            training_args.max_completion_length,
+        ),
+        lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
+        lambda: read_forget_rows(script_args),
+        lambda: read_retain_rows(script_args) if training_args.retain_weight > 0 else ([], None),
+        lambda: check_output_dir(training_args),
+        lambda: check_one_process(training_args),
+    )
+    check_no_overlap(forget_rows, retain_rows, script_args.question_column)
+
+    model = load_model(model_args, training_dtype(model_args, training_args))
+    fill_missing_answers(script_args, model, tokenizer, retain_rows, training_args)
+    trainer = PMCTrainer(
+        model=model,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=forget_dataset(script_args, tokenizer, forget_rows),
+        retain_dataset=answered_dataset(script_args, tokenizer, retain_rows) if retain_rows else None,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train()
+    save_run(
+        training_args,
+        trainer.model,
+        tokenizer,
+        recipe=script_args.given,
+        log_history=trainer.state.log_history,
+        manifest={"stage": "train", "read": {"forget": forget_record, "retain": retain_record}},
+    )
+    print(f"Saved to {training_args.output_dir}. Private files left: none.")
+
+
+if __name__ == "__main__":
+    with exit_on_recipe_error():
+        main(sys.argv[1:])
