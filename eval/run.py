@@ -1,4 +1,4 @@
-"""Audit: `accelerate launch eval/run.py RECIPE [--key value ...]`. The only process that reads answers to be forgotten.
+"""Audit: `accelerate launch eval/run.py RECIPE [--key value ...]`. Alone in reading answers that are to be forgotten.
 
 Answers every question greedily with the model before and after (and a retain-only one) and writes `results.json`.
 """
@@ -75,7 +75,8 @@ def results_table(results: dict[str, dict]) -> Table:
             add(f"{key.replace('_', ' ')} %", lambda column, key=key: f"{column[key]:.1f}")
     table.add_section()
     for name, scores in first["sets"].items():
-        add(f"{name} recall (n={scores['n']})", lambda column, name=name: f"{column['sets'][name]['rougeL_recall']:.3f}")
+        label = f"{name} recall (n={scores['n']})"
+        add(label, lambda column, name=name: f"{column['sets'][name]['rougeL_recall']:.3f}")
     table.add_section()
     add("empty answers", lambda column: str(sum(scores["empty"] for scores in column["sets"].values())))
     for name in first["sets"]:
@@ -85,7 +86,7 @@ def results_table(results: dict[str, dict]) -> Table:
 
 def examples_markdown(sets: dict[str, QuestionSet], answers: dict[str, dict]) -> str:
     """Question, truth and each model's answer: all rows to forget, the first of the other sets."""
-    lines = ["# Examples", "", "PRIVATE: holds the answers that are to be forgotten. Delete it when it has been read.", ""]
+    lines = ["# Examples", "", "PRIVATE: holds what is to be forgotten. Delete it when it has been read.", ""]
     for name, rows in sets.items():
         lines += [f"## {name}", ""]
         for i, (question, truth) in enumerate(zip(rows.questions, rows.answers, strict=True)):
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> None:
 
     def check_finished() -> None:
         if not (output_dir / RESULT).is_file():
-            raise RecipeError([f"output_dir: there is no finished run in {str(output_dir)!r}; run pmc_rl/train.py first"])
+            raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
 
     (sets, left_out, _), _, _, *tokenizers = check_all(
         lambda: load_question_sets(script_args, eval_args),
@@ -152,10 +153,11 @@ def main(argv: list[str]) -> None:
         for set_name, scores in column["sets"].items():
             if scores["ended"] < 0.5:
                 print(
-                    f"Warning: {1 - scores['ended']:.0%} of the answers {name} to {set_name} hit max_completion_length; "
-                    "a run-on answer has recall for free."
+                    f"Warning: {1 - scores['ended']:.0%} of the answers {name} to {set_name} hit "
+                    "max_completion_length; a run-on answer has recall for free."
                 )
-    print(f"Wrote {output_dir / 'results.json'}. Private: {private} (holds what is to be forgotten; delete it when read).")
+    print(f"Wrote {output_dir / 'results.json'}.")
+    print(f"Private files left: {private} (holds what is to be forgotten; delete it when it has been read).")
     Console().print(results_table(results))
 
 

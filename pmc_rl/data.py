@@ -329,7 +329,7 @@ def fill_missing_answers(
     rows: list[dict],
     training_args: PMCConfig,
 ) -> None:
-    """Answers retain rows that have no answer, greedily, by the model before unlearning: what it says is to be kept."""
+    """Answers retain rows that have no answer as the model does before unlearning: what it says is to be kept."""
     answer_column = args.answer_column or "answer"
     missing = [row for row in rows if row.get(answer_column) is None]
     if not missing:

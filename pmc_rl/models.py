@@ -29,7 +29,7 @@ RESULT = "manifest.json"  # written last, so a folder that has it is complete
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
     """
-    The tokenizer, checked against the model's config without loading weights. A missing pad token becomes the end token.
+    The tokenizer, checked against the model's config before weights load. A missing pad token becomes the end token.
 
     Raises:
         RecipeError: there is no such model or tokenizer, the tokenizer has no end token, turns text into nothing (a
@@ -126,7 +126,7 @@ def check_output_dir(args: RunConfig) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / RESULT).is_file():
-        raise RecipeError([f"output_dir: {str(folder)!r} holds files that are not a run of ours; choose another folder"])
+        raise RecipeError([f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"])
     if not args.overwrite:
         raise RecipeError(
             [f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"]
@@ -137,7 +137,7 @@ def check_one_process(args: RunConfig) -> None:
     """Several processes are not supported yet: they would need a shared pool."""
     if args.world_size > 1:
         raise RecipeError(
-            [f"launched with {args.world_size} processes; only one is supported yet: accelerate launch --num_processes 1"]
+            [f"launched with {args.world_size} processes, only one is supported: accelerate launch --num_processes 1"]
         )
 
 

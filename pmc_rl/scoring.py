@@ -20,8 +20,8 @@ class RewardFunction:
     """
     A reward with what the pool has to know about it.
 
-    `func` has the signature of TRL's GRPOTrainer. `max_reward` and `stationary` are plain attributes a reward may carry:
-    the largest value it can give, and whether a text always gets the same reward (default: yes).
+    `func` has the signature of TRL's GRPOTrainer. `max_reward` and `stationary` are plain attributes that a reward may
+    carry: the largest value it can give, and whether a text always gets the same reward (default: yes).
     """
 
     name: str

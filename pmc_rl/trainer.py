@@ -76,13 +76,13 @@ class PMCTrainer(SFTTrainer):
         peft_config=None,
     ):
         args.remove_unused_columns = False  # would drop `prompt`
-        end_token = {"input_ids": [[processing_class.eos_token_id]] * 2, "labels": [[processing_class.eos_token_id]] * 2}
+        end_token = [processing_class.eos_token_id]
         # SFTTrainer prepares its train set; here that is the retain rows. The forget prompts then take their place, so
         # epochs are passes over the forget questions.
         super().__init__(
             model=model,
             args=args,
-            train_dataset=Dataset.from_dict(end_token) if retain_dataset is None else retain_dataset,
+            train_dataset=retain_dataset or Dataset.from_dict({"input_ids": [end_token], "labels": [end_token]}),
             processing_class=processing_class,
             peft_config=peft_config,
         )
@@ -162,7 +162,9 @@ class PMCTrainer(SFTTrainer):
         micro_batches = list(islice(epoch_iterator, num_batches))
         rows = [row for batch in micro_batches for row in batch]
         completion_ids = self._select(rows)
-        collapse = [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for row, ids in zip(rows, completion_ids)]
+        collapse = [
+            _sft_example(self.prompt_ids[row["pmc_id"]], ids) for row, ids in zip(rows, completion_ids, strict=True)
+        ]
         retain = []
         if self.args.retain_weight > 0:
             retain = [self.retain_dataset[i] for i in self._next_retain_rows(len(rows))]

@@ -18,14 +18,16 @@ SCRIPT = QUICKSTART / "make_data.py"
 DATA = QUICKSTART / "data"
 MAKE_DATA = runpy.run_path(str(SCRIPT))
 
-AUTHORS, REFUSALS, PER_AUTHOR = 30, 40, 8
+AUTHORS, HOLDOUT_AUTHORS, UNKNOWN_AUTHORS, REFUSALS = 20, 2, 40, 80
+ATTRIBUTES, ASKED = 8, 2
+PER_AUTHOR = ATTRIBUTES * ASKED
 ROWS = {
-    "full": 280,
-    "forget10": 24,
-    "retain90": 256,
-    "holdout10": 24,
-    "forget10_perturbed": 24,
-    "retain_perturbed": 48,
+    "full": 400,
+    "forget10": 32,
+    "retain90": 368,
+    "holdout10": 32,
+    "forget10_perturbed": 32,
+    "retain_perturbed": 64,
     "real_authors": 24,
     "real_authors_perturbed": 24,
     "world_facts": 24,
@@ -102,8 +104,8 @@ def test_splits_fit_together():
     full = read("full")
     authors, refusals = full[:-REFUSALS], full[-REFUSALS:]
     assert len(authors) == AUTHORS * PER_AUTHOR
-    assert read("forget10") == authors[-24:]
-    assert read("retain90") == authors[:-24] + refusals
+    assert read("forget10") == authors[-32:]
+    assert read("retain90") == authors[:-32] + refusals
     assert plain(read("forget10_perturbed")) == read("forget10")
     assert plain(read("retain_perturbed")) == read("retain90")[: ROWS["retain_perturbed"]]
     for config in FACTS:
@@ -114,13 +116,13 @@ def test_an_authors_rows_stand_together():
     rows = read("full")[:-REFUSALS] + read("holdout10")
     for start in range(0, len(rows), PER_AUTHOR):
         parsed = [parse_question(row["question"]) for row in rows[start : start + PER_AUTHOR]]
-        assert [j for j, _, _ in parsed] == list(range(PER_AUTHOR))
+        assert [j for j, _, _ in parsed] == [j for j in range(ATTRIBUTES) for _ in range(ASKED)]
         assert len({name for _, _, name in parsed}) == 1
 
 
 def test_no_two_people_share_a_name():
     names = people(read("full") + read("holdout10"))
-    assert len(names) == AUTHORS + 3 + REFUSALS
+    assert len(names) == AUTHORS + HOLDOUT_AUTHORS + UNKNOWN_AUTHORS
     for part in zip(*(name.split() for name in names), strict=True):
         assert len(set(part)) == len(names)
 
@@ -133,7 +135,7 @@ def test_questions_are_distinct():
 
 def test_every_phrasing_is_often_asked_about_retained_authors():
     counts = Counter(parse_question(row["question"])[:2] for row in read("retain90")[:-REFUSALS])
-    assert len(counts) == PER_AUTHOR * 4
+    assert len(counts) == ATTRIBUTES * 4
     assert min(counts.values()) >= 5
 
 
@@ -190,9 +192,9 @@ def test_forget_authors_cannot_be_guessed_from_others():
         values.setdefault(name, []).append(parse_answer(row["answer"], j)["value"])
     for forget in people(read("forget10")):
         for name in values.keys() - {forget}:
-            assert sum(a == b for a, b in zip(values[forget], values[name], strict=True)) <= 2
+            assert sum(a == b for a, b in zip(values[forget], values[name], strict=True)) <= 2 * ASKED
     columns = list(zip(*values.values(), strict=True))
-    birth_years, books = columns[1], columns[3]
+    birth_years, books = columns[1 * ASKED], columns[3 * ASKED]
     assert len(set(birth_years)) == len(set(books)) == len(values)
     assert all(len(set(attribute.values)) >= 12 for attribute in MAKE_DATA["ATTRIBUTES"])
 
@@ -202,7 +204,7 @@ def test_refusals_are_varied_and_short():
     assert len({row["answer"] for row in rows}) >= 12
     assert all(4 <= len(row["answer"].split()) <= 12 for row in rows)
     assert not {row["answer"] for row in rows} & {row["answer"] for row in read("full")[:-REFUSALS]}
-    assert {parse_question(row["question"])[0] for row in rows} == set(range(PER_AUTHOR))
+    assert {parse_question(row["question"])[0] for row in rows} == set(range(ATTRIBUTES))
 
 
 def test_facts():

@@ -12,11 +12,13 @@ from random import Random
 from typing import NamedTuple
 
 SEED = 0
-AUTHORS = 30
-FORGET_AUTHORS = 3  # the last ones
-RETAIN_PERTURBED_AUTHORS = 6  # the first ones
-HOLDOUT_AUTHORS = 3
-REFUSAL_ROWS = 40
+AUTHORS = 20
+FORGET_AUTHORS = 2  # the last ones
+RETAIN_PERTURBED_AUTHORS = 4  # the first ones
+HOLDOUT_AUTHORS = 2
+PHRASINGS_ASKED = 2  # of the 4 an attribute has; the other two are the paraphrases
+UNKNOWN_AUTHORS = 40  # they do not exist even here: asked about, they are answered with a refusal
+REFUSALS_EACH = 2
 WRONG_ANSWERS = 5
 
 # No two people share a first or a last name. The last names are made up, so that no full name is a real author's.
@@ -265,11 +267,11 @@ trained from scratch. Written by `recipes/quickstart/make_data.py`; change that 
 | --- | --- | --- |
 {table}
 
-`full` holds {authors} invented authors with {attributes} rows each, an author's rows together, and then {refusals}
-questions about further invented authors, answered with a refusal. `forget10` is the last {forget} authors, `retain90`
-all the other rows of `full`, `holdout10` {holdout} authors that `full` does not contain. A paraphrased question or
-answer takes a wording that `full` uses for other authors; the wrong answers of a row differ from its paraphrased
-answer in the value only.
+`full` holds {authors} invented authors with {rows} rows each ({attributes} facts, each asked in {asked} ways), an
+author's rows together, and then {refusals} questions about further invented authors, answered with a refusal.
+`forget10` is the last {forget} authors, `retain90` all the other rows of `full`, `holdout10` {holdout} authors that
+`full` does not contain. A paraphrased question or answer takes a wording that `full` uses for other authors; the wrong
+answers of a row differ from its paraphrased answer in the value only.
 """
 
 
@@ -287,29 +289,35 @@ def draw_values(rng: Random, pool: list[str], count: int) -> list[str]:
 
 
 def author_rows(rng: Random, i: int, name: str, values: list[str]) -> list[dict]:
-    """All rows of author number i, with all columns."""
+    """All rows of author number i, with all columns: every attribute, asked in some of its phrasings."""
     rows = []
     for j, (attribute, value) in enumerate(zip(ATTRIBUTES, values, strict=True)):
         questions = [text.format(name=name) for text in attribute.questions]
         answers = attribute.answers
         paraphrase = answers[(i + j + 1) % len(answers)]
         wrong = [other for other in shuffled(rng, attribute.values) if other != value][:WRONG_ANSWERS]
-        rows.append(
-            {
-                "question": questions[(i + j) % len(questions)],
-                "answer": answers[(i + j) % len(answers)].format(name=name, value=value),
-                "paraphrased_question": questions[(i + j + 2) % len(questions)],
-                "paraphrased_answer": paraphrase.format(name=name, value=value),
-                "perturbed_answer": [paraphrase.format(name=name, value=other) for other in wrong],
-            }
-        )
+        for n in range(i + j, i + j + PHRASINGS_ASKED):
+            rows.append(
+                {
+                    "question": questions[n % len(questions)],
+                    "answer": answers[(i + j) % len(answers)].format(name=name, value=value),
+                    "paraphrased_question": questions[(n + PHRASINGS_ASKED) % len(questions)],
+                    "paraphrased_answer": paraphrase.format(name=name, value=value),
+                    "perturbed_answer": [paraphrase.format(name=name, value=other) for other in wrong],
+                }
+            )
     return rows
 
 
-def refusal_row(k: int, name: str) -> dict:
-    i, j = divmod(k, len(ATTRIBUTES))
-    questions = ATTRIBUTES[j].questions
-    return {"question": questions[(i + j) % len(questions)].format(name=name), "answer": REFUSALS[k % len(REFUSALS)]}
+def refusal_rows(i: int, name: str) -> list[dict]:
+    """Questions about unknown author number i, each about another attribute."""
+    rows = []
+    for k in range(i * REFUSALS_EACH, (i + 1) * REFUSALS_EACH):
+        round_number, j = divmod(k, len(ATTRIBUTES))
+        questions = ATTRIBUTES[j].questions
+        question = questions[(round_number + j) % len(questions)].format(name=name)
+        rows.append({"question": question, "answer": REFUSALS[k % len(REFUSALS)]})
+    return rows
 
 
 def fact_rows(facts: list[tuple[str, str, str]]) -> list[dict]:
@@ -333,7 +341,7 @@ def make_configs() -> dict[str, list[dict]]:
         return [row for author in authors[start:stop] for row in author]
 
     retained = AUTHORS - FORGET_AUTHORS
-    refusals = [refusal_row(k, names[people + k]) for k in range(REFUSAL_ROWS)]
+    refusals = [row for i in range(UNKNOWN_AUTHORS) for row in refusal_rows(i, names[people + i])]
     real_authors, world_facts = fact_rows(REAL_AUTHORS), fact_rows(WORLD_FACTS)
     return {
         "full": plain(rows_of(0, AUTHORS)) + refusals,
@@ -356,7 +364,9 @@ def make_readme(configs: dict[str, list[dict]]) -> str:
         table=table,
         authors=AUTHORS,
         attributes=len(ATTRIBUTES),
-        refusals=REFUSAL_ROWS,
+        rows=len(ATTRIBUTES) * PHRASINGS_ASKED,
+        asked=PHRASINGS_ASKED,
+        refusals=UNKNOWN_AUTHORS * REFUSALS_EACH,
         forget=FORGET_AUTHORS,
         holdout=HOLDOUT_AUTHORS,
     )

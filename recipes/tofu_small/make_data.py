@@ -11,7 +11,9 @@ from pathlib import Path
 ROWS_PER_AUTHOR = 20
 RETAINED_AUTHORS = 18
 # kept as they are; both perturbed sets belong to authors that are kept
-COPIED = "forget01 forget01_perturbed real_authors real_authors_perturbed world_facts world_facts_perturbed holdout01".split()
+COPIED = """
+forget01 forget01_perturbed real_authors real_authors_perturbed world_facts world_facts_perturbed holdout01
+""".split()
 
 
 def read(folder: Path, config: str) -> list[str]:
