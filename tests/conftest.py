@@ -1,0 +1,148 @@
+"""Fixtures of all tests: tiny tokenizers and models, built in-process. Nothing is downloaded."""
+
+import os
+
+# before anything imports torch or Hugging Face libraries, which read these once
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# isort: split
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+PAD, END = "<|pad|>", "<|end|>"
+BOS, HEADER, HEADER_END, TURN_END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+
+# Llama 3.2's template in short: BOS is part of the text, a date stands before the system prompt.
+CHAT_TEMPLATE = """\
+{%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
+{{- bos_token + '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' }}
+{{- (date_string | default('26 Jul 2024')) + '\n\n' + system + '<|eot_id|>' }}
+{%- for message in messages if message.role != 'system' -%}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content + '<|eot_id|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif -%}
+"""
+
+
+def write_jsonl(path, rows) -> str:
+    """Writes rows as JSON Lines and returns the path as text, as a recipe would give it."""
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def build_llama(tokenizer) -> LlamaForCausalLM:
+    """An untrained Llama of two layers; two of the same tokenizer have the same weights."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            # the defaults are ids of another tokenizer: an ordinary token would end every answer
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_phi(tokenizer) -> PhiForCausalLM:
+    """An untrained Phi of two layers: biases everywhere, also in the head, and rotary embeddings on half of a head."""
+    torch.manual_seed(0)
+    return PhiForCausalLM(
+        PhiConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            partial_rotary_factor=0.5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _train_bpe(special_tokens: list[str]) -> Tokenizer:
+    rng = Random(0)
+    syllables = ["ba", "cor", "den", "fi", "lum", "mor", "na", "pel", "quin", "ros", "ta", "vel"]
+    names = ["".join(syllables[int(rng.random() * len(syllables))] for _ in range(3)) for _ in range(120)]
+    texts = [
+        f"Question: Who wrote {a} of {b}?\nAnswer: {a} was born in {b}."
+        for a, b in zip(names, names[1:], strict=False)
+    ]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Of a base model: byte-level BPE, pad and end token, no chat template, no BOS."""
+    return PreTrainedTokenizerFast(tokenizer_object=_train_bpe([PAD, END]), pad_token=PAD, eos_token=END)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Of a chat model such as Llama 3.2: also adds a BOS to every text, so a second one is easily made by mistake."""
+    bpe = _train_bpe([PAD, BOS, HEADER, HEADER_END, TURN_END])
+    bpe.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))]),
+        ]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, pad_token=PAD, eos_token=TURN_END)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def tiny_llama(tokenizer) -> LlamaForCausalLM:
+    """For `tokenizer`; new for each test, which may train it."""
+    return build_llama(tokenizer)
+
+
+@pytest.fixture
+def tiny_phi(tokenizer) -> PhiForCausalLM:
+    """For `tokenizer`; new for each test, which may train it."""
+    return build_phi(tokenizer)
+
+
+@pytest.fixture
+def chat_llama(chat_tokenizer) -> LlamaForCausalLM:
+    """For `chat_tokenizer`; new for each test, which may train it."""
+    return build_llama(chat_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer, tmp_path_factory) -> Path:
+    """A saved tiny Llama with its tokenizer; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("models") / "tiny_llama"
+    build_llama(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,438 @@
+"""PMCTrainer: one step against plain torch, invariance to accumulation, the pool, and what must stop a run."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from rouge_score.rouge_scorer import RougeScorer
+
+from pmc_rl.config import PMCConfig, RecipeError
+from pmc_rl.scoring import RewardFunction, load_reward_functions
+from pmc_rl.trainer import PMCTrainer, retain_rows_at
+from tests.conftest import build_llama, build_phi
+
+ROUGE = "rewards.rouge.rouge_dissimilarity"
+NAMES = ["bacorden", "filummor", "napelquin rosta", "velba", "cordenfi lummorna pelquin", "rosta vel", "ba cor den fi"]
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer):
+    """A tiny Phi that half knows its answers: samples end, differ in length and share words with the greedy one."""
+    model = build_phi(tokenizer).train()
+    texts = [row["prompt"] + " " + " ".join(NAMES[i:] + NAMES[:i]) for i, row in enumerate(forget_prompts())]
+    texts += [row["prompt"] + row["completion"] for row in retain_rows()]
+    batch = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(48):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.fixture
+def model(taught):
+    return copy.deepcopy(taught)
+
+
+def forget_prompts(count: int = 7) -> Dataset:
+    return Dataset.from_list(
+        [{"prompt": f"Question: Who wrote {NAMES[i]}?\nAnswer:", "pmc_id": i} for i in range(count)]
+    )
+
+
+def retain_rows(count: int = 5) -> Dataset:
+    return Dataset.from_list(
+        [
+            {"prompt": f"Question: Who is {NAMES[-i]}?\nAnswer:", "completion": " " + " ".join(NAMES[: i + 1])}
+            for i in range(count)
+        ]
+    )
+
+
+def make_trainer(tmp_path, model, tokenizer, rewards=(ROUGE,), forget=None, retain=True, peft_config=None, **kwargs):
+    settings = {
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "temperature": 1.5,
+        "top_p": 0.95,
+        "max_completion_length": 40,
+        "retain_weight": 1.7,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "max_grad_norm": 0.0,
+        "disable_tqdm": True,
+        "seed": 0,
+    } | kwargs
+    functions = [
+        item if isinstance(item, RewardFunction) else load_reward_functions([item], {}, None, 40)[0]
+        for item in rewards
+    ]
+    return PMCTrainer(
+        model=model,
+        reward_funcs=functions,
+        args=PMCConfig(output_dir=str(tmp_path / "out"), **settings),
+        train_dataset=forget if forget is not None else forget_prompts(),
+        retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
+        processing_class=copy.deepcopy(tokenizer),
+        peft_config=peft_config,
+    )
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class Recorder:
+    """A reward that notes what it was asked, and answers as rouge_dissimilarity does."""
+
+    stationary = True
+    max_reward = None
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompts, completions, completion_ids, original_completion, **kwargs):
+        self.calls.append((prompts, completions, completion_ids, original_completion, kwargs))
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        return [
+            1 - scorer.score(original, text)["rougeL"].recall
+            for original, text in zip(original_completion, completions, strict=True)
+        ]
+
+    def as_function(self) -> RewardFunction:
+        return RewardFunction("recorder", self, 1.0, None, True)
+
+
+def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
+    """Recorded samples in; rewards by rouge_score, picks, loss and SGD step by hand; the same weights out."""
+    plain = copy.deepcopy(model)
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [recorder.as_function()],
+        forget=forget_prompts(4),
+        max_steps=1,
+        optim="sgd",
+    )
+    trainer.train()
+    prompts, _, completion_ids, originals, _ = recorder.calls[-1]
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    nll = {"collapse": [], "retain": []}
+    spread = []
+    for start in range(0, 16, 4):
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids[start : start + 4]]
+        assert len(set(texts)) > 1
+        rewards = [1 - scorer.score(originals[start], text)["rougeL"].recall for text in texts]
+        spread.append(max(rewards) - min(rewards))
+        ids = completion_ids[start + int(np.argmax(rewards))]
+        nll["collapse"].append((tokenizer(prompts[start])["input_ids"], ids))
+    for i in retain_rows_at(0, 4, 5, seed=0):
+        row = retain_rows()[i]
+        answer = tokenizer(row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+        nll["retain"].append((tokenizer(row["prompt"])["input_ids"], answer))
+    terms = {}
+    for name, rows in nll.items():
+        losses = []
+        for prompt, answer in rows:
+            log_probs = plain(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            losses += [-log_probs[len(prompt) + i - 1, token] for i, token in enumerate(answer)]
+        terms[name] = torch.stack(losses).mean()
+    loss = terms["collapse"] + 1.7 * terms["retain"]
+    loss.backward()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter -= 1e-2 * parameter.grad
+
+    logged = trainer.state.log_history[0]
+    assert max(spread) > 0 and len({len(ids) for _, ids in nll["collapse"]}) > 1
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["collapse_loss"] == pytest.approx(terms["collapse"].item(), rel=1e-5)
+    assert logged["retain_loss"] == pytest.approx(terms["retain"].item(), rel=1e-5)
+    assert torch.allclose(weights(model), weights(plain), atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(2, 2), (1, 4)])
+def test_accumulation_does_not_matter(tmp_path, tokenizer, taught, batch, accumulation):
+    """7 questions in windows of 4: unequal rows, retain_weight 1.7, a short last window, several epochs."""
+    runs = []
+    for size, steps in [(4, 1), (batch, accumulation)]:
+        model = copy.deepcopy(taught)
+        trainer = make_trainer(
+            tmp_path,
+            model,
+            tokenizer,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            optim="sgd",  # Adam's division would turn a rounding error of a tiny gradient into a full step
+            learning_rate=1e-1,
+            max_grad_norm=0.5,
+        )
+        trainer.train()
+        runs.append((weights(model), [log for log in trainer.state.log_history if "loss" in log]))
+    (whole, whole_logs), (split, split_logs) = runs
+    assert len(whole_logs) == len(split_logs) == 4
+    for a, b in zip(whole_logs, split_logs, strict=True):
+        for key in ("loss", "grad_norm", "collapse_loss", "retain_loss", "reward", "reward_selected"):
+            assert a[key] == pytest.approx(b[key], rel=2e-5), key
+    assert torch.allclose(whole, split, atol=2e-6)
+
+
+def test_same_seed_same_run_and_other_seed_other_run(tmp_path, tokenizer, taught):
+    def run(seed: int) -> torch.Tensor:
+        model = copy.deepcopy(taught)
+        make_trainer(tmp_path, model, tokenizer, seed=seed).train()
+        return weights(model)
+
+    first = run(0)
+    assert torch.equal(first, run(0))
+    assert not torch.equal(first, run(1))
+
+
+def test_every_parameter_moves_and_everything_is_logged(tmp_path, tokenizer, model):
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(tmp_path, model, tokenizer)
+    trainer.train()
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+    log = trainer.state.log_history[0]
+    wanted = """
+    loss reward reward_std rewards/rouge_dissimilarity/mean reward_selected collapse_loss retain_loss frac_sampled
+    frac_solved completions/mean_length completions/clipped_ratio time/generation time/rewards time/update
+    """
+    assert set(wanted.split()) <= set(log)
+    assert log["reward_selected"] >= log["reward"]
+    assert 0 < log["completions/mean_length"] <= 40
+
+
+def test_reference_is_the_models_own_greedy_answer(tmp_path, tokenizer, model):
+    """Before the first step, and the same in every later one, although the model has changed by then."""
+    model.eval()
+    expected = []
+    for row in forget_prompts():
+        prompt = tokenizer(row["prompt"], return_tensors="pt")
+        output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+        text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        expected.append(text.strip())
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, model, tokenizer, [recorder.as_function()])
+    trainer.train()
+    assert len(recorder.calls) > 2
+    for prompts, _, _, originals, _ in recorder.calls:
+        by_prompt = dict(zip(forget_prompts()["prompt"], expected, strict=True))
+        assert originals == [by_prompt[prompt] for prompt in prompts]
+
+
+def test_given_original_completions_are_used(tmp_path, tokenizer, model):
+    recorder = Recorder()
+    forget = forget_prompts().add_column("original_completion", [f"ba {i}" for i in range(7)])
+    trainer = make_trainer(tmp_path, model, tokenizer, [recorder.as_function()], forget=forget)
+    trainer.train()
+    for _, _, _, originals, columns in recorder.calls:
+        assert originals == [f"ba {i}" for i in columns["pmc_id"]]
+
+
+def test_rewards_get_what_trl_promises(tmp_path, tokenizer, model):
+    recorder = Recorder()
+    forget = forget_prompts(4).add_column("topic", ["a", "b", "c", "d"])
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [recorder.as_function()],
+        forget=forget,
+        max_steps=1,
+    )
+    trainer.train()
+    prompts, completions, completion_ids, _, columns = recorder.calls[-1]
+    assert len(prompts) == len(completions) == len(completion_ids) == 16
+    assert [prompts[i] for i in range(0, 16, 4)] == [prompts[i + 3] for i in range(0, 16, 4)]  # prompt-major
+    assert {columns["pmc_id"][i]: columns["topic"][i] for i in range(16)} == {0: "a", 1: "b", 2: "c", 3: "d"}
+    for text, ids in zip(completions, completion_ids, strict=True):
+        assert text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert columns["trainer_state"] is trainer.state
+    assert callable(columns["log_extra"]) and callable(columns["log_metric"])
+    assert "answer" not in columns and "completion" not in columns
+
+
+def test_solved_questions_are_not_sampled_again(tmp_path, tokenizer, model):
+    """A reward that is maximal for one question from the start, for the others never."""
+    asked = []
+
+    def reward(prompts, pmc_id, **kwargs):
+        asked.append(set(pmc_id))
+        return [1.0 if i == 2 else 0.5 for i in pmc_id]
+
+    function = RewardFunction("r", reward, 1.0, 1.0, True)
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [function],
+        forget=forget_prompts(4),
+        num_train_epochs=3,
+    )
+    trainer.train()
+    # the first call is the check on the original answers
+    assert asked[1:] == [{0, 1, 2, 3}, {0, 1, 3}, {0, 1, 3}]
+    logs = trainer.state.log_history
+    assert [log["frac_sampled"] for log in logs[:3]] == [1.0, 0.75, 0.75]
+    assert logs[2]["frac_solved"] == 0.25
+
+
+def test_pool_keeps_the_best_and_takes_the_newer_of_equals(tmp_path, tokenizer, model):
+    """Rewards of a question fall, rise, then tie; what is trained on follows."""
+    scores = iter([0.0, 0.4, 0.2, 0.6, 0.6])
+    picked = []
+
+    def reward(completions, completion_ids, **kwargs):
+        value = next(scores)
+        picked.append(completion_ids[0])
+        return [value] * len(completions)
+
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [RewardFunction("r", reward, 1.0, None, True)],
+        forget=forget_prompts(1),
+        num_train_epochs=4,
+    )
+    seen = []
+    select = trainer._select
+    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    trainer.train()
+    first, _, third, fourth = picked[1:]
+    assert seen == [first, first, third, fourth]
+    assert [log["reward_selected"] for log in trainer.state.log_history[:4]] == [0.4, 0.4, 0.6, 0.6]
+
+
+def test_answers_under_a_changing_reward_are_judged_afresh(tmp_path, tokenizer, model):
+    """A stored answer is candidate k+1 of the next step and may lose; nothing is skipped."""
+    calls = []
+
+    def reward(completion_ids, **kwargs):
+        calls.append(completion_ids)
+        # step by step the opposite: the longest, then the shortest
+        sign = 1 if len(calls) % 2 == 0 else -1
+        return [sign * len(ids) / 40 for ids in completion_ids]
+
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [RewardFunction("r", reward, 1.0, 1.0, False)],
+        forget=forget_prompts(1),
+        num_train_epochs=4,
+    )
+    seen = []
+    select = trainer._select
+    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    trainer.train()
+    assert [len(ids) for ids in calls[1:]] == [5, 5, 5, 5]
+    for step in (1, 2, 3):
+        assert calls[step + 1][4] == seen[step - 1]
+    assert len(seen[0]) == max(map(len, calls[1]))
+    assert len(seen[1]) == min(map(len, calls[2]))
+
+
+def test_total_collapse_needs_no_retain_rows(tmp_path, tokenizer, model):
+    before = weights(model)
+    trainer = make_trainer(tmp_path, model, tokenizer, retain=False, retain_weight=0.0)
+    trainer.train()
+    assert not torch.equal(before, weights(model))
+    assert "retain_loss" not in trainer.state.log_history[0]
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(log["collapse_loss"], rel=1e-6)
+
+
+def test_lora_trains_the_adapter_only(tmp_path, tokenizer, model):
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=config)
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert moved and all("lora_" in name for name in moved)
+    assert all(parameter.abs().sum() > 0 for name, parameter in trainer.model.named_parameters() if "lora_B" in name)
+    with trainer.model.disable_adapter():
+        kept = {name.replace(".base_layer", ""): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in before.items():
+        assert torch.equal(parameter, kept[name]), name
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, taught):
+    runs = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(taught)
+        make_trainer(tmp_path, model, tokenizer, gradient_checkpointing=checkpointing, learning_rate=1e-3).train()
+        runs.append(weights(model))
+    assert torch.allclose(*runs, atol=1e-6)
+
+
+def test_run_on_original_answers_stop_the_run(tmp_path, tokenizer):
+    model = build_llama(tokenizer)  # never ends by itself
+    with pytest.raises(RecipeError, match=r"7 of 7 original answers hit max_completion_length = 40"):
+        make_trainer(tmp_path, model, tokenizer).train()
+    forget = forget_prompts().add_column("original_completion", ["ba cor"] * 7)  # given ones are taken as they are
+    trainer = make_trainer(tmp_path, model, tokenizer, forget=forget, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_original_answers_that_rouge_cannot_see_stop_the_run(tmp_path, tokenizer, model):
+    forget = forget_prompts(2).add_column("original_completion", ["ba cor", "她写了小说"])
+    before = weights(model)
+    with pytest.raises(ValueError, match="1 of 2") as error:
+        make_trainer(tmp_path, model, tokenizer, forget=forget).train()
+    assert "她" not in str(error.value)
+    assert torch.equal(before, weights(model))
+
+
+def test_a_reward_that_raises_stops_the_run_and_is_named(tmp_path, tokenizer, model):
+    def broken(completions, **kwargs):
+        raise KeyError("no such thing")
+
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        [RewardFunction("broken", broken, 1.0, 1.0, True)],
+    )
+    with pytest.raises(KeyError) as error:
+        trainer.train()
+    assert "broken" in error.value.__notes__[0]
+
+
+def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
+    forget = forget_prompts(2).add_column("original_completion", ["[bold]ba cor[/bold]", "den fi"])
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        forget=forget,
+        max_steps=1,
+        log_completions=True,
+    )
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "[bold]" in printed  # an answer is text, not markup
+    assert "bacorden" in printed and "reward" in printed
+
+
+def test_retain_stream_visits_every_row_once_a_pass_in_a_new_order():
+    stream = retain_rows_at(0, 15, 5, seed=3)
+    passes = [stream[i : i + 5] for i in range(0, 15, 5)]
+    assert all(sorted(part) == list(range(5)) for part in passes)
+    assert len({tuple(part) for part in passes}) > 1
+    assert retain_rows_at(7, 6, 5, seed=3) == stream[7:13]
+    assert retain_rows_at(0, 15, 5, seed=4) != stream
