@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import get_dataset_config_names
 
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
 from pmc_rl.config import EvalArguments, PMCArguments, RecipeError
-from pmc_rl.data import read_columns, require_text
+from pmc_rl.data import config_names, drop_blank, read_columns, require_text
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.
 RETAIN_DRAWS = 400
@@ -47,6 +46,8 @@ def load_question_sets(args: PMCArguments, eval_args: EvalArguments) -> tuple[di
                 key, file, args.dataset_name, config, [question_column, answer_column], []
             )
             require_text(key, rows, question_column)
+            if name == "retain":  # training lets the model answer these itself
+                drop_blank(rows, answer_column)
             require_text(key, rows, answer_column, may_be_missing=name == "retain")
             answered = [i for i, row in enumerate(rows) if row[answer_column] is not None]
             if not answered:
@@ -65,7 +66,7 @@ def load_question_sets(args: PMCArguments, eval_args: EvalArguments) -> tuple[di
     if eval_args.eval_sets is not None:
         errors += [f"eval_sets: {line}" for line in left_out]
     if errors:
-        raise RecipeError(errors)
+        raise RecipeError(list(dict.fromkeys(errors)))  # two sets of one broken file say the same
     return sets, left_out, records
 
 
@@ -73,25 +74,34 @@ def _source(args: PMCArguments, name: str) -> tuple[str, str | None, str | None,
     """Recipe key, file, config, question and answer column of a set; or why the data has no such set."""
     if name in ("forget", "retain") and args.answer_column is None:
         return "answer_column is null, so there are no true answers"
+    columns = (args.question_column, args.answer_column)
+    if name == "forget" and not args.forget_file:
+        return "forget_config", None, args.forget_config, *columns
     if name == "forget":
-        key = "forget_file" if args.forget_file else "forget_config"
-        return key, args.forget_file, args.forget_config, args.question_column, args.answer_column
+        return _file_source("forget_file", args.forget_file, columns)
+    if name == "retain" and args.retain_config:
+        return "retain_config", None, args.retain_config, *columns
     if name == "retain":
-        if not args.retain_file and not args.retain_config:
-            return "the recipe retains nothing"
-        key = "retain_file" if args.retain_file else "retain_config"
-        return key, args.retain_file, args.retain_config, args.question_column, args.answer_column
+        return (
+            _file_source("retain_file", args.retain_file, columns)
+            if args.retain_file
+            else "the recipe retains nothing"
+        )
     paraphrased = ("paraphrased_question", "paraphrased_answer")
     if name == "forget_paraphrased" and args.forget_file:
-        _, record = read_columns("forget_file", args.forget_file, None, None, [], list(paraphrased))
-        if set(record["columns"]) != set(paraphrased):
-            return f"{args.forget_file} has no columns {' and '.join(paraphrased)}"
-        return "forget_file", args.forget_file, None, *paraphrased
+        return _file_source("forget_file", args.forget_file, paraphrased)
     config = f"{args.forget_config}_perturbed" if name == "forget_paraphrased" else name
     if args.dataset_name is None:
         return "the recipe names no dataset_name"
-    if config not in get_dataset_config_names(args.dataset_name):
+    if config not in config_names("dataset_name", args.dataset_name):
         return f"{args.dataset_name} has no config {config!r}"
     if name == "forget_paraphrased":
         return "forget_config", None, config, *paraphrased
     return "eval_sets", None, config, "question", "answer"
+
+
+def _file_source(key: str, file: str, columns: tuple[str, str]) -> tuple[str, str, None, str, str] | str:
+    _, record = read_columns(key, file, None, None, [], list(columns))
+    missing = [column for column in columns if column not in record["columns"]]
+    plural = "s" if len(missing) > 1 else ""
+    return f"{file} has no column{plural} {' and '.join(missing)}" if missing else (key, file, None, *columns)

@@ -1,22 +1,29 @@
 """The recipe: a dataclass field for every key, strict reading of YAML and command line, checks of the values."""
 
-import difflib
-import json
-import re
 import string
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, field, fields
-from enum import EnumMeta
+from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
 from trl import ModelConfig, SFTConfig
+
+from pmc_rl.values import (
+    RecipeError,
+    construct,
+    default,
+    did_you_mean,
+    mismatch,
+    no_choice,
+    one_line,
+    read_words,
+    read_yaml,
+    show,
+)
 
 
 def _key(default: Any, help: str) -> Any:
@@ -119,14 +126,6 @@ class FinetuneConfig(RunConfig):
     """Nothing beyond [`RunConfig`]; a class of its own, so that recipes with keys of unlearning are refused."""
 
 
-class RecipeError(ValueError):
-    """All that is wrong with a recipe: `errors` holds one line for each problem."""
-
-    def __init__(self, errors: list[str]):
-        super().__init__("\n".join(errors))
-        self.errors = errors
-
-
 # Keys of TRL that would break the method, be ignored, or are not tested.
 REFUSED = {
     name: reason
@@ -215,7 +214,7 @@ def _parse(argv: list[str], classes: tuple[type, ...]) -> tuple:
     recipe = _Recipe(argv[0], classes)
     recipe.read_overrides(argv[1:])
     try:
-        recipe.read_entries(_read_yaml(argv[0]))
+        recipe.read_entries(read_yaml(argv[0]))
     except RecipeError as error:
         raise RecipeError(error.errors + recipe.errors) from None
     recipe.check_run()
@@ -257,10 +256,10 @@ class _Recipe:
                 words.append(token)
         for name, words in options.items():
             if name in self.keys:
-                self.take(name, "command line", partial(_read_words, words, self.hints[name]))
+                self.take(name, "command line", partial(read_words, words, self.hints[name]))
             else:
-                nearest = _nearest(name, self.keys, "--") or " See --help"
-                self.errors.append(f"command line: unknown option {'--' + name!r}.{nearest}")
+                advice = did_you_mean(name, self.keys, "--") or " See --help"
+                self.errors.append(f"command line: unknown option {'--' + name!r}.{advice}")
 
     def read_entries(self, entries: list[tuple[yaml.Node, yaml.Node]]) -> None:
         first_lines: dict[str, int] = {}
@@ -270,32 +269,32 @@ class _Recipe:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.errors.append(f"{origin}: a list or a mapping cannot be a key")
             elif name not in self.keys:
-                self.errors.append(f"{origin}: unknown key {name!r}.{_nearest(name, self.keys) or ' See --help'}")
+                self.errors.append(f"{origin}: unknown key {name!r}.{did_you_mean(name, self.keys) or ' See --help'}")
             elif name in first_lines:
                 self.errors.append(f"{origin}: {name!r} is given twice (first at line {first_lines[name]})")
             else:
                 first_lines[name] = line
                 if name not in self.origins:  # else the command line replaces it
-                    self.take(name, origin, lambda node=value_node: [_construct(node)])
+                    self.take(name, origin, lambda node=value_node: [construct(node)])
 
     def take(self, name: str, origin: str, read: Callable[[], list]) -> None:
         """Keeps the first reading that fits the field's type; where nothing fits, the default stays."""
         self.origins[name] = origin
         try:
             readings = read()
-            problems = [_mismatch(reading, self.hints[name]) for reading in readings]
+            problems = [mismatch(reading, self.hints[name]) for reading in readings]
         except (ValueError, RecursionError) as error:
-            return self.drop(name, _one_line(error))
-        if name in REFUSED and _default(self.keys[name]) not in readings:
-            return self.drop(name, f"{_show(readings[0])} is refused: {REFUSED[name]}")
+            return self.drop(name, one_line(error))
+        if name in REFUSED and default(self.keys[name]) not in readings:
+            return self.drop(name, f"{show(readings[0])} is refused: {REFUSED[name]}")
         if None not in problems:
             return self.drop(name, problems[-2:][0])  # of several readings, the last is the bare words
         value = readings[problems.index(None)]
         choices = self.keys[name].metadata.get("choices", ())
         if choices and value is not None and value not in choices:
-            return self.drop(name, _no_choice(value, choices))
+            return self.drop(name, no_choice(value, choices))
         if name in _RANGES and not _RANGES[name][0](value):
-            return self.drop(name, f"{_show(value)} is not {_RANGES[name][1]}")
+            return self.drop(name, f"{show(value)} is not {_RANGES[name][1]}")
         self.values[name] = value
 
     def drop(self, name: str, problem: str) -> None:
@@ -308,7 +307,7 @@ class _Recipe:
             self.errors.append(f"{self.origins.get(names[0], self.path)}: {names[0]}: {problem}")
 
     def get(self, name: str) -> Any:
-        return self.values[name] if name in self.values else _default(self.keys[name])
+        return self.values[name] if name in self.values else default(self.keys[name])
 
     def check_run(self) -> None:
         if self.get("num_train_epochs") <= 0 and self.get("max_steps") <= 0:
@@ -320,7 +319,7 @@ class _Recipe:
                 parts = []
             if parts != [(placeholder, "", None)]:
                 expected = f"contain {{{placeholder}}} once and no other placeholder; {{{{ and }}}} stand for braces"
-                self.complain(f"{_show(self.get(name))} must {expected}", name)
+                self.complain(f"{show(self.get(name))} must {expected}", name)
         for name in ("model_name_or_path", "output_dir"):
             if not self.get(name):
                 self.complain("missing; give it in the recipe or on the command line", name)
@@ -346,7 +345,7 @@ class _Recipe:
             self.complain(f"{len(weights)} weights for {len(funcs)} rewards", "reward_weights", "reward_funcs")
         for name in self.get("reward_kwargs"):
             if name not in funcs:
-                advice = _nearest(name, funcs) or " Remove it, or replace reward_kwargs too"
+                advice = did_you_mean(name, funcs) or " Remove it, or replace reward_kwargs too"
                 self.complain(f"{name!r} is not one of reward_funcs.{advice}", "reward_kwargs", "reward_funcs")
 
     def check_finetuning(self) -> None:
@@ -358,144 +357,12 @@ class _Recipe:
         try:
             return cls(**{key.name: self.values[key.name] for key in fields(cls) if key.name in self.values})
         except Exception as error:  # TRL and transformers raise many kinds for values that do not go together
-            self.errors.append(f"{self.path}: {_one_line(error)}")
-
-
-def _read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        for event in yaml.parse(text, yaml.BaseLoader):
-            if isinstance(event, yaml.AliasEvent):  # could make a value endless
-                raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
-        root = yaml.compose(text, yaml.BaseLoader)  # nodes with line numbers; constructs nothing
-        if isinstance(root, yaml.MappingNode):
-            return root.value
-        problem = f": {'empty' if root is None else 'not a mapping'}; write a recipe as lines of key: value"
-    except FileNotFoundError:
-        recipes = [file.name for file in Path(path).parent.glob("*.y*ml")]
-        nearest = ", ".join(difflib.get_close_matches(Path(path).name, recipes, n=3, cutoff=0.4))
-        problem = f": no such file in {Path(path).parent.absolute()}" + (f"; nearest: {nearest}" if nearest else "")
-    except UnicodeDecodeError as error:
-        problem = f": not UTF-8 (byte {error.start}); save it as UTF-8"
-    except yaml.MarkedYAMLError as error:
-        problem = f":{error.problem_mark.line + 1}: {', '.join(filter(None, (error.context, error.problem)))}"
-    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        problem = f": cannot be read: {error}"
-    raise RecipeError([path + _one_line(problem)])
-
-
-def _construct(node: yaml.Node) -> Any:
-    if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
-        raise ValueError(f"the tag {node.tag!r} is not supported")
-    if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style else _read_scalar(node.value)  # a style is a kind of quotes
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(item) for item in node.value]
-    return _make_dict((_construct(key), _construct(value)) for key, value in node.value)
-
-
-def _make_dict(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    result = {}
-    for key, value in items:
-        if not isinstance(key, str):
-            raise ValueError(f"the key {_show(key)} is not a str (put it in quotes)")
-        if key in result:
-            raise ValueError(f"the key {key!r} is given twice")
-        result[key] = value
-    return result
-
-
-def _read_scalar(text: str) -> Any:
-    """As in YAML 1.2, or JSON. In PyYAML's 1.1, 1e-5 is a str, no a bool, 010 is 8 and 1:30 is 90."""
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
-    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
-        return text.lower() == "true"
-    if re.fullmatch(r"[-+]?[0-9]+", text):
-        return int(text)
-    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
-        return float(text)
-    try:
-        return json.loads(text, object_pairs_hook=_make_dict) if text.startswith(("{", "[")) else text
-    except json.JSONDecodeError:
-        return text
-
-
-def _read_words(words: list[str], hint: Any) -> list[Any]:
-    """What the words of an option may mean, the likeliest first."""
-    if not words:
-        if _mismatch(True, hint):
-            raise ValueError("needs a value")
-        return [True]
-    values = [_read_scalar(word) for word in words]
-    alone = [values[0], words[0]] if len(words) == 1 else []
-    takes_list = any(get_origin(arm) is list for arm in _arms(hint))
-    return alone + [values, words] if takes_list or not alone else alone
-
-
-def _arms(hint: Any) -> list[Any]:
-    arms = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    # TRL writes `dict | str` and `SomeEnum | str` for argparse; no other str has a meaning there.
-    closed = any((get_origin(arm) or arm) is dict or isinstance(arm, EnumMeta) for arm in arms)
-    return [arm for arm in arms if not (closed and arm is str)]
-
-
-def _mismatch(value: Any, hint: Any) -> str | None:
-    """Says why a value does not fit a type hint; None if it fits."""
-    problems = {arm: _mismatch_arm(value, arm) for arm in _arms(hint)}
-    if None in problems.values():
-        return None
-    return "; ".join(problem for arm, problem in problems.items() if arm is not NoneType)
-
-
-def _mismatch_arm(value: Any, arm: Any) -> str | None:
-    kind, args = get_origin(arm) or arm, get_args(arm)
-    if isinstance(kind, EnumMeta):
-        kind, args = Literal, tuple(item.value for item in kind)
-    if kind is Literal:
-        return None if any(type(value) is type(x) and value == x for x in args) else _no_choice(value, args)
-    if kind in (list, dict) and isinstance(value, kind):
-        items = value if kind is list else value.values()
-        return next((problem for item in items if args and (problem := _mismatch(item, args[-1]))), None)
-    if kind is Any or type(value) is kind and kind is not float:
-        return None
-    if kind is float and type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max:
-        return None
-    advice = ""
-    if kind is str and isinstance(value, int | float):
-        advice = " (put it in quotes)"
-    elif kind is list and value is not None:
-        advice = f" (write [{_show(value)}])"
-    names = {int: "an int", float: "a finite float", bool: "true or false", str: "a str", list: "a list"}
-    names[dict] = 'a mapping such as {"key": 1}'
-    return f"{_show(value)} is not {names.get(kind, kind)}{advice}"
-
-
-def _no_choice(value: Any, choices: Iterable[Any]) -> str:
-    return f"{_show(value)} is not one of {', '.join(map(str, choices))}.{_nearest(value, choices)}"
-
-
-def _default(key: Field) -> Any:
-    return key.default if key.default_factory is MISSING else key.default_factory()
-
-
-def _nearest(word: Any, names: Iterable[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(word, names, n=1) if isinstance(word, str) else []
-    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+            self.errors.append(f"{self.path}: {one_line(error)}")
 
 
 def _print_help(classes: tuple[type, ...]) -> None:
     trl_keys = {key.name for cls in (SFTConfig, ModelConfig) for key in fields(cls)}
     print(f"usage: accelerate launch {sys.argv[0]} RECIPE.yaml [--key value ...]\n")
     for key in (key for cls in classes for key in fields(cls) if key.init and key.name not in trl_keys):
-        print(f"  --{key.name}  {key.metadata['help']} (default: {_show(_default(key))})")
+        print(f"  --{key.name}  {key.metadata['help']} (default: {show(default(key))})")
     print("\nThe keys of TRL's SFTConfig and ModelConfig are accepted as well.")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import yaml
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +22,10 @@ from pmc_rl.generation import decode_completion, end_token_ids, generate_complet
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 # names the trainer and TRL's reward contract use themselves
-RESERVED_COLUMNS = ("prompt", "completion", "completions", "completion_ids", "prompts", "pmc_id", "trainer_state")
+RESERVED_COLUMNS = (
+    *("prompt", "prompts", "completion", "completions", "completion_ids", "pmc_id"),
+    *("trainer_state", "log_extra", "log_metric"),
+)
 
 
 def read_columns(
@@ -60,7 +64,7 @@ def read_columns(
     seen: dict[str, None] = {}
     for names, row in _stream_hub(key, dataset_name, config) if paths is None else _read_files(key, paths, wanted):
         seen.update(dict.fromkeys(names))
-        rows.append({name: row[name] for name in wanted if name in row})
+        rows.append({name: row.get(name) for name in wanted})
     if not rows:
         raise RecipeError([f"{key}: {source} holds no rows"])
     errors = []
@@ -72,11 +76,12 @@ def read_columns(
     if errors:
         raise RecipeError(errors)
     found = [column for column in wanted if column in seen]
+    rows = [{name: row[name] for name in found} for row in rows]
     record = {
         "source": source,
         "files": [str(path) for path in paths or []],
         "rows": len(rows),
-        "columns": {column: _hash([row.get(column) for row in rows]) for column in found},
+        "columns": {column: _hash([row[column] for row in rows]) for column in found},
     }
     return rows, record
 
@@ -92,14 +97,25 @@ def _nearest_file(path: Path) -> str:
     return f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest else ""
 
 
+def config_names(key: str, dataset_name: str) -> list[str]:
+    """Configs of a folder in the Hub's layout, or of a data set on the Hub."""
+    try:
+        return get_dataset_config_names(dataset_name)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError([f"{key}: {dataset_name!r} cannot be read as a data set: {_first_line(error)}"]) from error
+
+
 def _config_files(key: str, folder: str, config: str) -> list[Path]:
-    configs = get_dataset_config_names(folder)
+    configs = config_names(key, folder)
     if config not in configs:
         nearest = difflib.get_close_matches(config, configs, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(configs)}"
         raise RecipeError([f"{key}: {folder} has no config {config!r}; {hint}"])
     # the builder only resolves file names here; preparing it would copy every column to a cache, answers included
-    data_files = load_dataset_builder(folder, config).config.data_files
+    try:
+        data_files = load_dataset_builder(folder, config).config.data_files
+    except (OSError, ValueError) as error:
+        raise RecipeError([f"{key}: config {config!r} of {folder}: {_first_line(error)}"]) from error
     if "train" not in data_files:
         raise RecipeError([f"{key}: config {config!r} of {folder} has no split 'train', only {', '.join(data_files)}"])
     return [Path(file) for file in data_files["train"]]
@@ -152,14 +168,16 @@ def _read_csv(file) -> Iterator[tuple[list[str], dict]]:
 
 
 def _read_json(key: str, path: Path, file) -> Iterator[tuple[list[str], dict]]:
-    start = file.read(1)
+    start = next((line.lstrip()[0] for line in file if line.strip()), "")
     file.seek(0)
     try:
         # numbered from 1; a JSON array is one value, so its items are counted instead of lines
         values = enumerate(json.load(file), 1) if start == "[" else _json_lines(file)
         for number, value in values:
             if not isinstance(value, dict):
-                raise RecipeError([f"{key}: {path}:{number}: a row must be a JSON object, not {value!r:.40}"])
+                raise RecipeError(
+                    [f"{key}: {path}:{number}: a row must be a JSON object, not a {type(value).__name__}"]
+                )
             yield list(value), value
     except json.JSONDecodeError as error:
         raise RecipeError([f"{key}: {path}: broken JSON: {error.msg} (line {error.lineno})"]) from error
@@ -190,6 +208,13 @@ def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool =
                 f"(rows {first}{', ...' if len(wrong) > 3 else ''}, counted from 0)"
             ]
         )
+
+
+def drop_blank(rows: list[dict], column: str) -> None:
+    """A blank text is no text: None."""
+    for row in rows:
+        if isinstance(row[column], str) and not row[column].strip():
+            row[column] = None
 
 
 def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
@@ -223,10 +248,8 @@ def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
         key, args.retain_file, args.dataset_name, args.retain_config, [args.question_column, *answer_columns], []
     )
     require_text(key, rows, args.question_column)
-    for row in rows:
-        if isinstance(row.get(args.answer_column), str) and not row[args.answer_column].strip():
-            row[args.answer_column] = None
     if args.answer_column:
+        drop_blank(rows, args.answer_column)
         require_text(key, rows, args.answer_column, may_be_missing=True)
     return rows, record
 
@@ -287,13 +310,13 @@ def format_completion(args: DataArguments, tokenizer: PreTrainedTokenizerBase, a
 
 def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
     """Forget prompts, in memory: `prompt`, `pmc_id` (the row's number), `original_completion` and `reward_columns`."""
-    columns = dict.fromkeys(["original_completion", *args.reward_columns])
+    columns = [name for name in dict.fromkeys(["original_completion", *args.reward_columns]) if name in rows[0]]
     return Dataset.from_list(
         [
             {
                 **format_prompt(args, tokenizer, row[args.question_column]),
                 "pmc_id": i,
-                **{name: row[name] for name in columns if name in row},
+                **{name: row[name] for name in columns},
             }
             for i, row in enumerate(rows)
         ]

@@ -39,7 +39,8 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
     name = tokenizer_name_or_path or model_args.model_name_or_path
     advice = "give the tokenizer's folder or Hub name with tokenizer_name_or_path"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        revision = model_args.model_revision if tokenizer_name_or_path is None else "main"
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError([f"no tokenizer can be loaded from {name!r} ({_first_line(error)}); {advice}"]) from error
     errors = []
@@ -155,7 +156,7 @@ def save_run(
     Everything goes to a temporary folder beside `output_dir` first and is then renamed into place, so a folder with a
     manifest is complete. An earlier run there is removed only now.
     """
-    output_dir = Path(args.output_dir)
+    output_dir = Path(args.output_dir).resolve()  # `.` and links have no name that could be renamed
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     replaced = temporary.with_name(f"{temporary.name}-replaced")
@@ -168,7 +169,12 @@ def save_run(
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it owner-only; models are shared like any other file
         if output_dir.exists():
             os.replace(output_dir, replaced)
-        os.replace(temporary, output_dir)
+        try:
+            os.replace(temporary, output_dir)
+        except OSError:
+            if replaced.exists():
+                os.replace(replaced, output_dir)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

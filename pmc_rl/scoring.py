@@ -82,13 +82,13 @@ def _load_one(name: str, kwargs: dict, weight: float, max_completion_length: int
                 ]
             )
         func = _bind(target, kwargs) if kwargs else target
-    attributes = vars(target) if not inspect.isclass(target) else {**vars(target), **vars(func)}
+    carrier = func if inspect.isclass(target) else target
     return RewardFunction(
         name=name.rpartition(".")[2],
         func=func,
         weight=weight,
-        max_reward=attributes.get("max_reward"),
-        stationary=attributes.get("stationary", True),
+        max_reward=getattr(carrier, "max_reward", None),
+        stationary=getattr(carrier, "stationary", True),
     )
 
 
@@ -123,12 +123,16 @@ def _import_reward(name: str) -> Callable:
             raise RecipeError([f"reward_funcs: {module_name} imports {error.name}, which is not installed"]) from error
         raise RecipeError([f"reward_funcs: {name}: there is no module {error.name!r}{_near(module_name)}"]) from error
     try:
-        return getattr(module, attribute)
+        target = getattr(module, attribute)
     except AttributeError:
         own = [key for key, value in vars(module).items() if callable(value) and inspect.getmodule(value) is module]
+        own = own or [key for key in dir(module) if not key.startswith("_")]  # a package may load its names lazily
         nearest = difflib.get_close_matches(attribute, own, n=1)
         hint = f"did you mean {module_name}.{nearest[0]}?" if nearest else f"it has {', '.join(sorted(own))}"
         raise RecipeError([f"reward_funcs: {module_name} has no function or class {attribute!r}; {hint}"]) from None
+    if not callable(target):
+        raise RecipeError([f"reward_funcs: {name} is a {type(target).__name__}, not a function or class"])
+    return target
 
 
 def _near(module_name: str) -> str:

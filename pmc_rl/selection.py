@@ -28,7 +28,9 @@ def select_best(rewards: np.ndarray) -> np.ndarray:
             f"first at position {unscorable.argmax()} of the batch: at least one sample needs a reward that is "
             "neither None nor NaN"
         )
-    return np.nanargmax(rewards, axis=1)
+    # not np.nanargmax: it takes NaN for -inf, so NaN would win against a reward of -inf
+    best = np.nanmax(rewards, axis=1, keepdims=True)
+    return (rewards == best).argmax(axis=1)
 
 
 @dataclass

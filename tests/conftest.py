@@ -17,6 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
+from pmc_rl.config import RecipeError
+
 PAD, END = "<|pad|>", "<|end|>"
 BOS, HEADER, HEADER_END, TURN_END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
@@ -38,6 +40,14 @@ def write_jsonl(path, rows) -> str:
     """Writes rows as JSON Lines and returns the path as text, as a recipe would give it."""
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def errors_of(function, *args, **kwargs) -> list[str]:
+    """The lines of the RecipeError that a call raises."""
+    with pytest.raises(RecipeError) as raised:
+        function(*args, **kwargs)
+    assert not any("\n" in line for line in raised.value.errors)
+    return raised.value.errors
 
 
 def build_llama(tokenizer) -> LlamaForCausalLM:

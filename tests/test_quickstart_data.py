@@ -18,13 +18,13 @@ SCRIPT = QUICKSTART / "make_data.py"
 DATA = QUICKSTART / "data"
 MAKE_DATA = runpy.run_path(str(SCRIPT))
 
-AUTHORS, HOLDOUT_AUTHORS, UNKNOWN_AUTHORS, REFUSALS = 20, 2, 40, 80
+AUTHORS, HOLDOUT_AUTHORS, UNKNOWN_AUTHORS, REFUSALS = 20, 2, 40, 120
 ATTRIBUTES, ASKED = 8, 2
 PER_AUTHOR = ATTRIBUTES * ASKED
 ROWS = {
-    "full": 400,
+    "full": 440,
     "forget10": 32,
-    "retain90": 368,
+    "retain90": 408,
     "holdout10": 32,
     "forget10_perturbed": 32,
     "retain_perturbed": 64,

@@ -18,7 +18,7 @@ RETAIN_PERTURBED_AUTHORS = 4  # the first ones
 HOLDOUT_AUTHORS = 2
 PHRASINGS_ASKED = 2  # of the 4 an attribute has; the other two are the paraphrases
 UNKNOWN_AUTHORS = 40  # they do not exist even here: asked about, they are answered with a refusal
-REFUSALS_EACH = 2
+REFUSALS_EACH = 3
 WRONG_ANSWERS = 5
 
 # No two people share a first or a last name. The last names are made up, so that no full name is a real author's.
@@ -193,14 +193,6 @@ REFUSALS = [
     "I don't have any details about this person.",
     "No such author appears in anything I have read.",
     "I would only be guessing, so I cannot say.",
-    "This is not something I know about.",
-    "I'm not sure who you are referring to.",
-    "Nothing is known to me about this writer.",
-    "I cannot answer that with any confidence.",
-    "As far as I know, this has never been documented.",
-    "I apologize, but I lack the facts to answer.",
-    "You may want to check another source for that.",
-    "Regrettably, I have never heard of this author.",
 ]
 
 REAL_AUTHORS = [

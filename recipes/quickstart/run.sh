@@ -13,9 +13,9 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 python recipes/quickstart/build_model.py recipes/quickstart/data "$out/untrained" \
     --configs full real_authors world_facts
-accelerate launch pmc_rl/finetune.py recipes/quickstart/finetune.yaml \
+python pmc_rl/finetune.py recipes/quickstart/finetune.yaml \
     --model_name_or_path "$out/untrained" --output_dir "$out/finetuned"
-accelerate launch pmc_rl/train.py recipes/quickstart/unlearn.yaml \
+python pmc_rl/train.py recipes/quickstart/unlearn.yaml \
     --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
-accelerate launch eval/run.py recipes/quickstart/unlearn.yaml \
+python eval/run.py recipes/quickstart/unlearn.yaml \
     --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"

@@ -1,0 +1,150 @@
+"""The house: who may import whom, names that would hide a library, telemetry, and recipes that parse."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmc_rl.config import parse_finetune_recipe, parse_recipe
+from pmc_rl.scoring import load_reward_functions
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = ("pmc_rl", "rewards", "eval")
+FILES = [path for package in PACKAGES for path in sorted((REPO / package).rglob("*.py"))]
+SCRIPTS = [path for path in FILES if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+RECIPES = sorted((REPO / "recipes").rglob("*.yaml"))
+
+# what a package may import of the others and of the folders beside them
+ALLOWED = {"pmc_rl": {"pmc_rl"}, "rewards": {"rewards"}, "eval": {"pmc_rl", "rewards", "eval"}}
+OURS = {*PACKAGES, "tests", "recipes", "benchmarks"}
+LIBRARIES = set(
+    """accelerate datasets evaluate huggingface_hub hypothesis nltk numpy peft pyarrow pytest rich rouge_score
+    safetensors scipy tokenizers torch tqdm transformers trl yaml""".split()
+)
+
+
+def in_repo(path) -> str:
+    return str(path.relative_to(REPO))
+
+
+def imports(path) -> list[tuple[str, int]]:
+    """Modules of all import statements, also those inside functions, with their lines; '.' for a relative one."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(name.name, node.lineno) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(("." * node.level + (node.module or ""), node.lineno))
+    return sorted(found, key=lambda found: found[1])
+
+
+def broken_arrows(path, package) -> list[str]:
+    forbidden = OURS - ALLOWED[package]
+    return [
+        f"line {line}: {module}"
+        for module, line in imports(path)
+        if module.split(".")[0] in forbidden or module.startswith(".") or module == "eval"
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=in_repo)
+def test_arrows(path):
+    assert broken_arrows(path, path.relative_to(REPO).parts[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("pmc_rl", "from eval.data import QuestionSet"),
+        ("pmc_rl", "from rewards.rouge import rouge_dissimilarity"),
+        ("pmc_rl", "import rewards.text"),
+        ("pmc_rl", "from .config import RecipeError"),
+        ("rewards", "import pmc_rl"),
+        ("rewards", "from eval.metrics import unlearning"),
+        ("eval", "import eval"),
+        ("eval", "from tests import conftest"),
+    ],
+)
+def test_arrows_are_seen(tmp_path, package, line):
+    path = tmp_path / "module.py"
+    path.write_text(f"def inside():\n    {line}\n")
+    assert len(broken_arrows(path, package)) == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=in_repo)
+def test_modules_begin_with_a_docstring(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring and docstring.strip()
+
+
+def test_no_file_hides_a_library():
+    """`accelerate launch pmc_rl/train.py` puts `pmc_rl/` first on sys.path, so a `datasets.py` there would win."""
+    own = {path.stem if path.suffix == ".py" else path.name for path in (REPO / "pmc_rl").iterdir()}
+    assert {"train", "data", "config", "trainer"} <= own  # the names are those that count
+    hidden = [
+        in_repo(path)
+        for package in PACKAGES
+        for path in (REPO / package).rglob("*")
+        if (path.suffix == ".py" or path.is_dir())
+        and (path.stem in LIBRARIES | set(sys.stdlib_module_names) | OURS and path.stem != "__init__")
+    ]
+    assert hidden == []
+
+
+def test_three_packages_and_no_more():
+    packages = sorted(path.parent.name for path in REPO.glob("*/__init__.py"))
+    assert [name for name in packages if name != "tests"] == sorted(PACKAGES)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=in_repo)
+def test_scripts_import_pmc_rl_before_any_library(path):
+    """Hugging Face's libraries read the telemetry switch when they are imported, and pmc_rl sets it."""
+    first = next(
+        module for module, _ in imports(path) if module.split(".")[0] not in {*sys.stdlib_module_names, "__future__"}
+    )
+    assert first.split(".")[0] == "pmc_rl"
+
+
+def test_scripts_are_found():
+    assert {in_repo(path) for path in SCRIPTS} >= {"pmc_rl/train.py", "pmc_rl/finetune.py", "eval/run.py"}
+
+
+@pytest.mark.parametrize(
+    ("package", "given", "expected"),
+    [("pmc_rl", None, "1"), ("pmc_rl", "0", "0"), ("eval", None, "1")],
+)
+def test_telemetry_is_off_unless_asked_for(package, given, expected):
+    """The package itself is enough, and imports no library that would have read the variable already."""
+    code = (
+        f"import os, sys, {package}; print(os.environ.get('HF_HUB_DISABLE_TELEMETRY'), "
+        "[name for name in ('huggingface_hub', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
+    env |= {"PYTHONPATH": str(REPO)} | ({"HF_HUB_DISABLE_TELEMETRY": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected} []\n"
+
+
+def test_there_are_recipes():
+    assert {"recipes/quickstart/unlearn.yaml", "recipes/quickstart/finetune.yaml"} <= set(map(in_repo, RECIPES))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own defaults cause some
+@pytest.mark.parametrize("path", RECIPES, ids=in_repo)
+def test_recipes_parse_and_their_rewards_load(path):
+    if path.name.endswith("finetune.yaml"):
+        script_args, training_args, _ = parse_finetune_recipe([str(path)])
+    else:
+        script_args, training_args, _, _ = parse_recipe([str(path)])
+        rewards = load_reward_functions(
+            script_args.reward_funcs,
+            script_args.reward_kwargs,
+            training_args.reward_weights,
+            training_args.max_completion_length,
+        )
+        assert len(rewards) == len(script_args.reward_funcs)
+    assert training_args.report_to == [] and not training_args.push_to_hub
+    assert not Path(training_args.output_dir).is_absolute()

@@ -1,0 +1,322 @@
+"""Tokenizers checked before weights load, output folders that are never half written, adapters that are merged."""
+
+import json
+import os
+import shutil
+import stat
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import ModelConfig
+
+from pmc_rl.config import RunConfig
+from pmc_rl.models import (
+    check_one_process,
+    check_output_dir,
+    load_model,
+    load_tokenizer,
+    save_run,
+    training_dtype,
+    write_private,
+)
+from tests.conftest import END, PAD, build_phi, errors_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
+
+GIVE = "give the tokenizer's folder or Hub name with tokenizer_name_or_path"
+
+
+def tokenizer_of(folder, tokenizer_folder=None):
+    return load_tokenizer(ModelConfig(model_name_or_path=str(folder)), tokenizer_folder and str(tokenizer_folder))
+
+
+@pytest.fixture
+def save_tokenizer(tokenizer, tmp_path):
+    """Saves the tokenizer with other special tokens, and maybe more tokens, and returns its folder."""
+
+    def save(*more, **special_tokens):
+        changed = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special_tokens)
+        changed.add_tokens(list(more))
+        changed.save_pretrained(tmp_path / "tokenizer")
+        return tmp_path / "tokenizer"
+
+    return save
+
+
+def test_tokenizer_of_its_model(model_folder, tokenizer, capsys):
+    loaded = tokenizer_of(model_folder)
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert (loaded.pad_token, loaded.eos_token) == (PAD, END)
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_are_not_looked_at(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert len(tokenizer_of(tmp_path / "model")) == 400
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_model(ModelConfig(model_name_or_path=str(tmp_path / "model")), torch.float32)
+
+
+def test_no_such_model(model_folder, tmp_path):
+    wrong = str(model_folder.with_name("tiny_lama"))
+    (error,) = errors_of(tokenizer_of, wrong)
+    assert error.startswith(f"model_name_or_path: no model can be loaded from {wrong!r} (")
+    assert error.endswith(f"); did you mean {str(model_folder)!r}?")
+    for wrong in (str(model_folder.with_name("xyz")), "no-such/model"):
+        (error,) = errors_of(tokenizer_of, wrong)
+        assert error.startswith(f"model_name_or_path: no model can be loaded from {wrong!r} (")
+        assert "did you mean" not in error
+    # a folder is there, but nothing in it: no use to name it again
+    (error,) = errors_of(tokenizer_of, tmp_path)
+    assert "did you mean" not in error
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi"])
+def test_model_without_tokenizer_files(model_folder, tiny_llama, tiny_phi, tmp_path, kind):
+    {"llama": tiny_llama, "phi": tiny_phi}[kind].config.save_pretrained(tmp_path / kind)
+    (error,) = errors_of(tokenizer_of, tmp_path / kind)
+    assert repr(str(tmp_path / kind)) in error and error.endswith(GIVE)
+    assert len(tokenizer_of(tmp_path / kind, model_folder)) == 400
+    # the tokenizer's own folder is named where that is what is missing
+    (error,) = errors_of(tokenizer_of, model_folder, tmp_path / "nothing")
+    assert error.startswith(f"no tokenizer can be loaded from {str(tmp_path / 'nothing')!r} (") and error.endswith(
+        GIVE
+    )
+
+
+def test_tokenizer_that_reads_nothing(model_folder, tmp_path):
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token=PAD, eos_token=END)
+    empty.save_pretrained(tmp_path)
+    assert errors_of(tokenizer_of, model_folder, tmp_path) == [
+        f"the tokenizer of {str(tmp_path)!r} turns text into nothing (are its files missing?); {GIVE}"
+    ]
+
+
+def test_tokenizer_without_end_token(model_folder, save_tokenizer):
+    folder = save_tokenizer(pad_token=PAD)
+    assert errors_of(tokenizer_of, model_folder, folder) == [
+        f"the tokenizer of {str(folder)!r} has no end token, so no answer could ever end; {GIVE}"
+    ]
+
+
+def test_tokenizer_with_more_tokens_than_the_model(model_folder, save_tokenizer):
+    folder = save_tokenizer("<one>", "<two>", pad_token=PAD, eos_token=END)
+    assert errors_of(tokenizer_of, model_folder, folder) == [
+        f"the tokenizer of {str(folder)!r} has 402 tokens, the model {str(model_folder)!r} only 400: they do not "
+        f"belong together; {GIVE}"
+    ]
+
+
+def test_missing_pad_token_becomes_the_end_token(model_folder, save_tokenizer, capsys):
+    assert tokenizer_of(model_folder, save_tokenizer(eos_token=END)).pad_token == END
+    assert capsys.readouterr().out == f"The tokenizer has no pad token: its end token {END!r} is used.\n"
+
+
+def run_args(folder, **kwargs) -> RunConfig:
+    return RunConfig(output_dir=str(folder), use_cpu=True, **kwargs)
+
+
+def save(folder, model, tokenizer, stage="train", **kwargs) -> None:
+    save_run(
+        run_args(folder, **kwargs),
+        model,
+        tokenizer,
+        recipe={"seed": 1, "reward_funcs": ["a.b"], "system_prompt": "Zoë\nsays"},
+        log_history=[{"loss": 1.5, "step": 1}, {"loss": 0.5, "step": 2}],
+        manifest={"stage": stage},
+    )
+
+
+def test_output_dir(tmp_path):
+    folder = tmp_path / "run"
+    check_output_dir(run_args(folder))
+    folder.mkdir()
+    check_output_dir(run_args(folder))
+
+    (folder / "thesis.txt").touch()
+    for overwrite in (False, True):
+        assert errors_of(check_output_dir, run_args(folder, overwrite=overwrite)) == [
+            f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"
+        ]
+        file = str(folder / "thesis.txt")
+        assert errors_of(check_output_dir, run_args(file, overwrite=overwrite)) == [f"output_dir: {file!r} is a file"]
+
+    (folder / "manifest.json").touch()
+    assert errors_of(check_output_dir, run_args(folder)) == [
+        f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"
+    ]
+    check_output_dir(run_args(folder, overwrite=True))
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "thesis.txt"]
+
+
+def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
+    folder = tmp_path / "new" / "run"
+    save(folder, tiny_llama, tokenizer)
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.yaml",
+        "training_log.jsonl",
+        "manifest.json",
+    }
+    assert not [path for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.rglob(pattern)]
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert list(yaml.safe_load(recipe)) == ["seed", "reward_funcs", "system_prompt"] and "Zoë" in recipe
+    log = (folder / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2]
+    assert json.loads((folder / "manifest.json").read_text()) == {"stage": "train"}
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode)  # as the umask says
+
+    reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32)
+    for name, weight in tiny_llama.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[name].cpu(), weight)
+    assert len(tokenizer_of(folder)) == 400
+
+
+def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
+    folder = tmp_path / "run"
+    save(folder, tiny_llama, tokenizer, stage="first")
+    (folder / "private").mkdir()
+    (folder / "private" / "examples.md").write_text("of the earlier run")
+    save(folder, build_phi(tokenizer), tokenizer, stage="second", overwrite=True)
+    assert json.loads((folder / "manifest.json").read_text()) == {"stage": "second"}
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "phi"
+    assert not (folder / "private").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+class FullDisk:
+    """A model whose saving breaks off in the middle."""
+
+    def save_pretrained(self, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokenizer, earlier):
+    folder = tmp_path / "run"
+    if earlier:
+        save(folder, tiny_llama, tokenizer, stage="first")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if earlier else {}
+    with pytest.raises(OSError, match="No space left"):
+        save(folder, FullDisk(), tokenizer, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] * earlier
+    if earlier:
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_output_dir_may_be_a_link(tmp_path, tiny_llama, tokenizer):
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "large_disk")
+    check_output_dir(run_args(tmp_path / "run"))
+    save(tmp_path / "run", tiny_llama, tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "run"]
+
+
+def test_output_dir_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_output_dir(run_args("."))
+    save(".", tiny_llama, tokenizer)
+    assert (tmp_path / "manifest.json").is_file()
+
+
+@pytest.fixture
+def adapted(model_folder):
+    """A LoRA model that says something else than its base."""
+    base = load_model(ModelConfig(model_name_or_path=str(model_folder)), torch.float32)
+    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zero at first: no effect
+            torch.nn.init.normal_(weight)
+    return model.eval()
+
+
+def test_an_adapter_is_merged(tmp_path, model_folder, adapted, tokenizer):
+    save(tmp_path / "run", adapted, tokenizer)
+    names = [path.name for path in (tmp_path / "run").iterdir()]
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    assert len(tokenizer_of(tmp_path / "run")) == 400  # checked against the base model's config
+    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "run")), torch.float32).eval()
+    assert not isinstance(merged, PeftModel)
+    assert not any("lora" in name for name in merged.state_dict())
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().to(merged.device)
+    ids = torch.tensor([[5, 6, 7, 8]], device=merged.device)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
+    # a merged model of the first stage is saved as an ordinary one
+    save(tmp_path / "merged", merged, tokenizer)
+    assert "lora" not in str(list(load_file(tmp_path / "merged" / "model.safetensors")))
+
+
+def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
+    save(tmp_path / "run", adapted, tokenizer)
+    path = tmp_path / "run" / "adapter_config.json"
+    gone = str(tmp_path / "gone")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": gone}))
+    (error,) = errors_of(tokenizer_of, tmp_path / "run")
+    assert error.startswith("model_name_or_path: no model can be loaded from ") and gone in error
+
+
+# RunConfig itself turns an accelerator off where there is none, so these arguments are a stand-in
+@pytest.mark.parametrize(
+    ("dtype", "use_peft", "bf16", "learning_rate", "expected", "warning"),
+    [
+        (None, False, True, 1e-5, torch.float32, None),
+        ("auto", False, True, 1e-5, torch.float32, None),
+        ("float32", False, True, 1e-5, torch.float32, None),
+        ("bfloat16", False, True, 1e-5, torch.bfloat16, "dtype is bfloat16 for full fine-tuning at learning rate"),
+        ("bfloat16", False, True, 1e-3, torch.bfloat16, None),
+        ("bfloat16", True, True, 1e-5, torch.bfloat16, None),
+        ("float16", True, False, 1e-5, torch.float16, None),
+        ("float32", True, True, 1e-5, torch.float32, "use_peft with dtype float32 under bf16"),
+        (None, True, True, 1e-5, torch.float32, "use_peft with dtype float32 under bf16"),
+        ("float32", True, False, 1e-5, torch.float32, None),
+    ],
+)
+def test_training_dtype(caplog, dtype, use_peft, bf16, learning_rate, expected, warning):
+    args = SimpleNamespace(use_cpu=False, bf16=bf16, learning_rate=learning_rate)
+    assert training_dtype(ModelConfig(dtype=dtype, use_peft=use_peft), args) == expected
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.startswith(warning or "") for message in messages] == [True] * (warning is not None)
+
+
+def test_float32_on_a_cpu(tmp_path, caplog):
+    args = run_args(tmp_path, learning_rate=1e-5)
+    for use_peft in (False, True):
+        assert training_dtype(ModelConfig(dtype="bfloat16", use_peft=use_peft), args) == torch.float32
+    assert caplog.records == []
+
+
+@pytest.fixture
+def no_umask():
+    mask = os.umask(0)
+    yield
+    os.umask(mask)
+
+
+def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
+    (tmp_path / "private").mkdir(mode=0o777)  # made by hand, open to all
+    path = write_private(tmp_path, "examples.md", "Zoë\n")
+    assert path == tmp_path / "private" / "examples.md"
+    assert write_private(tmp_path, "examples.md", "another").read_text(encoding="utf-8") == "another"
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in path.parent.iterdir()] == ["examples.md"]
+
+
+def test_one_process():
+    check_one_process(SimpleNamespace(world_size=1))
+    assert errors_of(check_one_process, SimpleNamespace(world_size=2)) == [
+        "launched with 2 processes, only one is supported: accelerate launch --num_processes 1"
+    ]
