@@ -30,15 +30,14 @@ def answer_questions(script_args, training_args, tokenizer, model, sets: dict[st
     """Greedy answers to every question of every set: `{set: [(text, finished), ...]}`; equal questions once."""
     questions = list(dict.fromkeys(question for rows in sets.values() for question in rows.questions))
     end_ids = end_token_ids(model, tokenizer.eos_token_id)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):
-        completions = generate_completions(
-            model,
-            [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
-            max_completion_length=training_args.max_completion_length,
-            generation_batch_size=training_args.generation_batch_size,
-            end_ids=end_ids,
-            progress=f"answers {name}",
-        )
+    completions = generate_completions(
+        model,
+        [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
+        max_completion_length=training_args.max_completion_length,
+        generation_batch_size=training_args.generation_batch_size,
+        end_ids=end_ids,
+        progress=f"answers {name}",
+    )
     answers = {
         question: (decode_completion(tokenizer, ids), ids[-1] in end_ids)
         for question, ids in zip(questions, completions, strict=True)
@@ -135,7 +134,7 @@ def main(argv: list[str]) -> None:
     )
     answers = {}
     for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True):
-        model = load_model(args, torch.float32 if training_args.use_cpu else torch.bfloat16)
+        model = load_model(args, torch.float32 if training_args.use_cpu else torch.bfloat16, training_args.device)
         answers[name] = answer_questions(script_args, training_args, tokenizer, model, sets, name)
         del model
     results = {name: score_answers(sets, answers[name]) for name in answers}

@@ -2,6 +2,7 @@
 
 import string
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -24,6 +25,9 @@ from pmc_rl.values import (
     read_yaml,
     show,
 )
+
+# TRL turns gradient checkpointing on by a name that transformers calls deprecated; nobody here can act on it.
+warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _key(default: Any, help: str) -> Any:

@@ -11,7 +11,7 @@ from pmc_rl.config import check_all, exit_on_recipe_error, parse_finetune_recipe
 from trl import SFTTrainer, get_peft_config
 
 from pmc_rl.data import answered_dataset, read_finetune_rows
-from pmc_rl.models import check_one_process, check_output_dir, load_model, load_tokenizer, save_run, training_dtype
+from pmc_rl.models import check_one_process, check_output_dir, load_model_to_train, load_tokenizer, save_run
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         lambda: check_one_process(training_args),
     )
     trainer = SFTTrainer(
-        model=load_model(model_args, training_dtype(model_args, training_args)),
+        model=load_model_to_train(model_args, training_args),
         args=training_args,
         train_dataset=answered_dataset(script_args, tokenizer, rows),
         processing_class=tokenizer,

@@ -87,8 +87,8 @@ def _base_of(name: str) -> str:
     return name
 
 
-def load_model(model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model, on the accelerator if there is one. An adapter is merged into its base model."""
+def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
+    """A causal language model. A folder with an adapter is loaded onto its base model, not merged: merging rounds."""
     name = model_args.model_name_or_path
     model = AutoModelForCausalLM.from_pretrained(
         _base_of(name),
@@ -97,8 +97,14 @@ def load_model(model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         attn_implementation=model_args.attn_implementation,
     )
     if _base_of(name) != name:
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    return model.to(torch.accelerator.current_accelerator() or "cpu")
+        model = PeftModel.from_pretrained(model, name)
+    return model.to(device)
+
+
+def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedModel:
+    """As [`load_model`], in the dtype to train in; an adapter is merged, since training starts from what it made."""
+    model = load_model(model_args, training_dtype(model_args, args), args.device)
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:

@@ -15,7 +15,7 @@ from pmc_rl.data import (
     read_forget_rows,
     read_retain_rows,
 )
-from pmc_rl.models import check_one_process, check_output_dir, load_model, load_tokenizer, save_run, training_dtype
+from pmc_rl.models import check_one_process, check_output_dir, load_model_to_train, load_tokenizer, save_run
 from pmc_rl.scoring import load_reward_functions
 from pmc_rl.trainer import PMCTrainer
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     )
     check_no_overlap(forget_rows, retain_rows, script_args.question_column)
 
-    model = load_model(model_args, training_dtype(model_args, training_args))
+    model = load_model_to_train(model_args, training_args)
     fill_missing_answers(script_args, model, tokenizer, retain_rows, training_args)
     trainer = PMCTrainer(
         model=model,

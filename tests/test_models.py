@@ -20,6 +20,7 @@ from pmc_rl.models import (
     check_one_process,
     check_output_dir,
     load_model,
+    load_model_to_train,
     load_tokenizer,
     save_run,
     training_dtype,
@@ -29,6 +30,7 @@ from tests.conftest import END, PAD, build_phi, errors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
+CPU = torch.device("cpu")
 GIVE = "give the tokenizer's folder or Hub name with tokenizer_name_or_path"
 
 
@@ -60,7 +62,7 @@ def test_weights_are_not_looked_at(model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     assert len(tokenizer_of(tmp_path / "model")) == 400
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        load_model(ModelConfig(model_name_or_path=str(tmp_path / "model")), torch.float32)
+        load_model(ModelConfig(model_name_or_path=str(tmp_path / "model")), torch.float32, CPU)
 
 
 def test_no_such_model(model_folder, tmp_path):
@@ -175,7 +177,7 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode)  # as the umask says
 
-    reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32)
+    reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32, CPU)
     for name, weight in tiny_llama.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name].cpu(), weight)
     assert len(tokenizer_of(folder)) == 400
@@ -232,7 +234,7 @@ def test_output_dir_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer
 @pytest.fixture
 def adapted(model_folder):
     """A LoRA model that says something else than its base."""
-    base = load_model(ModelConfig(model_name_or_path=str(model_folder)), torch.float32)
+    base = load_model(ModelConfig(model_name_or_path=str(model_folder)), torch.float32, CPU)
     model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
@@ -241,17 +243,21 @@ def adapted(model_folder):
     return model.eval()
 
 
-def test_an_adapter_is_merged(tmp_path, model_folder, adapted, tokenizer):
+def test_an_adapter_is_loaded_as_it_is_and_merged_to_train(tmp_path, model_folder, adapted, tokenizer):
     save(tmp_path / "run", adapted, tokenizer)
     names = [path.name for path in (tmp_path / "run").iterdir()]
     assert "adapter_model.safetensors" in names and "model.safetensors" not in names
     assert len(tokenizer_of(tmp_path / "run")) == 400  # checked against the base model's config
-    merged = load_model(ModelConfig(model_name_or_path=str(tmp_path / "run")), torch.float32).eval()
+    model_args = ModelConfig(model_name_or_path=str(tmp_path / "run"))
+    loaded = load_model(model_args, torch.float32, CPU).eval()
+    assert isinstance(loaded, PeftModel)
+    merged = load_model_to_train(model_args, RunConfig(output_dir=str(tmp_path / "x"))).eval()
     assert not isinstance(merged, PeftModel)
     assert not any("lora" in name for name in merged.state_dict())
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().to(merged.device)
     ids = torch.tensor([[5, 6, 7, 8]], device=merged.device)
     with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
         torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
     # a merged model of the first stage is saved as an ordinary one

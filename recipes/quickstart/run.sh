@@ -3,8 +3,10 @@
 #   recipes/quickstart/run.sh [OUTPUT_DIR]     (default: runs/quickstart)
 # Shows questions and answers on the terminal: the authors are invented.
 set -euo pipefail
+here="$PWD"
 cd "$(dirname "$0")/../.."
-out="${1:-runs/quickstart}"
+out="${1:-$PWD/runs/quickstart}"
+case "$out" in /*) ;; *) out="$here/$out" ;; esac
 if [ -e "$out" ]; then
     echo "error: $out exists already; name another folder or remove it" >&2
     exit 2

@@ -1,0 +1,41 @@
+"""The quickstart end to end, as a newcomer runs it, held to what the README promises."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    out = tmp_path / "quickstart"
+    result = subprocess.run(
+        [REPO / "recipes" / "quickstart" / "run.sh", out], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    results = json.loads((out / "unlearned" / "results.json").read_text())
+    before, after = results["before"], results["after"]
+    print(json.dumps(results, indent=2))
+
+    def recall(column: dict, name: str) -> float:
+        return column["sets"][name]["rougeL_recall"]
+
+    assert recall(before, "forget") >= 0.9
+    assert before["unlearn_quality"] < 40
+    assert after["unlearn_quality"] >= 95
+    assert after["utility"] >= before["utility"] - 3
+    for facts in ("real_authors", "world_facts"):  # in no retain row
+        assert recall(after, facts) >= recall(before, facts) - 0.05
+    assert all(scores["empty"] == 0 for scores in after["sets"].values())
+    assert all(scores["ended"] >= 0.9 for scores in after["sets"].values())
+
+    # the table is the last thing printed
+    last_lines = result.stdout.rstrip().splitlines()[-25:]
+    assert any("unlearn quality" in line and f"{after['unlearn_quality']:.1f}" in line for line in last_lines)
+    assert last_lines[-1].startswith("└")
+
+    again = subprocess.run([REPO / "recipes" / "quickstart" / "run.sh", out], capture_output=True, text=True)
+    assert again.returncode == 2 and "exists already" in again.stderr
