@@ -1,0 +1,68 @@
+"""The README is true: its files exist, its commands parse, its example runs, its metrics are those that are logged."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pmc_rl.config import parse_finetune_recipe, parse_recipe
+from pmc_rl.scoring import load_reward_functions, score_completions
+
+REPO = Path(__file__).parents[1]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+]
+LAUNCHES = [words for words in COMMANDS if words[:2] == ["accelerate", "launch"]]
+
+
+def test_paths_exist():
+    paths = set(re.findall(r"\b(?:recipes|pmc_rl|eval|rewards|benchmarks|tests)/[\w./*-]*[\w*]", README))
+    assert len(paths) > 15
+    for path in paths:
+        assert list(REPO.glob(path)), path
+
+
+@pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
+def test_launch_lines_parse(words):
+    script, *argv = words[2:]
+    argv[0] = str(REPO / argv[0])
+    parse = parse_finetune_recipe if script == "pmc_rl/finetune.py" else parse_recipe
+    assert (REPO / script).is_file()
+    parse(argv)
+
+
+def test_set_up_lines_are_what_ci_runs():
+    ci = (REPO / ".ci" / "run").read_text()
+    [tests] = [words for words in COMMANDS if words[0] == "python3" and words[-1] == "pytest"]
+    assert "pip install torch==2.13.0" in " ".join(tests)
+    for command in ("torch==2.13.0", '-e ".[dev]"', "\npytest\n", "\npytest -m slow\n"):
+        assert command in ci
+
+
+def test_reward_example_runs(tmp_path, monkeypatch):
+    [code] = [block for language, block in BLOCKS if language == "python"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    [reward] = load_reward_functions(["my_rewards.refusal"], {}, None, 10)
+    assert reward.max_reward == 1.0
+    texts = ["I do not know that.", "Ilse was born in Tbilisi."]
+    for completions in (texts, [[{"role": "assistant", "content": text}] for text in texts]):
+        scores = score_completions([reward], ["q", "q"], completions, [[1], [2]], original_completion=["a", "b"])
+        assert scores.tolist() == [[1.0], [0.0]]
+
+
+def test_shipped_rewards_are_all_listed():
+    for path in (REPO / "rewards").glob("[!_]*.py"):
+        for name in re.findall(r"^(\w+)\.max_reward = ", path.read_text(), re.MULTILINE):
+            assert f"`rewards.{path.stem}.{name}`" in README
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README
