@@ -7,6 +7,7 @@ import numpy as np
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
 from pmc_rl.config import EvalArguments, PMCArguments, RecipeError
 from pmc_rl.data import config_names, drop_blank, read_columns, require_text
+from rewards.rouge import check_references
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.
 RETAIN_DRAWS = 400
@@ -56,6 +57,10 @@ def load_question_sets(args: PMCArguments, eval_args: EvalArguments) -> tuple[di
             if name == "retain" and len(answered) > RETAIN_DRAWS:
                 draws = np.random.default_rng(RETAIN_SEED).integers(0, len(answered), RETAIN_DRAWS)
                 answered = [answered[i] for i in draws]
+            try:
+                check_references([rows[i][answer_column] for i in answered], answered)
+            except ValueError as error:
+                raise RecipeError([f"{key}, set {name!r}: {error}"]) from error
             sets[name] = QuestionSet(
                 questions=[rows[i][question_column] for i in answered],
                 answers=[rows[i][answer_column] for i in answered],
@@ -65,6 +70,8 @@ def load_question_sets(args: PMCArguments, eval_args: EvalArguments) -> tuple[di
             errors += error.errors
     if eval_args.eval_sets is not None:
         errors += [f"eval_sets: {line}" for line in left_out]
+    if not sets and not errors:
+        errors.append(f"no question set can be audited ({'; '.join(left_out)})")
     if errors:
         raise RecipeError(list(dict.fromkeys(errors)))  # two sets of one broken file say the same
     return sets, left_out, records

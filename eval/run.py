@@ -6,43 +6,61 @@ Answers every question greedily with the model before and after (and a retain-on
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
-from pmc_rl.config import RecipeError, check_all, exit_on_recipe_error, parse_recipe  # first: telemetry off
+from pmc_rl.config import (  # first: it switches telemetry off
+    DataArguments,
+    EvalArguments,
+    PMCArguments,
+    PMCConfig,
+    RecipeError,
+    check_all,
+    exit_on_recipe_error,
+    parse_recipe,
+)
 
 # isort: split
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from trl import ModelConfig
 
 from eval.data import QuestionSet, load_question_sets
 from eval.metrics.unlearning import UnlearningMetric
 from pmc_rl.data import encode_prompt, format_prompt
 from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
-from pmc_rl.models import RESULT, check_one_process, load_model, load_tokenizer, write_private
+from pmc_rl.models import (
+    check_one_process,
+    is_finished_run,
+    load_model,
+    load_tokenizer,
+    training_dtype,
+    write_private,
+)
 
 EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
+FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file")
+Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
 
 
 def answer_questions(script_args, training_args, tokenizer, model, sets: dict[str, QuestionSet], name: str) -> dict:
-    """Greedy answers to every question of every set: `{set: [(text, finished), ...]}`; equal questions once."""
-    questions = list(dict.fromkeys(question for rows in sets.values() for question in rows.questions))
+    """Greedy answers to every question of every set: `{set: [(text, finished), ...]}`."""
+    questions = [question for rows in sets.values() for question in rows.questions]
     end_ids = end_token_ids(model, tokenizer.eos_token_id)
-    completions = generate_completions(
-        model,
-        [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
-        max_completion_length=training_args.max_completion_length,
-        generation_batch_size=training_args.generation_batch_size,
-        end_ids=end_ids,
-        progress=f"answers {name}",
-    )
-    answers = {
-        question: (decode_completion(tokenizer, ids), ids[-1] in end_ids)
-        for question, ids in zip(questions, completions, strict=True)
-    }
-    return {name: [answers[question] for question in rows.questions] for name, rows in sets.items()}
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):  # as in training
+        completions = generate_completions(
+            model,
+            [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
+            max_completion_length=training_args.max_completion_length,
+            generation_batch_size=training_args.generation_batch_size,
+            end_ids=end_ids,
+            progress=f"answers {name}",
+        )
+    answers = iter((decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions)
+    return {name: list(islice(answers, len(rows.questions))) for name, rows in sets.items()}
 
 
 def score_answers(sets: dict[str, QuestionSet], answers: dict[str, list[tuple[str, bool]]]) -> dict:
@@ -109,39 +127,62 @@ def print_examples(sets: dict[str, QuestionSet], answers: dict[str, dict], count
     Console().print(table)
 
 
+def write_json(path: Path, value: dict) -> None:
+    """Writes to a temporary name first."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def check_run(recipe: Recipe, output_dir: Path, overwrite: bool) -> None:
+    """The folder holds a finished run of this recipe, and no results that nobody said may be replaced."""
+    if not is_finished_run(output_dir):
+        raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
+    script_args, _, model_args, _ = recipe
+    trained_args, _, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
+    pairs = [("model_name_or_path", model_args.model_name_or_path, trained_model_args.model_name_or_path)]
+    pairs += [
+        (key.name, vars(script_args)[key.name], vars(trained_args)[key.name])
+        for key in fields(DataArguments)
+        if key.name not in ("given", "answer_column")
+    ]
+    pairs += [(key, vars(script_args)[key], vars(trained_args)[key]) for key in FORGET_AND_RETAIN]
+    errors = [
+        f"{key}: {ours!r}, but the run in {str(output_dir)!r} was trained with {trained!r}; "
+        f"give {str(output_dir / 'recipe.yaml')!r} as the recipe"
+        for key, ours, trained in pairs
+        if ours != trained
+    ]
+    if (output_dir / "results.json").exists() and not overwrite:
+        errors.append(f"output_dir: {str(output_dir / 'results.json')!r} exists; say --overwrite true to replace it")
+    if errors:
+        raise RecipeError(errors)
+
+
 def main(argv: list[str]) -> None:
     """Recipe -> question sets -> answers of each model -> results.json, private/examples.md and a table."""
-    script_args, training_args, model_args, eval_args = parse_recipe(argv)
+    recipe = script_args, training_args, model_args, eval_args = parse_recipe(argv)
     output_dir = Path(training_args.output_dir)
     folders = {"before": model_args.model_name_or_path, "after": str(output_dir)}
     if eval_args.retain_only_model:
         folders["retain_only"] = eval_args.retain_only_model
-    models = {name: replace(model_args, model_name_or_path=folder) for name, folder in folders.items()}
-
-    def check_finished() -> None:
-        if not (output_dir / RESULT).is_file():
-            raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
-
-    (sets, left_out, _), _, _, *tokenizers = check_all(
+    # which weights a column has is all that differs; LoRA and its checks are a matter of training
+    models = {name: replace(model_args, model_name_or_path=folder, use_peft=False) for name, folder in folders.items()}
+    check_run(recipe, output_dir, training_args.overwrite)
+    (sets, left_out, records), _, *tokenizers = check_all(
         lambda: load_question_sets(script_args, eval_args),
-        check_finished,
         lambda: check_one_process(training_args),
-        *(
-            lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path)
-            for name, args in models.items()
-            if name != "after" or (output_dir / RESULT).is_file()
-        ),
+        *(lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path) for args in models.values()),
     )
     answers = {}
     for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True):
-        model = load_model(args, torch.float32 if training_args.use_cpu else torch.bfloat16, training_args.device)
+        model = load_model(args, training_dtype(model_args, training_args), training_args.device)
         answers[name] = answer_questions(script_args, training_args, tokenizer, model, sets, name)
         del model
     results = {name: score_answers(sets, answers[name]) for name in answers}
 
-    temporary = output_dir / ".results.json"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(temporary, output_dir / "results.json")
+    write_json(output_dir / "audit.json", {"models": folders, "left_out": left_out, "read": records})
+    write_json(output_dir / "results.json", results)
     private = write_private(output_dir, "examples.md", examples_markdown(sets, answers))
 
     if training_args.log_completions and "forget" in sets:

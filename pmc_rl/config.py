@@ -45,9 +45,11 @@ class DataArguments:
     dataset_name: str | None = _key(None, "Name on the Hub, or a folder in the Hub's layout.")
     question_column: str = _key("question", "Column with the questions.")
     answer_column: str | None = _key("answer", "Column with the answers; null: the model before unlearning answers.")
-    prompt_template: str = _key("Question: {question}\nAnswer:", "Prompt, for tokenizers without a chat template.")
-    completion_template: str = _key(" {answer}", "Completion, for tokenizers without a chat template.")
-    system_prompt: str | None = _key(None, "System message, for tokenizers with a chat template.")
+    prompt_template: str | None = _key(
+        None, "Text around {question}; null: the tokenizer's chat template, or 'Question: {question}\\nAnswer:'."
+    )
+    completion_template: str = _key(" {answer}", "Text around {answer}, where prompts are text.")
+    system_prompt: str | None = _key(None, "System message, where prompts go through a chat template.")
     chat_template_kwargs: dict[str, Any] | None = _key(None, "Variables of the chat template, such as date_string.")
     # What the recipe and the command line gave, as run; not a key.
     given: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
@@ -95,7 +97,7 @@ class EvalArguments:
 class RunConfig(SFTConfig):
     """TRL's SFTConfig with what both training stages change."""
 
-    overwrite: bool = _key(False, "Write into an output_dir that holds results already.")
+    overwrite: bool = _key(False, "Replace the run that output_dir holds.")
     # Logged tables show what is to be forgotten, so nothing is sent anywhere unasked.
     report_to: None | str | list[str] = _key("none", "Services to log to.")
     save_strategy: str = _key("no", "Checkpoints are not supported yet.")
@@ -143,12 +145,16 @@ REFUSED = {
         "run eval/run.py after training": "do_eval eval_strategy eval_steps eval_on_start load_best_model_at_end",
         "the order of rows follows from seed": "train_sampling_strategy data_seed",
         "lower per_device_train_batch_size instead": "auto_find_batch_size",
-        "upload the folder yourself after the audit": "push_to_hub hub_token hub_private_repo hub_model_id "
-        "hub_strategy hub_always_push hub_revision",
-        "not tested; run one process, or several with DDP": "deepspeed fsdp fsdp_config parallelism_config",
+        "upload the model yourself after the audit, without private/": "push_to_hub hub_token "
+        "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+        "not tested with this trainer": "deepspeed fsdp fsdp_config parallelism_config",
         "checkpoints and resume are not supported yet": "save_strategy save_steps resume_from_checkpoint "
         "enable_jit_checkpoint",
-        "quantized loading is not supported yet": "load_in_4bit load_in_8bit",
+        "quantized loading is not supported yet": "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant "
+        "bnb_4bit_quant_storage",
+        "code from a model's repository is never run": "trust_remote_code",
+        "mixtures of experts are not supported": "router_aux_loss_coef",
+        "all rows are read, by the main process": "dataloader_drop_last dataloader_num_workers",
     }.items()
     for name in names.split()
 }
@@ -318,12 +324,15 @@ class _Recipe:
             self.complain("must be greater than 0, or else max_steps", "num_train_epochs", "max_steps")
         for name, placeholder in (("prompt_template", "question"), ("completion_template", "answer")):
             try:
-                parts = [part[1:] for part in string.Formatter().parse(self.get(name)) if part[1] is not None]
+                template = f"{{{placeholder}}}" if self.get(name) is None else self.get(name)
+                parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
             except ValueError:
                 parts = []
             if parts != [(placeholder, "", None)]:
                 expected = f"contain {{{placeholder}}} once and no other placeholder; {{{{ and }}}} stand for braces"
                 self.complain(f"{show(self.get(name))} must {expected}", name)
+        if self.get("dtype") == "auto":
+            self.complain("say which: float32, bfloat16 or float16", "dtype")
         for name in ("model_name_or_path", "output_dir"):
             if not self.get(name):
                 self.complain("missing; give it in the recipe or on the command line", name)
@@ -347,6 +356,10 @@ class _Recipe:
             self.complain(f"{name!r} is given twice", "reward_funcs")
         if weights is not None and len(weights) != len(funcs):
             self.complain(f"{len(weights)} weights for {len(funcs)} rewards", "reward_weights", "reward_funcs")
+        if self.get("log_completions") and self.get("report_to") not in ("none", ["none"]):
+            self.complain(
+                "the table shows what is to be forgotten, and services record the console", "log_completions"
+            )
         for name in self.get("reward_kwargs"):
             if name not in funcs:
                 advice = did_you_mean(name, funcs) or " Remove it, or replace reward_kwargs too"

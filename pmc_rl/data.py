@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig, RecipeError
 from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
+from pmc_rl.values import one_line
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 # names the trainer and TRL's reward contract use themselves
 RESERVED_COLUMNS = (
     *("prompt", "prompts", "completion", "completions", "completion_ids", "pmc_id"),
@@ -102,7 +104,7 @@ def config_names(key: str, dataset_name: str) -> list[str]:
     try:
         return get_dataset_config_names(dataset_name)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RecipeError([f"{key}: {dataset_name!r} cannot be read as a data set: {_first_line(error)}"]) from error
+        raise RecipeError([f"{key}: {dataset_name!r} cannot be read as a data set: {one_line(error)}"]) from error
 
 
 def _config_files(key: str, folder: str, config: str) -> list[Path]:
@@ -115,7 +117,7 @@ def _config_files(key: str, folder: str, config: str) -> list[Path]:
     try:
         data_files = load_dataset_builder(folder, config).config.data_files
     except (OSError, ValueError) as error:
-        raise RecipeError([f"{key}: config {config!r} of {folder}: {_first_line(error)}"]) from error
+        raise RecipeError([f"{key}: config {config!r} of {folder}: {one_line(error)}"]) from error
     if "train" not in data_files:
         raise RecipeError([f"{key}: config {config!r} of {folder} has no split 'train', only {', '.join(data_files)}"])
     return [Path(file) for file in data_files["train"]]
@@ -125,17 +127,13 @@ def _stream_hub(key: str, name: str, config: str) -> Iterator[tuple[list[str], d
     try:
         for row in load_dataset(name, config, split="train", streaming=True):
             yield list(row), row
-    except (ConnectionError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(
             [
                 f"{key}: the data set {name!r} ({config}) is neither a folder nor can it be read from the Hub "
-                f"({_first_line(error)}); give the name of a local copy with --dataset_name"
+                f"({one_line(error)}); give the name of a local copy with --dataset_name"
             ]
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
@@ -155,7 +153,7 @@ def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[tupl
         except UnicodeDecodeError as error:
             raise RecipeError([f"{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8"]) from error
         except (pyarrow.ArrowInvalid, csv.Error, OSError) as error:
-            raise RecipeError([f"{key}: {path} cannot be read: {_first_line(error)}"]) from error
+            raise RecipeError([f"{key}: {path} cannot be read: {one_line(error)}"]) from error
 
 
 def _read_csv(file) -> Iterator[tuple[list[str], dict]]:
@@ -226,6 +224,10 @@ def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     reserved = [column for column in args.reward_columns if column in RESERVED_COLUMNS]
     if reserved:
         raise RecipeError([f"reward_columns: {reserved[0]!r} is a name the trainer uses itself; rename the column"])
+    if args.answer_column in args.reward_columns:
+        raise RecipeError(
+            [f"reward_columns: {args.answer_column!r} is what is to be forgotten; training never reads it"]
+        )
     rows, record = read_columns(
         key,
         args.forget_file,
@@ -290,10 +292,23 @@ def _normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def is_chat(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Messages by the chat template, unless there is none or the recipe gives a `prompt_template` of its own."""
+    return tokenizer.chat_template is not None and args.prompt_template is None
+
+
+def check_prompt_format(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses keys of chat prompts where prompts are plain text: they would be ignored."""
+    unused = [key for key in ("system_prompt", "chat_template_kwargs") if args.given.get(key)]
+    if unused and not is_chat(args, tokenizer):
+        why = "the tokenizer has no chat template" if tokenizer.chat_template is None else "prompt_template is given"
+        raise RecipeError([f"{unused[0]}: not used, because {why}; remove it"])
+
+
 def format_prompt(args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str) -> dict[str, Any]:
-    """TRL's `prompt` column: messages for a tokenizer with a chat template, else the recipe's prompt template."""
-    if tokenizer.chat_template is None:
-        return {"prompt": args.prompt_template.format(question=question)}
+    """TRL's `prompt` column: messages, or text by the prompt template."""
+    if not is_chat(args, tokenizer):
+        return {"prompt": (args.prompt_template or DEFAULT_PROMPT_TEMPLATE).format(question=question)}
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     row = {"prompt": [*system, {"role": "user", "content": question}]}
     if args.chat_template_kwargs:
@@ -302,8 +317,8 @@ def format_prompt(args: DataArguments, tokenizer: PreTrainedTokenizerBase, quest
 
 
 def format_completion(args: DataArguments, tokenizer: PreTrainedTokenizerBase, answer: str) -> dict[str, Any]:
-    """TRL's `completion` column: a message for a tokenizer with a chat template, else the completion template."""
-    if tokenizer.chat_template is None:
+    """TRL's `completion` column: a message, or text by the completion template."""
+    if not is_chat(args, tokenizer):
         return {"completion": args.completion_template.format(answer=answer)}
     return {"completion": [{"role": "assistant", "content": answer}]}
 
@@ -311,16 +326,18 @@ def format_completion(args: DataArguments, tokenizer: PreTrainedTokenizerBase, a
 def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
     """Forget prompts, in memory: `prompt`, `pmc_id` (the row's number), `original_completion` and `reward_columns`."""
     columns = [name for name in dict.fromkeys(["original_completion", *args.reward_columns]) if name in rows[0]]
-    return Dataset.from_list(
-        [
-            {
-                **format_prompt(args, tokenizer, row[args.question_column]),
-                "pmc_id": i,
-                **{name: row[name] for name in columns},
-            }
-            for i, row in enumerate(rows)
-        ]
-    )
+    examples = [
+        {
+            **format_prompt(args, tokenizer, row[args.question_column]),
+            "pmc_id": i,
+            **{name: row[name] for name in columns},
+        }
+        for i, row in enumerate(rows)
+    ]
+    try:
+        return Dataset.from_list(examples)
+    except pyarrow.ArrowInvalid as error:
+        raise RecipeError([f"reward_columns: a column holds values of several types ({one_line(error)})"]) from error
 
 
 def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
@@ -345,28 +362,42 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> li
     )["input_ids"]
 
 
-def fill_missing_answers(
+def answer_retain_rows(
     args: PMCArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict],
     training_args: PMCConfig,
-) -> None:
-    """Answers retain rows that have no answer as the model does before unlearning: what it says is to be kept."""
-    answer_column = args.answer_column or "answer"
-    missing = [row for row in rows if row.get(answer_column) is None]
+) -> list[dict]:
+    """
+    Rows with, for those without an answer, the model's own greedy one before unlearning: what it says is to be kept.
+
+    Answers that are empty or cut at the limit would teach the model to say nothing or to stop anywhere: left out.
+    """
+    column = args.answer_column or "answer"
+    missing = [i for i, row in enumerate(rows) if row.get(column) is None]
     if not missing:
-        return
+        return rows
     end_ids = end_token_ids(model, tokenizer.eos_token_id)
+    questions = [rows[i][args.question_column] for i in missing]
     completions = generate_completions(
         model,
-        [encode_prompt(tokenizer, format_prompt(args, tokenizer, row[args.question_column])) for row in missing],
+        [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions],
         max_completion_length=training_args.max_completion_length,
         generation_batch_size=training_args.generation_batch_size,
         end_ids=end_ids,
         progress="answers of retain rows that have none",
     )
-    unfinished = sum(ids[-1] not in end_ids for ids in completions)
-    print(f"{len(missing)} retain rows had no answer; the model's own are kept ({unfinished} cut at the limit).")
-    for row, ids in zip(missing, completions, strict=True):
-        row[answer_column] = decode_completion(tokenizer, ids)
+    answers: dict[int, str | None] = {}
+    for i, ids in zip(missing, completions, strict=True):
+        answers[i] = decode_completion(tokenizer, ids) if ids[-1] in end_ids else None
+    answered = [
+        {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
+    ]
+    print(
+        f"{len(missing)} retain rows had no answer and got the model's own; "
+        f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
+    )
+    if not answered:
+        raise RecipeError(["no retain row is left; raise max_completion_length or give answers"])
+    return answered

@@ -10,7 +10,7 @@ from pmc_rl.config import check_all, exit_on_recipe_error, parse_finetune_recipe
 # isort: split
 from trl import SFTTrainer, get_peft_config
 
-from pmc_rl.data import answered_dataset, read_finetune_rows
+from pmc_rl.data import answered_dataset, check_prompt_format, read_finetune_rows
 from pmc_rl.models import check_one_process, check_output_dir, load_model_to_train, load_tokenizer, save_run
 
 
@@ -20,9 +20,10 @@ def main(argv: list[str]) -> None:
     tokenizer, (rows, records), _, _ = check_all(
         lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
         lambda: read_finetune_rows(script_args),
-        lambda: check_output_dir(training_args),
+        lambda: check_output_dir(training_args, model_args),
         lambda: check_one_process(training_args),
     )
+    check_prompt_format(script_args, tokenizer)
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, training_args),
         args=training_args,

@@ -21,10 +21,12 @@ from transformers import (
 from trl import ModelConfig
 
 from pmc_rl.config import RecipeError, RunConfig
+from pmc_rl.values import one_line
 
 logger = logging.get_logger(__name__)
 
-RESULT = "manifest.json"  # written last, so a folder that has it is complete
+MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
+AUDIT_FILES = ("results.json", "audit.json")
 
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
@@ -36,13 +38,20 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
             folder without tokenizer files loads as an empty one) or has more tokens than the model.
     """
     config = _load_config(model_args)
+    if model_args.use_peft and _base_of(model_args.model_name_or_path) != model_args.model_name_or_path:
+        raise RecipeError(
+            [
+                f"use_peft: {model_args.model_name_or_path!r} is an adapter; a second one, saved alone, loses it: "
+                "merge it into its base model first (peft's merge_and_unload) and give the merged model"
+            ]
+        )
     name = tokenizer_name_or_path or model_args.model_name_or_path
     advice = "give the tokenizer's folder or Hub name with tokenizer_name_or_path"
     try:
         revision = model_args.model_revision if tokenizer_name_or_path is None else "main"
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError([f"no tokenizer can be loaded from {name!r} ({_first_line(error)}); {advice}"]) from error
+        raise RecipeError([f"no tokenizer can be loaded from {name!r} ({one_line(error)}); {advice}"]) from error
     errors = []
     if not tokenizer("Question: who?", add_special_tokens=False)["input_ids"]:
         errors.append(f"the tokenizer of {name!r} turns text into nothing (are its files missing?); {advice}")
@@ -72,12 +81,8 @@ def _load_config(model_args: ModelConfig):
             near = difflib.get_close_matches(folder.name, [entry.name for entry in folder.parent.iterdir()], n=1)
         hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near and near[0] != folder.name else ""
         raise RecipeError(
-            [f"model_name_or_path: no model can be loaded from {name!r} ({_first_line(error)}){hint}"]
+            [f"model_name_or_path: no model can be loaded from {name!r} ({one_line(error)}){hint}"]
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _base_of(name: str) -> str:
@@ -104,14 +109,21 @@ def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
 def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedModel:
     """As [`load_model`], in the dtype to train in; an adapter is merged, since training starts from what it made."""
     model = load_model(model_args, training_dtype(model_args, args), args.device)
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:  # transformers is as strict on saving, when the work is done
+        raise RecipeError(
+            [f"the generation config of {model_args.model_name_or_path!r} cannot be saved again: {one_line(error)}"]
+        ) from error
+    return model
 
 
 def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
     """The recipe's `dtype`, float32 on a CPU. Warns of the combinations that run but train badly or slowly."""
     if args.use_cpu:
         return torch.float32
-    dtype = torch.float32 if model_args.dtype in (None, "auto") else torch.__dict__[model_args.dtype]
+    dtype = torch.float32 if model_args.dtype is None else getattr(torch, model_args.dtype)
     if dtype == torch.bfloat16 and not model_args.use_peft and args.learning_rate < 1e-4:
         logger.warning(
             f"dtype is bfloat16 for full fine-tuning at learning rate {args.learning_rate}: most updates are smaller "
@@ -125,14 +137,19 @@ def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
     return dtype
 
 
-def check_output_dir(args: RunConfig) -> None:
-    """Refuses an output folder that holds anything; with `overwrite: true`, anything but an earlier run."""
+def check_output_dir(args: RunConfig, model_args: ModelConfig) -> None:
+    """Refuses an output folder that holds anything; with `overwrite: true`, anything but an earlier run of ours."""
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise RecipeError([f"output_dir: {str(folder)!r} is a file"])
+    if folder.resolve() == Path(model_args.model_name_or_path).resolve():
+        raise RecipeError([f"output_dir: {str(folder)!r} is the model itself; choose another folder"])
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise RecipeError([f"output_dir: no permission to write in {str(existing)!r}"])
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / RESULT).is_file():
+    if not is_finished_run(folder):
         raise RecipeError([f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"])
     if not args.overwrite:
         raise RecipeError(
@@ -140,8 +157,18 @@ def check_output_dir(args: RunConfig) -> None:
         )
 
 
+def is_finished_run(folder: Path) -> bool:
+    """Whether a folder holds a complete run of ours: the manifest is written last and says which files are."""
+    try:
+        return "files" in json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
 def check_one_process(args: RunConfig) -> None:
     """Several processes are not supported yet: they would need a shared pool."""
+    if args.world_size == 1 and args.n_gpu > 1:
+        raise RecipeError([f"{args.n_gpu} GPUs are visible, only one is supported: set CUDA_VISIBLE_DEVICES=0"])
     if args.world_size > 1:
         raise RecipeError(
             [f"launched with {args.world_size} processes, only one is supported: accelerate launch --num_processes 1"]
@@ -159,37 +186,30 @@ def save_run(
     """
     Writes model or adapter, tokenizer, `recipe.yaml` (as run), `training_log.jsonl` and, last, `manifest.json`.
 
-    Everything goes to a temporary folder beside `output_dir` first and is then renamed into place, so a folder with a
-    manifest is complete. An earlier run there is removed only now.
+    Everything is written to a temporary folder inside `output_dir` first and then moved up, so that a folder with a
+    manifest is complete. Files of an earlier run and of its audit are removed only then; files that are not ours stay.
     """
-    output_dir = Path(args.output_dir).resolve()  # `.` and links have no name that could be renamed
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=output_dir))
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
         (temporary / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
-        (temporary / RESULT).write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it owner-only; models are shared like any other file
-        if output_dir.exists():
-            os.replace(output_dir, replaced)
-        try:
-            os.replace(temporary, output_dir)
-        except OSError:
-            if replaced.exists():
-                os.replace(replaced, output_dir)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    names = sorted(path.name for path in temporary.iterdir())
+    (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
+    if is_finished_run(output_dir):
+        earlier = json.loads((output_dir / MANIFEST).read_text())["files"]
+        for name in (MANIFEST, *earlier, *AUDIT_FILES):
+            (output_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(output_dir / "private", ignore_errors=True)
+    for name in (*names, MANIFEST):
+        os.replace(temporary / name, output_dir / name)
+    temporary.rmdir()
 
 
 def write_private(output_dir: Path, name: str, text: str) -> Path:

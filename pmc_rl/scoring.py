@@ -44,6 +44,9 @@ def load_reward_functions(
     Raises:
         RecipeError: one line for each name that is not there and each keyword that does not fit.
     """
+    # Python puts the folder of the script first, where our config.py or data.py would hide a file of the user's
+    package = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != package]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     rewards, errors = [], []

@@ -8,9 +8,10 @@ from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first
 from trl import get_peft_config
 
 from pmc_rl.data import (
+    answer_retain_rows,
     answered_dataset,
     check_no_overlap,
-    fill_missing_answers,
+    check_prompt_format,
     forget_dataset,
     read_forget_rows,
     read_retain_rows,
@@ -33,18 +34,22 @@ def main(argv: list[str]) -> None:
         lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
         lambda: read_forget_rows(script_args),
         lambda: read_retain_rows(script_args) if training_args.retain_weight > 0 else ([], None),
-        lambda: check_output_dir(training_args),
+        lambda: check_output_dir(training_args, model_args),
         lambda: check_one_process(training_args),
     )
-    check_no_overlap(forget_rows, retain_rows, script_args.question_column)
+    train_dataset, _, _ = check_all(
+        lambda: forget_dataset(script_args, tokenizer, forget_rows),
+        lambda: check_no_overlap(forget_rows, retain_rows, script_args.question_column),
+        lambda: check_prompt_format(script_args, tokenizer),
+    )
 
     model = load_model_to_train(model_args, training_args)
-    fill_missing_answers(script_args, model, tokenizer, retain_rows, training_args)
+    retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
     trainer = PMCTrainer(
         model=model,
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=forget_dataset(script_args, tokenizer, forget_rows),
+        train_dataset=train_dataset,
         retain_dataset=answered_dataset(script_args, tokenizer, retain_rows) if retain_rows else None,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),

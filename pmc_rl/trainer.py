@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +74,10 @@ class PMCTrainer(SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config=None,
     ):
+        if retain_dataset is None and args.retain_weight > 0:
+            raise ValueError(f"retain_weight is {args.retain_weight}, but there is no retain_dataset")
         args.remove_unused_columns = False  # would drop `prompt`
+        args.data_seed = args.seed  # else accelerate shuffles by whatever torch was seeded with last
         end_token = [processing_class.eos_token_id]
         # SFTTrainer prepares its train set; here that is the retain rows. The forget prompts then take their place, so
         # epochs are passes over the forget questions.
@@ -143,16 +145,11 @@ class PMCTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down."""
-        sampler = SeedableRandomSampler(
-            data_source=self.train_dataset, generator=torch.Generator(), data_seed=self.args.seed
+        batch_size = self.args.per_device_train_batch_size
+        # prepared, the shuffle becomes a function of `data_seed` and epoch
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
         )
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=sampler,
-            collate_fn=list,
-        )
-        return self.accelerator.prepare(loader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -192,7 +189,7 @@ class PMCTrainer(SFTTrainer):
         if unsolved:
             k = args.num_generations
             started = time.perf_counter()
-            ids = self._generate(
+            samples = self._generate(
                 [self.prompt_ids[row["pmc_id"]] for row in unsolved for _ in range(k)],
                 Sampling(
                     args.temperature,
@@ -202,8 +199,9 @@ class PMCTrainer(SFTTrainer):
                 ),
             )
             generated = time.perf_counter()
+            ids = samples
             if not is_stationary(self.reward_funcs):
-                ids, k = self._with_stored_answers(unsolved, ids), k + 1
+                ids, k = self._with_stored_answers(unsolved, samples), k + 1
             texts = [decode_completion(self.processing_class, row) for row in ids]
             rewards = self._score(unsolved, k, texts, ids).reshape(len(unsolved), k)
             picks = select_best(rewards)
@@ -214,10 +212,12 @@ class PMCTrainer(SFTTrainer):
             metrics = self.step_metrics
             metrics["time/generation"].append(generated - started)
             metrics["time/rewards"].append(time.perf_counter() - generated)
-            metrics["reward"].append(float(np.nanmean(rewards)))
-            metrics["reward_std"].append(float(np.nanstd(rewards, axis=1).mean()))
-            metrics["completions/mean_length"].append(float(np.mean([len(row) for row in ids])))
-            metrics["completions/clipped_ratio"].append(float(np.mean([row[-1] not in self.end_ids for row in ids])))
+            metrics["reward"].append(float(np.nanmean(rewards[:, : args.num_generations])))
+            metrics["reward_std"].append(float(np.nanstd(rewards[:, : args.num_generations], axis=1).mean()))
+            metrics["completions/mean_length"].append(float(np.mean([len(row) for row in samples])))
+            metrics["completions/clipped_ratio"].append(
+                float(np.mean([row[-1] not in self.end_ids for row in samples]))
+            )
         best = [self.pool[row["pmc_id"]] for row in rows]
         self.step_metrics["reward_selected"].append(float(np.mean([answer.reward for answer in best])))
         self.step_metrics["frac_sampled"].append(len(unsolved) / len(rows))

@@ -151,4 +151,6 @@ def show(value: Any) -> str:
 
 
 def one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    """A message of a library on one line, at most 300 characters of it; the name of an exception without message."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -189,6 +189,8 @@ def test_forget_answers_do_not_matter(tmp_path, data, tokenizer):
             for n, row in enumerate(FORGET)
         ]
         write_jsonl(data / "forget.json", rows)
+        for unread in ("full", "forget_perturbed"):  # hold the same answers
+            write_jsonl(data / f"{unread}.json", rows)
         output_dir = tmp_path / f"run{i}"
         train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1), "--output_dir", str(output_dir)])
         logs = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
@@ -236,11 +238,13 @@ def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
 
 
 def test_retain_rows_without_answers_are_answered_by_the_model(tmp_path, data, tokenizer, capsys):
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    untrained = build_phi(tokenizer)
+    untrained.generation_config.eos_token_id = list(range(len(tokenizer)))  # whatever it says ends its answer
+    model = save_model(untrained, tokenizer, tmp_path / "untrained")
     rows = [{"question": row["question"], "answer": None if i < 2 else row["answer"]} for i, row in enumerate(RETAIN)]
     write_jsonl(data / "keep.json", rows)
     train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1)])
-    assert "2 retain rows had no answer" in capsys.readouterr().out
+    assert "2 retain rows had no answer and got the model's own" in capsys.readouterr().out
     train.main(
         [
             unlearn_recipe(tmp_path, data, model, num_train_epochs=1, answer_column=None),
@@ -309,6 +313,38 @@ def test_results_are_not_overwritten_unasked(tmp_path, data, tokenizer):
     assert weights(tmp_path / "unlearned") == before
     train.main([recipe, "--seed", "5", "--overwrite", "true"])
     assert weights(tmp_path / "unlearned") != before
+
+
+def test_audit_belongs_to_the_run(tmp_path, data, tokenizer):
+    """Another model, data or template than the run's is refused, and so is replacing results unasked."""
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    other = save_model(build_phi(tokenizer), tokenizer, tmp_path / "other")
+    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1)
+    train.main([recipe])
+    changes = ["--model_name_or_path", other, "--forget_config", "keep", "--prompt_template", "Q {question}"]
+    with pytest.raises(RecipeError) as error:
+        eval_run.main([recipe, *changes])
+    assert [line.partition(":")[0] for line in error.value.errors] == [
+        "model_name_or_path",
+        "prompt_template",
+        "forget_config",
+    ]
+    eval_run.main([str(tmp_path / "unlearned" / "recipe.yaml")])
+    results = (tmp_path / "unlearned" / "results.json").read_bytes()
+    with pytest.raises(RecipeError, match="--overwrite true"):
+        eval_run.main([recipe, "--eval_sets", "forget"])
+    assert (tmp_path / "unlearned" / "results.json").read_bytes() == results
+    eval_run.main([recipe, "--eval_sets", "forget", "--overwrite", "true"])
+    assert list(json.loads((tmp_path / "unlearned" / "results.json").read_text())["after"]["sets"]) == ["forget"]
+
+
+def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path, data, tokenizer):
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "num_train_epochs": 1}
+    train.main([unlearn_recipe(tmp_path, data, model, **lora)])
+    adapter = str(tmp_path / "unlearned")
+    with pytest.raises(RecipeError, match="is an adapter"):
+        train.main([unlearn_recipe(tmp_path, data, adapter, **lora, output_dir=str(tmp_path / "second"))])
 
 
 def test_audit_wants_a_finished_run(tmp_path, data, tokenizer):

@@ -270,7 +270,10 @@ def test_a_broken_value_raises_no_second_error():
         (["--reward_kwargs", "{"], 'command line: reward_kwargs: "{" is not a mapping such as {"key": 1}'),
         (["--reward_kwargs", '{"a": {}, "a": {}}'], "command line: reward_kwargs: the key 'a' is given twice"),
         (["--eval_sets", "x"], f'command line: eval_sets: "x" is not one of {SETS}.'),
-        (["--hub_token", "x"], 'command line: hub_token: "x" is refused: upload the folder yourself after the audit'),
+        (
+            ["--hub_token", "x"],
+            'command line: hub_token: "x" is refused: upload the model yourself after the audit, without private/',
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(argv, expected):

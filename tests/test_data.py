@@ -11,14 +11,15 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from datasets import load_dataset
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import (
+    answer_retain_rows,
     answered_dataset,
     check_no_overlap,
     encode_prompt,
-    fill_missing_answers,
     forget_dataset,
     format_completion,
     format_prompt,
@@ -333,16 +334,29 @@ def test_retain_rows_without_answers(tmp_path):
 
 @pytest.mark.parametrize("answer_column", ["answer", "reply", None])
 def test_the_model_answers_rows_without_an_answer(tmp_path, tokenizer, tiny_llama, capsys, answer_column):
+    """Greedily; an answer that is cut at the limit is left out with its row."""
     column = answer_column or "answer"
     rows = [{"question": "A?", column: "a"}, {"question": "B?", column: None}, {"question": "C?"}]
     args = PMCArguments(answer_column=answer_column)
     config = PMCConfig(output_dir=str(tmp_path), max_completion_length=3)
-    fill_missing_answers(args, tiny_llama, tokenizer, rows, config)
-    assert rows[0][column] == "a" and all(isinstance(row[column], str) for row in rows)
-    assert capsys.readouterr().out.startswith("2 retain rows had no answer; the model's own are kept")
-    assert answered_dataset(args, tokenizer, rows)[0] == {"prompt": "Question: A?\nAnswer:", "completion": " a"}
-    fill_missing_answers(args, tiny_llama, tokenizer, rows, config)  # nothing is left to do
+    with torch.no_grad():  # untrained, it says the same to every question
+        for name, weight in tiny_llama.named_parameters():
+            if "v_proj" in name or "o_proj" in name:
+                weight *= 30
+    prompt = tokenizer("Question: B?\nAnswer:", return_tensors="pt")
+    ids = tiny_llama.eval().generate(**prompt, max_new_tokens=3, do_sample=False)[0, -3:].tolist()
+    assert ids[2] not in ids[:2]
+    tiny_llama.generation_config.eos_token_id = ids[2]  # so B's answer ends there, and C's hardly ever
+    answered = answer_retain_rows(args, tiny_llama, tokenizer, rows, config)
+    assert [row[column] for row in answered] == ["a", tokenizer.decode(ids).strip()]
+    assert "2 retain rows had no answer and got the model's own; 1 of them left out" in capsys.readouterr().out
+    assert answered_dataset(args, tokenizer, answered)[0] == {"prompt": "Question: A?\nAnswer:", "completion": " a"}
+    assert answer_retain_rows(args, tiny_llama, tokenizer, answered, config) == answered
     assert capsys.readouterr().out == ""
+    tiny_llama.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert errors_of(answer_retain_rows, args, tiny_llama, tokenizer, [{"question": "C?", column: None}], config) == [
+        "no retain row is left; raise max_completion_length or give answers"
+    ]
 
 
 def test_finetune_rows_of_several_configs(tmp_path):

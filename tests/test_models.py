@@ -31,6 +31,7 @@ from tests.conftest import END, PAD, build_phi, errors_of
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
 CPU = torch.device("cpu")
+MODEL = ModelConfig(model_name_or_path="some/model")
 GIVE = "give the tokenizer's folder or Hub name with tokenizer_name_or_path"
 
 
@@ -137,23 +138,28 @@ def save(folder, model, tokenizer, stage="train", **kwargs) -> None:
 
 def test_output_dir(tmp_path):
     folder = tmp_path / "run"
-    check_output_dir(run_args(folder))
+    check_output_dir(run_args(folder), MODEL)
     folder.mkdir()
-    check_output_dir(run_args(folder))
+    check_output_dir(run_args(folder), MODEL)
+    assert errors_of(check_output_dir, run_args(folder), ModelConfig(model_name_or_path=str(folder))) == [
+        f"output_dir: {str(folder)!r} is the model itself; choose another folder"
+    ]
 
     (folder / "thesis.txt").touch()
+    (folder / "manifest.json").write_text('{"name": "of some other program"}')
     for overwrite in (False, True):
-        assert errors_of(check_output_dir, run_args(folder, overwrite=overwrite)) == [
+        assert errors_of(check_output_dir, run_args(folder, overwrite=overwrite), MODEL) == [
             f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"
         ]
         file = str(folder / "thesis.txt")
-        assert errors_of(check_output_dir, run_args(file, overwrite=overwrite)) == [f"output_dir: {file!r} is a file"]
+        errors = errors_of(check_output_dir, run_args(file, overwrite=overwrite), MODEL)
+        assert errors == [f"output_dir: {file!r} is a file"]
 
-    (folder / "manifest.json").touch()
-    assert errors_of(check_output_dir, run_args(folder)) == [
+    (folder / "manifest.json").write_text('{"stage": "train", "files": []}')
+    assert errors_of(check_output_dir, run_args(folder), MODEL) == [
         f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"
     ]
-    check_output_dir(run_args(folder, overwrite=True))
+    check_output_dir(run_args(folder, overwrite=True), MODEL)
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "thesis.txt"]
 
 
@@ -173,9 +179,10 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert list(yaml.safe_load(recipe)) == ["seed", "reward_funcs", "system_prompt"] and "Zoë" in recipe
     log = (folder / "training_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2]
-    assert json.loads((folder / "manifest.json").read_text()) == {"stage": "train"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["stage"] == "train"
+    assert {*manifest["files"], "manifest.json"} == {path.name for path in folder.iterdir()}
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
-    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode)  # as the umask says
 
     reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32, CPU)
     for name, weight in tiny_llama.state_dict().items():
@@ -188,10 +195,13 @@ def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
     save(folder, tiny_llama, tokenizer, stage="first")
     (folder / "private").mkdir()
     (folder / "private" / "examples.md").write_text("of the earlier run")
+    (folder / "results.json").write_text("of the earlier run")
+    (folder / "notes.txt").write_text("mine")
     save(folder, build_phi(tokenizer), tokenizer, stage="second", overwrite=True)
-    assert json.loads((folder / "manifest.json").read_text()) == {"stage": "second"}
+    assert json.loads((folder / "manifest.json").read_text())["stage"] == "second"
     assert json.loads((folder / "config.json").read_text())["model_type"] == "phi"
-    assert not (folder / "private").exists()
+    assert not (folder / "private").exists() and not (folder / "results.json").exists()
+    assert (folder / "notes.txt").read_text() == "mine"  # what is not ours stays
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -208,25 +218,25 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokeniz
     folder = tmp_path / "run"
     if earlier:
         save(folder, tiny_llama, tokenizer, stage="first")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()} if earlier else {}
+    folder.mkdir(exist_ok=True)  # as the trainer does
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(OSError, match="No space left"):
         save(folder, FullDisk(), tokenizer, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"] * earlier
-    if earlier:
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_output_dir_may_be_a_link(tmp_path, tiny_llama, tokenizer):
     (tmp_path / "large_disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "large_disk")
-    check_output_dir(run_args(tmp_path / "run"))
+    check_output_dir(run_args(tmp_path / "run"), MODEL)
     save(tmp_path / "run", tiny_llama, tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "run"]
 
 
 def test_output_dir_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_output_dir(run_args("."))
+    check_output_dir(run_args("."), MODEL)
     save(".", tiny_llama, tokenizer)
     assert (tmp_path / "manifest.json").is_file()
 
@@ -279,7 +289,6 @@ def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
     ("dtype", "use_peft", "bf16", "learning_rate", "expected", "warning"),
     [
         (None, False, True, 1e-5, torch.float32, None),
-        ("auto", False, True, 1e-5, torch.float32, None),
         ("float32", False, True, 1e-5, torch.float32, None),
         ("bfloat16", False, True, 1e-5, torch.bfloat16, "dtype is bfloat16 for full fine-tuning at learning rate"),
         ("bfloat16", False, True, 1e-3, torch.bfloat16, None),
@@ -322,7 +331,10 @@ def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
 
 
 def test_one_process():
-    check_one_process(SimpleNamespace(world_size=1))
-    assert errors_of(check_one_process, SimpleNamespace(world_size=2)) == [
+    check_one_process(SimpleNamespace(world_size=1, n_gpu=1))
+    assert errors_of(check_one_process, SimpleNamespace(world_size=1, n_gpu=3)) == [
+        "3 GPUs are visible, only one is supported: set CUDA_VISIBLE_DEVICES=0"
+    ]
+    assert errors_of(check_one_process, SimpleNamespace(world_size=2, n_gpu=1)) == [
         "launched with 2 processes, only one is supported: accelerate launch --num_processes 1"
     ]

@@ -54,7 +54,9 @@ def retain_rows(count: int = 5) -> Dataset:
     )
 
 
-def make_trainer(tmp_path, model, tokenizer, rewards=(ROUGE,), forget=None, retain=True, peft_config=None, **kwargs):
+def make_trainer(
+    tmp_path, model, tokenizer, rewards=(ROUGE,), forget=None, retain=True, peft_config=None, autocast=False, **kwargs
+):
     settings = {
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
@@ -75,10 +77,14 @@ def make_trainer(tmp_path, model, tokenizer, rewards=(ROUGE,), forget=None, reta
         item if isinstance(item, RewardFunction) else load_reward_functions([item], {}, None, 40)[0]
         for item in rewards
     ]
+    args = PMCConfig(output_dir=str(tmp_path / "out"), **settings)
+    if autocast:  # without an accelerator PMCConfig itself turns it off
+        args.bf16 = True
+        args.mixed_precision = "bf16"
     return PMCTrainer(
         model=model,
         reward_funcs=functions,
-        args=PMCConfig(output_dir=str(tmp_path / "out"), **settings),
+        args=args,
         train_dataset=forget if forget is not None else forget_prompts(),
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
@@ -427,6 +433,38 @@ def test_completions_table_shows_question_original_selected_and_reward(tmp_path,
     printed = capsys.readouterr().out
     assert "[bold]" in printed  # an answer is text, not markup
     assert "bacorden" in printed and "reward" in printed
+
+
+def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model):
+    """Over epochs and short last windows the rows taken are one stream without gap or repeat."""
+    trainer = make_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
+    taken = []
+    take = trainer._next_retain_rows
+    trainer._next_retain_rows = lambda count: taken.append(take(count)) or taken[-1]
+    trainer.train()
+    assert [len(rows) for rows in taken] == [4, 3] * 3
+    assert sum(taken, []) == retain_rows_at(0, 21, 5, seed=0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, lora):
+    """What a GPU run does: float32 weights, or a bfloat16 base with float32 adapters, under bfloat16 autocast."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    if lora:
+        model = model.to(torch.bfloat16)
+    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=config, learning_rate=1e-3, autocast=True)
+    trainer.train()
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    log = trainer.state.log_history[0]
+    assert np.isfinite(log["loss"]) and log["reward_selected"] >= log["reward"]
+    assert log["loss"] == pytest.approx(log["collapse_loss"] + 1.7 * log["retain_loss"], rel=1e-4)
+
+
+def test_retain_weight_without_retain_rows_is_refused(tmp_path, tokenizer, model):
+    with pytest.raises(ValueError, match="no retain_dataset"):
+        make_trainer(tmp_path, model, tokenizer, retain=False)
 
 
 def test_retain_stream_visits_every_row_once_a_pass_in_a_new_order():

@@ -15,9 +15,9 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 python recipes/quickstart/build_model.py recipes/quickstart/data "$out/untrained" \
     --configs full real_authors world_facts
-python pmc_rl/finetune.py recipes/quickstart/finetune.yaml \
+python pmc_rl/finetune.py recipes/quickstart/finetune.yaml --use_cpu true \
     --model_name_or_path "$out/untrained" --output_dir "$out/finetuned"
-python pmc_rl/train.py recipes/quickstart/unlearn.yaml \
+python pmc_rl/train.py recipes/quickstart/unlearn.yaml --use_cpu true \
     --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
-python eval/run.py recipes/quickstart/unlearn.yaml \
+python eval/run.py recipes/quickstart/unlearn.yaml --use_cpu true \
     --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"

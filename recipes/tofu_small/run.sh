@@ -22,9 +22,9 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 python recipes/tofu_small/make_data.py "$tofu" "$out/data"
 python recipes/quickstart/build_model.py "$out/data" "$out/untrained" --configs full real_authors world_facts \
     --vocab_size 4096 --hidden_size 256 --num_layers 6
-python pmc_rl/finetune.py recipes/tofu_small/finetune.yaml \
+python pmc_rl/finetune.py recipes/tofu_small/finetune.yaml --use_cpu true \
     --dataset_name "$out/data" --model_name_or_path "$out/untrained" --output_dir "$out/finetuned"
-python pmc_rl/train.py recipes/tofu_small/unlearn.yaml \
+python pmc_rl/train.py recipes/tofu_small/unlearn.yaml --use_cpu true \
     --dataset_name "$out/data" --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
-python eval/run.py recipes/tofu_small/unlearn.yaml \
+python eval/run.py recipes/tofu_small/unlearn.yaml --use_cpu true \
     --dataset_name "$out/data" --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
