@@ -31,9 +31,11 @@ def test_paths_exist():
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
 def test_launch_lines_parse(words):
     script, *argv = words[2:]
+    assert (REPO / script).is_file()
+    if argv[0].startswith("runs/"):  # a recipe that an earlier line makes
+        return
     argv[0] = str(REPO / argv[0])
     parse = parse_finetune_recipe if script == "pmc_rl/finetune.py" else parse_recipe
-    assert (REPO / script).is_file()
     parse(argv)
 
 
