@@ -240,6 +240,7 @@ def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
 def test_retain_rows_without_answers_are_answered_by_the_model(tmp_path, data, tokenizer, capsys):
     untrained = build_phi(tokenizer)
     untrained.generation_config.eos_token_id = list(range(len(tokenizer)))  # whatever it says ends its answer
+    write_jsonl(data / "forget.json", [{**row, "original_completion": "ba cor den"} for row in FORGET])
     model = save_model(untrained, tokenizer, tmp_path / "untrained")
     rows = [{"question": row["question"], "answer": None if i < 2 else row["answer"]} for i, row in enumerate(RETAIN)]
     write_jsonl(data / "keep.json", rows)
