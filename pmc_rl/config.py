@@ -118,7 +118,7 @@ class PMCConfig(RunConfig):
     top_p: float = _key(0.95, "Probability mass that is sampled from; 1: all.")
     top_k: int = _key(0, "Number of tokens that are sampled from; 0: all.")
     max_completion_length: int = _key(160, "Longest answer that is generated, in tokens.")
-    generation_batch_size: int = _key(64, "Rows generated at once: changes memory and speed, never results.")
+    generation_batch_size: int = _key(64, "Rows generated at once: changes memory and speed, not the samples.")
     reward_weights: list[float] | None = _key(None, "A weight for each of reward_funcs; null: 1 each.")
     max_reward: float | None = _key(None, "Where a question is solved; needed if a reward declares no max_reward.")
     retain_weight: float = _key(1.0, "Weight of the retain loss (lambda in the paper).")
