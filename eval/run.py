@@ -22,7 +22,6 @@ from pmc_rl.config import (  # first: it switches telemetry off
 )
 
 # isort: split
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,8 +29,7 @@ from trl import ModelConfig
 
 from eval.data import QuestionSet, load_question_sets
 from eval.metrics.unlearning import UnlearningMetric
-from pmc_rl.data import encode_prompt, format_prompt
-from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
+from pmc_rl.data import answer_questions
 from pmc_rl.models import (
     check_one_process,
     is_finished_run,
@@ -46,21 +44,10 @@ FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_fi
 Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
 
 
-def answer_questions(script_args, training_args, tokenizer, model, sets: dict[str, QuestionSet], name: str) -> dict:
-    """Greedy answers to every question of every set: `{set: [(text, finished), ...]}`."""
-    questions = [question for rows in sets.values() for question in rows.questions]
-    end_ids = end_token_ids(model, tokenizer.eos_token_id)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):  # as in training
-        completions = generate_completions(
-            model,
-            [encode_prompt(tokenizer, format_prompt(script_args, tokenizer, question)) for question in questions],
-            max_completion_length=training_args.max_completion_length,
-            generation_batch_size=training_args.generation_batch_size,
-            end_ids=end_ids,
-            progress=f"answers {name}",
-        )
-    answers = iter((decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions)
-    return {name: list(islice(answers, len(rows.questions))) for name, rows in sets.items()}
+def by_set(sets: dict[str, QuestionSet], answers: list[tuple[str, bool]]) -> dict[str, list[tuple[str, bool]]]:
+    """Answers to the questions of all sets, one set after the other, as lists by set."""
+    rest = iter(answers)
+    return {name: list(islice(rest, len(rows.questions))) for name, rows in sets.items()}
 
 
 def score_answers(sets: dict[str, QuestionSet], answers: dict[str, list[tuple[str, bool]]]) -> dict:
@@ -174,10 +161,12 @@ def main(argv: list[str]) -> None:
         lambda: check_one_process(training_args),
         *(lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path) for args in models.values()),
     )
+    questions = [question for rows in sets.values() for question in rows.questions]
     answers = {}
     for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True):
         model = load_model(args, training_dtype(model_args, training_args), training_args.device)
-        answers[name] = answer_questions(script_args, training_args, tokenizer, model, sets, name)
+        own = answer_questions(script_args, model, tokenizer, questions, training_args, f"answers {name}")
+        answers[name] = by_set(sets, own)
         del model
     results = {name: score_answers(sets, answers[name]) for name in answers}
 

@@ -4,7 +4,6 @@ Nothing is copied to a cache: local files are projected row by row, the Hub is s
 """
 
 import csv
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,13 +12,14 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import torch
 import yaml
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig, RecipeError
 from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
-from pmc_rl.values import one_line
+from pmc_rl.values import closest, nearest_path, one_line
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
@@ -72,8 +72,8 @@ def read_columns(
     errors = []
     for column in columns:
         if column not in seen:
-            nearest = difflib.get_close_matches(column, seen, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            nearest = closest(column, seen)
+            hint = f"; did you mean {nearest!r}?" if nearest else ""
             errors.append(f"{key}: {source} has no column {column!r}, only {', '.join(map(repr, seen))}{hint}")
     if errors:
         raise RecipeError(errors)
@@ -95,8 +95,7 @@ def _hash(values: list) -> str:
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; the folder {str(path.parent)!r} does not exist"
-    nearest = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest else ""
+    return nearest_path(path)
 
 
 def config_names(key: str, dataset_name: str) -> list[str]:
@@ -110,8 +109,8 @@ def config_names(key: str, dataset_name: str) -> list[str]:
 def _config_files(key: str, folder: str, config: str) -> list[Path]:
     configs = config_names(key, folder)
     if config not in configs:
-        nearest = difflib.get_close_matches(config, configs, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(configs)}"
+        nearest = closest(config, configs)
+        hint = f"did you mean {nearest!r}?" if nearest else f"it has {', '.join(configs)}"
         raise RecipeError([f"{key}: {folder} has no config {config!r}; {hint}"])
     # the builder only resolves file names here; preparing it would copy every column to a cache, answers included
     try:
@@ -362,6 +361,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> li
     )["input_ids"]
 
 
+def answer_questions(
+    args: PMCArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[str],
+    training_args: PMCConfig,
+    progress: str,
+) -> list[tuple[str, bool]]:
+    """The model's greedy answer to each question, under the run's templates and precision, and whether it ended."""
+    end_ids = end_token_ids(model, tokenizer.eos_token_id)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):
+        completions = generate_completions(
+            model,
+            [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions],
+            max_completion_length=training_args.max_completion_length,
+            generation_batch_size=training_args.generation_batch_size,
+            end_ids=end_ids,
+            progress=progress,
+        )
+    return [(decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions]
+
+
 def answer_retain_rows(
     args: PMCArguments,
     model: PreTrainedModel,
@@ -378,19 +399,9 @@ def answer_retain_rows(
     missing = [i for i, row in enumerate(rows) if row.get(column) is None]
     if not missing:
         return rows
-    end_ids = end_token_ids(model, tokenizer.eos_token_id)
     questions = [rows[i][args.question_column] for i in missing]
-    completions = generate_completions(
-        model,
-        [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions],
-        max_completion_length=training_args.max_completion_length,
-        generation_batch_size=training_args.generation_batch_size,
-        end_ids=end_ids,
-        progress="answers of retain rows that have none",
-    )
-    answers: dict[int, str | None] = {}
-    for i, ids in zip(missing, completions, strict=True):
-        answers[i] = decode_completion(tokenizer, ids) if ids[-1] in end_ids else None
+    own = answer_questions(args, model, tokenizer, questions, training_args, "answers of retain rows that have none")
+    answers = {i: text if ended else None for i, (text, ended) in zip(missing, own, strict=True)}
     answered = [
         {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
     ]

@@ -1,6 +1,5 @@
 """Tokenizers and models: checks before weights load, LoRA, and writing a finished run to its folder."""
 
-import difflib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from transformers import (
 from trl import ModelConfig
 
 from pmc_rl.config import RecipeError, RunConfig
-from pmc_rl.values import one_line
+from pmc_rl.values import nearest_path, one_line
 
 logger = logging.get_logger(__name__)
 
@@ -75,13 +74,8 @@ def _load_config(model_args: ModelConfig):
     try:
         return AutoConfig.from_pretrained(_base_of(name), revision=model_args.model_revision)
     except (OSError, ValueError, KeyError) as error:
-        folder = Path(name)
-        near = []
-        if folder.parent.is_dir():
-            near = difflib.get_close_matches(folder.name, [entry.name for entry in folder.parent.iterdir()], n=1)
-        hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near and near[0] != folder.name else ""
         raise RecipeError(
-            [f"model_name_or_path: no model can be loaded from {name!r} ({one_line(error)}){hint}"]
+            [f"model_name_or_path: no model can be loaded from {name!r} ({one_line(error)}){nearest_path(Path(name))}"]
         ) from error
 
 

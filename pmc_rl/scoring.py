@@ -1,7 +1,6 @@
 """Reward names to callables, and completions to rewards, by the contract of TRL's GRPOTrainer."""
 
 import asyncio
-import difflib
 import importlib
 import inspect
 import os
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pmc_rl.config import RecipeError
+from pmc_rl.values import closest
 
 
 @dataclass
@@ -130,8 +130,8 @@ def _import_reward(name: str) -> Callable:
     except AttributeError:
         own = [key for key, value in vars(module).items() if callable(value) and inspect.getmodule(value) is module]
         own = own or [key for key in dir(module) if not key.startswith("_")]  # a package may load its names lazily
-        nearest = difflib.get_close_matches(attribute, own, n=1)
-        hint = f"did you mean {module_name}.{nearest[0]}?" if nearest else f"it has {', '.join(sorted(own))}"
+        nearest = closest(attribute, own)
+        hint = f"did you mean {module_name}.{nearest}?" if nearest else f"it has {', '.join(sorted(own))}"
         raise RecipeError([f"reward_funcs: {module_name} has no function or class {attribute!r}; {hint}"]) from None
     if not callable(target):
         raise RecipeError([f"reward_funcs: {name} is a {type(target).__name__}, not a function or class"])
@@ -142,9 +142,9 @@ def _near(module_name: str) -> str:
     package, _, name = module_name.rpartition(".")
     folder = os.path.dirname(importlib.import_module("rewards").__file__) if package == "rewards" else os.getcwd()
     modules = [file[:-3] for file in os.listdir(folder) if file.endswith(".py") and file != "__init__.py"]
-    nearest = difflib.get_close_matches(name, modules, n=1)
+    nearest = closest(name, modules)
     prefix = f"{package}." if package else ""
-    return f" (did you mean {prefix}{nearest[0]}?)" if nearest else f" on sys.path or in {os.getcwd()}"
+    return f" (did you mean {prefix}{nearest}?)" if nearest else f" on sys.path or in {os.getcwd()}"
 
 
 def maximal_reward(rewards: list[RewardFunction], given: float | None) -> float | None:

@@ -199,14 +199,14 @@ class PMCTrainer(SFTTrainer):
                 ),
             )
             generated = time.perf_counter()
-            ids = samples
-            if not is_stationary(self.reward_funcs):
+            ids, stationary = samples, is_stationary(self.reward_funcs)
+            if not stationary:
                 ids, k = self._with_stored_answers(unsolved, samples), k + 1
             texts = [decode_completion(self.processing_class, row) for row in ids]
             rewards = self._score(unsolved, k, texts, ids).reshape(len(unsolved), k)
             picks = select_best(rewards)
-            for row, pick, i in zip(unsolved, picks, range(len(unsolved)), strict=True):
-                if not is_stationary(self.reward_funcs):  # judged afresh: whatever won just now is the best
+            for i, (row, pick) in enumerate(zip(unsolved, picks, strict=True)):
+                if not stationary:  # judged afresh: whatever won just now is the best
                     self.pool.pop(row["pmc_id"], None)
                 update_pool(self.pool, row["pmc_id"], ids[i * k + pick], rewards[i, pick])
             metrics = self.step_metrics

@@ -140,9 +140,20 @@ def default(key: Field) -> Any:
     return key.default if key.default_factory is MISSING else key.default_factory()
 
 
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name most like a mistyped word, if any is like it."""
+    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
+
+
+def nearest_path(path: Path) -> str:
+    """`; did you mean '...'?` with the entry of the same folder that has the nearest other name, else nothing."""
+    nearest = closest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else None
+    return f"; did you mean {str(path.parent / nearest)!r}?" if nearest and nearest != path.name else ""
+
+
 def did_you_mean(word: Any, names: Iterable[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(word, names, n=1) if isinstance(word, str) else []
-    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
+    nearest = closest(word, names) if isinstance(word, str) else None
+    return f" Did you mean {prefix + nearest!r}?" if nearest else ""
 
 
 def show(value: Any) -> str:

@@ -50,43 +50,32 @@ def errors_of(function, *args, **kwargs) -> list[str]:
     return raised.value.errors
 
 
+def _tiny(tokenizer) -> dict:
+    """Sizes and special tokens of both tiny models. The configs' own default ids belong to other tokenizers: an
+    ordinary token would end every answer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def build_llama(tokenizer) -> LlamaForCausalLM:
     """An untrained Llama of two layers; two of the same tokenizer have the same weights."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            # the defaults are ids of another tokenizer: an ordinary token would end every answer
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**_tiny(tokenizer), num_key_value_heads=2))
 
 
 def build_phi(tokenizer) -> PhiForCausalLM:
     """An untrained Phi of two layers: biases everywhere, also in the head, and rotary embeddings on half of a head."""
     torch.manual_seed(0)
-    return PhiForCausalLM(
-        PhiConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            partial_rotary_factor=0.5,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return PhiForCausalLM(PhiConfig(**_tiny(tokenizer), partial_rotary_factor=0.5))
 
 
 def _train_bpe(special_tokens: list[str]) -> Tokenizer:

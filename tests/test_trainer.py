@@ -92,6 +92,14 @@ def make_trainer(
     )
 
 
+def record_selected(trainer) -> list[list[int]]:
+    """What is trained on, step by step, where there is one question."""
+    seen = []
+    select = trainer._select
+    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    return seen
+
+
 def weights(model) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -314,9 +322,7 @@ def test_pool_keeps_the_best_and_takes_the_newer_of_equals(tmp_path, tokenizer, 
         forget=forget_prompts(1),
         num_train_epochs=4,
     )
-    seen = []
-    select = trainer._select
-    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    seen = record_selected(trainer)
     trainer.train()
     first, _, third, fourth = picked[1:]
     assert seen == [first, first, third, fourth]
@@ -341,9 +347,7 @@ def test_answers_under_a_changing_reward_are_judged_afresh(tmp_path, tokenizer, 
         forget=forget_prompts(1),
         num_train_epochs=4,
     )
-    seen = []
-    select = trainer._select
-    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    seen = record_selected(trainer)
     trainer.train()
     assert [len(ids) for ids in calls[1:]] == [5, 5, 5, 5]
     for step in (1, 2, 3):
