@@ -63,6 +63,7 @@ class PMCArguments(DataArguments):
     forget_file: str | None = _key(None, "File with the questions to forget, in place of forget_config.")
     retain_config: str | None = _key(None, "Config of dataset_name with the rows to retain.")
     retain_file: str | None = _key(None, "File with the rows to retain, in place of retain_config.")
+    retain_holdout: float = _key(0.0, "Share of the retain rows kept out of training, for the audit.")
     reward_columns: list[str] = _key([], "Further columns of the forget rows that a reward may see.")
     reward_funcs: list[str] = _key(
         [
@@ -87,10 +88,25 @@ class FinetuneArguments(DataArguments):
 class EvalArguments:
     """Keys of the audit; training only checks them."""
 
-    eval_sets: list[Literal["forget", "forget_paraphrased", "retain", "real_authors", "world_facts"]] | None = _key(
-        None, "Question sets to audit; null: every set the data has."
+    eval_sets: (
+        list[Literal["forget", "forget_paraphrased", "retain", "retain_holdout", "real_authors", "world_facts"]] | None
+    ) = _key(None, "Question sets to audit; null: every set the data has.")
+    retain_only_model: str | None = _key(None, "Run of finetune.py that never saw the forget rows, to compare with.")
+    also: list[str] = _key([], "Further models to compare with, as NAME=FOLDER.")
+    holdout_file: str | None = _key(None, "Questions and answers no model saw; null: dataset_name's holdout config.")
+    attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = _key(
+        ["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"], "Attacks to run."
     )
-    retain_only_model: str | None = _key(None, "A model that never saw the forget rows, to compare with.")
+    attack_samples: int = _key(100, "Answers a question that the sampling and prefilling attacks draw.")
+    prefixes: list[str] = _key(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
+    first_words: int = _key(1, "Words of the true answer that attack gives away in a further run; 0: no such run.")
+    unrelated_file: str | None = _key(
+        None, "Text that has nothing to do with the forget rows, for token_shift; null: real_authors, world_facts."
+    )
+    relearning_steps: int = _key(16, "Optimizer steps of the relearning attack.")
+    relearning_learning_rate: float | None = _key(None, "Learning rate of that attack; null: learning_rate.")
+    lm_eval_tasks: list[str] = _key([], "Tasks of lm-evaluation-harness, by name or by the path of a YAML file.")
+    with_texts: bool = _key(False, "Write a second report with the worst leaking questions into private/.")
 
 
 @dataclass
@@ -165,8 +181,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda x: x >= 1, "at least 1", "num_generations max_completion_length generation_batch_size"),
         (lambda x: x >= 1, "at least 1", "per_device_train_batch_size gradient_accumulation_steps"),
         (lambda x: x > 0, "greater than 0", "temperature learning_rate"),
-        (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print"),
+        (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print first_words"),
+        (lambda x: x >= 1, "at least 1", "attack_samples relearning_steps"),
+        (lambda x: x is None or x > 0, "greater than 0", "relearning_learning_rate"),
         (lambda x: 0 < x <= 1, "greater than 0 and at most 1", "top_p"),
+        (lambda x: 0 <= x < 1, "0 or greater and less than 1", "retain_holdout"),
         (lambda x: 0 <= x < 2**32, "0 or greater and less than 2**32", "seed"),  # numpy takes no larger seed
     ]
     for name in names.split()

@@ -6,10 +6,12 @@ Nothing is copied to a cache: local files are projected row by row, the Hub is s
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
@@ -22,6 +24,7 @@ from pmc_rl.generation import decode_completion, end_token_ids, generate_complet
 from pmc_rl.values import closest, nearest_path, one_line
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+HOLDOUT_SEED = 54321
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 # names the trainer and TRL's reward contract use themselves
 RESERVED_COLUMNS = (
@@ -241,8 +244,14 @@ def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     return rows, record
 
 
+def split_retain_rows(count: int, held_out_share: float) -> tuple[list[int], list[int]]:
+    """Retain rows to train on and rows held out for the audit, each in file order; the same split in both stages."""
+    held_out = set(np.random.default_rng(HOLDOUT_SEED).permutation(count)[: round(count * held_out_share)].tolist())
+    return [i for i in range(count) if i not in held_out], sorted(held_out)
+
+
 def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
-    """Rows to retain: question and answer; the answer is None where it is missing or `answer_column` is null."""
+    """Rows to retain, less those of `retain_holdout`; the answer is None where missing or `answer_column` is null."""
     key = "retain_file" if args.retain_file else "retain_config"
     answer_columns = [args.answer_column] if args.answer_column else []
     rows, record = read_columns(
@@ -252,7 +261,10 @@ def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     if args.answer_column:
         drop_blank(rows, args.answer_column)
         require_text(key, rows, args.answer_column, may_be_missing=True)
-    return rows, record
+    kept, held_out = split_retain_rows(len(rows), args.retain_holdout)
+    if not kept:
+        raise RecipeError([f"retain_holdout: {args.retain_holdout} of {len(rows)} rows leaves none to train on"])
+    return [rows[i] for i in kept], {**record, "held_out": len(held_out)}
 
 
 def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
@@ -271,12 +283,12 @@ def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
 
 
 def check_no_overlap(forget_rows: list[dict], retain_rows: list[dict], question_column: str) -> None:
-    """Refuses a question that is to be forgotten and retained at once; case and white space do not count."""
-    retained = {_normalized(row[question_column]): i for i, row in reversed(list(enumerate(retain_rows)))}
+    """Refuses a question that is to be forgotten and retained at once."""
+    retained = {normalized(row[question_column]): i for i, row in reversed(list(enumerate(retain_rows)))}
     pairs = [
-        (i, retained[_normalized(row[question_column])])
+        (i, retained[normalized(row[question_column])])
         for i, row in enumerate(forget_rows)
-        if _normalized(row[question_column]) in retained
+        if normalized(row[question_column]) in retained
     ]
     if pairs:
         raise RecipeError(
@@ -287,7 +299,8 @@ def check_no_overlap(forget_rows: list[dict], retain_rows: list[dict], question_
         )
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
+    """A question by which equal ones are found: case and white space do not count."""
     return " ".join(text.casefold().split())
 
 
@@ -359,6 +372,27 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> li
     return tokenizer.apply_chat_template(
         row["prompt"], add_generation_prompt=True, return_dict=True, **row.get("chat_template_kwargs", {})
     )["input_ids"]
+
+
+def encode_answer(
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Prompt ids and answer ids of a row as TRL's SFT preparation makes them, up to and with the end token."""
+    prompt = format_prompt(args, tokenizer, question)
+    completion = format_completion(args, tokenizer, answer)["completion"]
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    if isinstance(completion, str):
+        end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
+        ids = tokenizer(prompt["prompt"] + completion + end)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            prompt["prompt"] + completion, return_dict=True, **prompt.get("chat_template_kwargs", {})
+        )["input_ids"]
+    # a tokenizer may join the end of the prompt with the beginning of the answer: such a token is answer
+    shared = len(os.path.commonprefix([prompt_ids, ids]))
+    # some chat templates put a line break behind the end token, which is no part of the answer
+    behind_end = ids[::-1].index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids[shared:] else 0
+    return ids[:shared], ids[shared : len(ids) - behind_end]
 
 
 def answer_questions(

@@ -25,7 +25,13 @@ from pmc_rl.values import nearest_path, one_line
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
-AUDIT_FILES = ("results.json", "audit.json")
+PRIVATE = """\
+PRIVATE: the files of this folder hold what is to be forgotten.
+
+`cache/` holds what the models answered, so that another audit need not ask again; `examples.md` and reports with texts
+are for reading. Delete the folder when they have been read, and before the model is published.
+"""
+AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md", "README.md")
 
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
@@ -100,10 +106,14 @@ def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
     return model.to(device)
 
 
+def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model itself, an adapter merged into its base."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
 def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedModel:
     """As [`load_model`], in the dtype to train in; an adapter is merged, since training starts from what it made."""
-    model = load_model(model_args, training_dtype(model_args, args), args.device)
-    model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    model = merged(load_model(model_args, training_dtype(model_args, args), args.device))
     try:
         model.generation_config.validate(strict=True)
     except ValueError as error:  # transformers is as strict on saving, when the work is done
@@ -152,11 +162,17 @@ def check_output_dir(args: RunConfig, model_args: ModelConfig) -> None:
 
 
 def is_finished_run(folder: Path) -> bool:
-    """Whether a folder holds a complete run of ours: the manifest is written last and says which files are."""
+    """Whether a folder holds a complete run of ours: the manifest is written last."""
+    return read_manifest(folder) is not None
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a finished run, which says what was read and which files are ours; None if it holds none."""
     try:
-        return "files" in json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return manifest if "files" in manifest else None
 
 
 def check_one_process(args: RunConfig) -> None:
@@ -196,9 +212,9 @@ def save_run(
         raise
     names = sorted(path.name for path in temporary.iterdir())
     (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
-    if is_finished_run(output_dir):
-        earlier = json.loads((output_dir / MANIFEST).read_text())["files"]
-        for name in (MANIFEST, *earlier, *AUDIT_FILES):
+    earlier = read_manifest(output_dir)
+    if earlier is not None:
+        for name in (MANIFEST, *earlier["files"], *AUDIT_FILES):
             (output_dir / name).unlink(missing_ok=True)
         shutil.rmtree(output_dir / "private", ignore_errors=True)
     for name in (*names, MANIFEST):
@@ -206,11 +222,19 @@ def save_run(
     temporary.rmdir()
 
 
-def write_private(output_dir: Path, name: str, text: str) -> Path:
-    """Writes a file that holds what is to be forgotten to `output_dir/private/`, for the owner's eyes only."""
+def private_folder(output_dir: Path) -> Path:
+    """`output_dir/private/`, made for its owner's eyes only, marked, with a folder for caches."""
     folder = output_dir / "private"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
+    for path in (folder, folder / "cache"):
+        path.mkdir(mode=0o700, exist_ok=True)
+        path.chmod(0o700)
+    (folder / "README.md").write_text(PRIVATE)
+    return folder
+
+
+def write_private(output_dir: Path, name: str, text: str) -> Path:
+    """Writes a file that holds what is to be forgotten to `output_dir/private/`, for its owner's eyes only."""
+    folder = private_folder(output_dir)
     temporary = tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8")  # created with mode 0600
     with temporary:
         temporary.write(text)

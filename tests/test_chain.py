@@ -99,6 +99,8 @@ def unlearn_recipe(tmp_path, data, model: str, **values) -> str:
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "logging_steps": 1,
+        "attack_samples": 3,
+        "relearning_steps": 2,
     }
     return write_recipe(tmp_path / "unlearn.yaml", **settings | values)
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own de
 
 VALID = {"model_name_or_path": "m", "output_dir": "out", "forget_file": "f.jsonl", "retain_file": "r.jsonl"}
 VALID_FINETUNE = {"model_name_or_path": "m", "output_dir": "out", "train_file": "t.jsonl"}
-SETS = "forget, forget_paraphrased, retain, real_authors, world_facts"
+SETS = "forget, forget_paraphrased, retain, retain_holdout, real_authors, world_facts"
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,8 @@ RECIPES = sorted((REPO / "recipes").rglob("*.yaml"))
 ALLOWED = {"pmc_rl": {"pmc_rl"}, "rewards": {"rewards"}, "eval": {"pmc_rl", "rewards", "eval"}}
 OURS = {*PACKAGES, "tests", "recipes", "benchmarks"}
 LIBRARIES = set(
-    """accelerate datasets evaluate huggingface_hub hypothesis nltk numpy peft pyarrow pytest rich rouge_score
-    safetensors scipy tokenizers torch tqdm transformers trl yaml""".split()
+    """accelerate bitsandbytes datasets evaluate huggingface_hub hypothesis jinja2 lm_eval matplotlib nltk numpy peft
+    pyarrow pytest rich rouge_score safetensors scipy tokenizers torch tqdm transformers trl yaml""".split()
 )
 
 

@@ -327,7 +327,8 @@ def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
     assert write_private(tmp_path, "examples.md", "another").read_text(encoding="utf-8") == "another"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [file.name for file in path.parent.iterdir()] == ["examples.md"]
+    assert {file.name for file in path.parent.iterdir()} == {"README.md", "cache", "examples.md"}
+    assert (path.parent / "README.md").read_text().startswith("PRIVATE")
 
 
 def test_one_process():

@@ -1,0 +1,95 @@
+"""Quantization attack: rounding the weights may undo a small change, so the model is loaded in 8 and in 4 bits."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from trl import ModelConfig
+
+from eval.attacks.altered import forget_measures, recovered_share
+from eval.data import QuestionSet
+from eval.passes import ModelPasses
+from pmc_rl.models import load_model, merged
+
+BITS = (8, 4)
+
+
+def why_not(model_args: ModelConfig) -> str | None:
+    """Why the attack cannot be run; None if it can."""
+    if find_spec("bitsandbytes") is None:
+        return "the package bitsandbytes is not installed; pip install -e '.[quantization]'"
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        return "not applicable: the model was trained quantized"
+    return None
+
+
+def quantization_attack(
+    passes: ModelPasses, before: ModelPasses, forget: QuestionSet, load: Callable[[int], PreTrainedModel]
+) -> dict:
+    """
+    Recall and probability of the truth from 8 and 4 bits, their change, and the share of the way back by recall.
+
+    Args:
+        passes, before ([`~eval.passes.ModelPasses`]): the unlearned model, and the one before unlearning.
+        load (`Callable`): makes the unlearned model in as many bits as it is given.
+    """
+    unlearned_recall, unlearned_probability = forget_measures(passes, forget)
+    before_recall, _ = forget_measures(before, forget)
+    results = {}
+    for bits in BITS:
+        altered = passes.altered(
+            f"{passes.name}, {bits} bit", f"{passes.fingerprint} {bits} bit", lambda bits=bits: load(bits)
+        )
+        recall, probability = forget_measures(altered, forget)
+        altered.release()
+        results[f"{bits} bit"] = {
+            "recall": recall,
+            "recall_change": recall - unlearned_recall,
+            "probability": probability,
+            "probability_change": probability - unlearned_probability,
+            "recovered": recovered_share(recall, unlearned_recall, before_recall),
+            "n": len(forget.questions),
+        }
+    return results
+
+
+def load_quantized(
+    model_args: ModelConfig, bits: int, dtype: torch.dtype, device: torch.device, folder: Path
+) -> PreTrainedModel:
+    """
+    A model with its linear layers, but for the head, in 8 (int8) or 4 bits (nf4).
+
+    An adapter is merged first, in `dtype`: quantized apart from its base, it would escape the rounding. The merged
+    model is in a temporary folder inside `folder` while it is loaded.
+    """
+    # one line for each layer and token about a cast that is meant
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    options = {
+        "dtype": dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": config,
+        "device_map": {"": device},
+    }
+    name = model_args.model_name_or_path
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        if Path(name, "adapter_config.json").is_file():
+            merged(load_model(model_args, dtype, torch.device("cpu"))).save_pretrained(temporary)
+            name = temporary
+        else:
+            options["revision"] = model_args.model_revision
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # on a CPU the weights would be packed for a kernel that fails on narrow layers
+            module.support_avx512bf16_for_cpu = False
+    return model

@@ -1,0 +1,130 @@
+"""Relearning attack: a few steps of fine-tuning on other rows, then the forgotten is asked for again."""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from eval.attacks.altered import forget_measures, recovered_share
+from eval.data import QuestionSet
+from eval.passes import ModelPasses
+from pmc_rl.config import PMCConfig
+from pmc_rl.trainer import retain_rows_at
+
+Row = tuple[list[int], list[int]]
+
+
+def relearning_attack(
+    passes: ModelPasses, before: ModelPasses, scored: QuestionSet, relearner: "Relearner", what: str
+) -> dict:
+    """
+    How far the way back goes: recall and probability of the truth after 0, 1, 2, 4, ... steps on other rows.
+
+    Args:
+        passes, before ([`~eval.passes.ModelPasses`]): the unlearned model, and the one before unlearning.
+        scored (`QuestionSet`): forget rows that are not learned.
+        relearner ([`Relearner`]): the fine-tuning; not started if the cache has all its answers.
+        what (`str`): names the rows that are learned, in progress bars.
+
+    Returns:
+        `dict`: lists of one entry a checkpoint: `steps`, `recall`, `probability` and `recovered`, the share of the
+        way back by recall; and the numbers of rows `learned` and `scored`.
+    """
+    unlearned_recall, probability = forget_measures(passes, scored)
+    before_recall, _ = forget_measures(before, scored)
+    result: dict = {"steps": [0], "recall": [unlearned_recall], "probability": [probability], "recovered": []}
+    for step in checkpoints(relearner.steps):
+        altered = passes.altered(
+            f"{passes.name}, {step} steps on {what}",
+            f"{passes.fingerprint} {relearner.fingerprint} {step}",
+            lambda step=step: relearner.at(step),
+        )
+        recall, probability = forget_measures(altered, scored)
+        result["steps"].append(step)
+        result["recall"].append(recall)
+        result["probability"].append(probability)
+    result["recovered"] = [recovered_share(recall, unlearned_recall, before_recall) for recall in result["recall"]]
+    return {**result, "learned": len(relearner.rows), "scored": len(scored.questions)}
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Steps after which the model is asked: 1, 2, 4, ... and the last."""
+    return [2**i for i in range(steps.bit_length()) if 2**i < steps] + [steps]
+
+
+class Relearner:
+    """
+    A model that is fine-tuned a little further each time it is asked for, by AdamW at a constant learning rate.
+
+    Args:
+        load (`Callable`): makes the unlearned model, in the dtype to train in, adapters merged.
+        rows (`list[tuple[list[int], list[int]]]`): prompt and answer ids to learn, in turn, shuffled by the seed.
+        steps (`int`): the last step that will be asked for.
+        peft_config: a new adapter is trained in place of the weights, as in the run that is audited.
+        args ([`~pmc_rl.config.PMCConfig`]): batch size, seed and precision.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedModel],
+        rows: list[Row],
+        steps: int,
+        learning_rate: float,
+        peft_config: LoraConfig | None,
+        args: PMCConfig,
+    ):
+        self.load = load
+        self.rows = rows
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.peft_config = peft_config
+        self.args = args
+        self.model: PreTrainedModel | PeftModel | None = None
+        self.step = 0  # steps done
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this fine-tuning from any other of the same model."""
+        args, peft = self.args, self.peft_config
+        adapter = peft and [peft.r, peft.lora_alpha, sorted(peft.target_modules or [])]
+        settings = [self.rows, self.learning_rate, adapter, args.per_device_train_batch_size, args.seed]
+        return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
+
+    def at(self, step: int) -> PreTrainedModel:
+        """The model after `step` steps, in eval mode; steps must not go back."""
+        if self.model is None:
+            torch.manual_seed(self.args.seed)  # a new adapter begins with random numbers
+            self.model = self.load()
+            if self.peft_config is not None:
+                self.model = get_peft_model(self.model, self.peft_config)
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=0.0)
+        # in eval mode: without dropout the steps are the same on every process
+        self.model.eval()
+        for done in range(self.step, step):
+            self._train_on(self._batch(done))
+        self.step = step
+        return self.model
+
+    def _batch(self, step: int) -> list[Row]:
+        size = min(self.args.per_device_train_batch_size, len(self.rows))
+        return [self.rows[i] for i in retain_rows_at(step * size, size, len(self.rows), self.args.seed)]
+
+    def _train_on(self, rows: list[Row]) -> None:
+        length = max(len(prompt) + len(answer) for prompt, answer in rows)
+        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        labels = torch.full_like(input_ids, -100)
+        for i, (prompt, answer) in enumerate(rows):
+            input_ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
+            # padded on the right, where a causal model does not look, so no mask is needed
+            loss = self.model(input_ids=input_ids.to(device), labels=labels.to(device), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,83 @@
+"""Sampling and prefilling attacks: the same question many times, also with the beginning of the answer forced."""
+
+import numpy as np
+
+from eval.data import QuestionSet
+from eval.metrics.answers import is_leak
+from eval.metrics.intervals import not_available, summary
+from eval.metrics.leakage import leakage
+from eval.metrics.unlearning import rouge_recalls
+from eval.passes import ModelPasses, SamplingSettings
+from rewards.text import rouge_tokens
+
+PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
+
+
+def sampling_attack(passes: ModelPasses, forget: QuestionSet, count: int, trained: SamplingSettings) -> dict:
+    """
+    Leakage of `count` samples a question at temperature 1, and under the settings the model was unlearned with.
+
+    Source: the paper of Partial Model Collapse.
+
+    Returns:
+        `dict`: by setting what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
+        question, and `worst_samples`, which sample it was.
+    """
+    settings = {"temperature 1": PLAIN, "as in training": trained}
+    return {
+        name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
+        for name, values in settings.items()
+    }
+
+
+def prefilling_attack(
+    passes: ModelPasses, forget: QuestionSet, count: int, prefixes: list[str], first_words: int
+) -> dict:
+    """
+    Leakage, `greedy` and in samples at temperature 1, of answers forced to begin with each of the prefixes.
+
+    With `first_words`, also of answers that begin with that many words of the truth, which shows what lies behind a
+    changed beginning; rows that have no word more are left out. What is forced does not count as leaked. Source of the
+    attack with fixed prefixes: the paper of Partial Model Collapse.
+    """
+    runs = {prefix: (forget, [prefix] * len(forget.questions)) for prefix in prefixes}
+    if first_words:
+        rest = [answer.split()[first_words:] for answer in forget.answers]
+        kept = [i for i, words in enumerate(rest) if rouge_tokens(" ".join(words))]
+        runs[f"first {first_words} of the answer's words"] = (
+            QuestionSet(
+                [forget.questions[i] for i in kept],
+                [" ".join(rest[i]) for i in kept],
+                [forget.rows[i] for i in kept],
+            ),
+            [" ".join(forget.answers[i].split()[:first_words]) for i in kept],
+        )
+    results = {}
+    for name, (rows, forced) in runs.items():
+        if not rows.questions:
+            results[name] = not_available("no answer has more words")
+            continue
+        greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
+        samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
+        recalls = rouge_recalls([answer.text for answer in greedy], rows.answers)
+        results[name] = {"greedy": summary(recalls), **_sampled(rows, samples)}
+    return results
+
+
+def worst_by_row(attacks: dict) -> list[float] | None:
+    """Each question's highest recall in any sample of the sampling attack; None if it was not run."""
+    if "not_available" in attacks["sampling"]:
+        return None
+    runs = [run["worst_by_row"] for run in attacks["sampling"].values()]
+    return [max(values) for values in zip(*runs, strict=True)]
+
+
+def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
+    rows = list(zip(forget.questions, forget.answers, samples, strict=True))
+    scores = np.array([rouge_recalls(texts, [truth] * len(texts)) for _, truth, texts in rows])
+    leaks = np.array([[is_leak(question, truth, text) for text in texts] for question, truth, texts in rows])
+    return {
+        **leakage(scores, leaks),
+        "worst_by_row": scores.max(1).tolist(),
+        "worst_samples": scores.argmax(1).tolist(),
+    }

@@ -1,0 +1,157 @@
+"""The models an audit compares: their folders, the checks that they belong to the run, and their passes."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from eval.cache import RowCache, model_fingerprint
+from eval.passes import ModelPasses
+from pmc_rl.config import (
+    DataArguments,
+    EvalArguments,
+    PMCArguments,
+    PMCConfig,
+    RecipeError,
+    check_all,
+    parse_finetune_recipe,
+    parse_recipe,
+)
+from pmc_rl.data import normalized, read_finetune_rows
+from pmc_rl.models import is_finished_run, load_model, load_tokenizer, read_manifest, training_dtype
+from pmc_rl.values import nearest_path
+
+FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout")
+TEMPLATES = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs")
+Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
+
+
+@dataclass
+class Column:
+    """One model of the audit; `model_args` say which weights, and nothing of training."""
+
+    name: str
+    model_args: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def folder(self) -> str:
+        return self.model_args.model_name_or_path
+
+    def passes(self, recipe: Recipe, cache: RowCache | None) -> ModelPasses:
+        """The model's passes in the precision of the recipe; nothing is loaded yet."""
+        script_args, training_args, model_args, _ = recipe
+        dtype = training_dtype(model_args, training_args)
+        fingerprint = model_fingerprint(self.folder, self.model_args.model_revision)
+        return ModelPasses(
+            self.name,
+            f"{fingerprint} {dtype} {model_args.attn_implementation}",
+            lambda: load_model(self.model_args, dtype, training_args.device),
+            self.tokenizer,
+            script_args,
+            training_args,
+            cache,
+        )
+
+
+def load_columns(recipe: Recipe) -> list[Column]:
+    """
+    The columns `before`, `after`, `retain_only` where given, and those of `also`, with their tokenizers.
+
+    Raises:
+        RecipeError: there is no such model, a name is taken or has no folder.
+    """
+    script_args, training_args, model_args, eval_args = recipe
+    folders = {"before": model_args.model_name_or_path, "after": training_args.output_dir}
+    if eval_args.retain_only_model:
+        folders["retain_only"] = eval_args.retain_only_model
+    errors = []
+    for entry in eval_args.also:
+        name, equals, folder = entry.partition("=")
+        if not (name and equals and folder):
+            errors.append(f"also: {entry!r} is not NAME=FOLDER")
+        elif name in folders or name == "retain_only":
+            errors.append(f"also: {name!r} is the name of another column; choose another one")
+        elif not Path(folder).is_dir() and (folder.startswith(("/", ".")) or folder.count("/") != 1):
+            errors.append(f"also: there is no folder {folder!r}{nearest_path(Path(folder))}")
+        else:
+            folders[name] = folder
+    if errors:
+        raise RecipeError(errors)
+    # which weights a column has is all that differs; LoRA and its checks are a matter of training
+    models = {name: replace(model_args, model_name_or_path=folder, use_peft=False) for name, folder in folders.items()}
+    tokenizers = check_all(
+        *(lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path) for args in models.values())
+    )
+    return [Column(name, args, tokenizer) for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True)]
+
+
+def check_run(recipe: Recipe) -> None:
+    """The folder holds a finished run of this recipe, and no results that nobody said may be replaced."""
+    script_args, training_args, model_args, _ = recipe
+    output_dir = Path(training_args.output_dir)
+    if not is_finished_run(output_dir):
+        raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
+    trained_args, _, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
+    pairs = [("model_name_or_path", model_args.model_name_or_path, trained_model_args.model_name_or_path)]
+    pairs += [
+        (key.name, vars(script_args)[key.name], vars(trained_args)[key.name])
+        for key in fields(DataArguments)
+        if key.name not in ("given", "answer_column")
+    ]
+    pairs += [(key, vars(script_args)[key], vars(trained_args)[key]) for key in FORGET_AND_RETAIN]
+    errors = [
+        f"{key}: {ours!r}, but the run in {str(output_dir)!r} was trained with {trained!r}; "
+        f"give {str(output_dir / 'recipe.yaml')!r} as the recipe"
+        for key, ours, trained in pairs
+        if ours != trained
+    ]
+    if (output_dir / "results.json").exists() and not training_args.overwrite:
+        errors.append(f"output_dir: {str(output_dir / 'results.json')!r} exists; say --overwrite true to replace it")
+    if errors:
+        raise RecipeError(errors)
+
+
+def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> str | None:
+    """
+    The retain-only model was made for this run: same templates, same retain rows by their hashes, no forget question.
+
+    Returns:
+        a line that says what could not be checked: a model from elsewhere has no manifest; None if all was.
+
+    Raises:
+        RecipeError: with every mismatch.
+    """
+    script_args, training_args, _, eval_args = recipe
+    if eval_args.retain_only_model is None:
+        return None
+    folder = Path(eval_args.retain_only_model)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"retain_only_model {str(folder)!r} has no manifest, so nothing tells that it never saw the forget rows"
+    if manifest["stage"] != "finetune":
+        raise RecipeError([f"retain_only_model: {str(folder)!r} was made by {manifest['stage']}.py, not finetune.py"])
+    args, _, _ = parse_finetune_recipe([str(folder / "recipe.yaml")])
+    where = f"retain_only_model: {str(folder)!r}"
+    errors = [
+        f"{where} was trained with {key} {vars(args)[key]!r}, the run with {vars(script_args)[key]!r}"
+        for key in TEMPLATES
+        if vars(args)[key] != vars(script_args)[key]
+    ]
+    rows, records = read_finetune_rows(args)
+    if any(records[name]["columns"] != record["columns"] for name, record in manifest["read"].items()):
+        errors.append(f"{where}: the data it was trained on has changed since; train it again")
+    run = read_manifest(Path(training_args.output_dir))
+    # an answer column the run did not read is no difference
+    retained = list((run["read"]["retain"] or {"columns": {}})["columns"].values())
+    learned = [hash for record in manifest["read"].values() for hash in record["columns"].values()]
+    if not set(retained) <= set(learned):
+        errors.append(f"{where} was not trained on the retain rows of this run (their hashes differ)")
+    known = {normalized(row[args.question_column]) for row in rows}
+    seen = sum(normalized(question) in known for question in forget_questions)
+    if seen:
+        errors.append(f"{where} was trained on {seen} of the {len(forget_questions)} questions to forget")
+    if errors:
+        raise RecipeError(errors)
+    return None

@@ -1,0 +1,120 @@
+"""General ability: lm-evaluation-harness (the extra `lm-eval`) on a model that is loaded already.
+
+Prompts and metrics are the harness's own, so the numbers are those of its command line. Nothing is written, except
+what `datasets` keeps in its cache.
+"""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pmc_rl.config import RecipeError
+from pmc_rl.values import did_you_mean, one_line
+
+# it warns of every model that is handed over loaded, and of every default a task leaves to it
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@cache
+def _task_manager():
+    # optional, and slow to import: imported where it is used, so that an audit without tasks does without
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()  # reads the YAML files of 15,000 tasks: some ten seconds
+
+
+def check_tasks(tasks: list[str]) -> None:
+    """
+    Loads tasks with their data, which for a built-in task may come from the Hub, as a check before models load.
+
+    Args:
+        tasks (`list[str]`): names of tasks, groups or tags of lm-eval, or paths of YAML task files.
+
+    Raises:
+        RecipeError: lm-eval is not installed, or a task is unknown, cannot be loaded or is there twice.
+    """
+    if find_spec("lm_eval") is None:
+        raise RecipeError(["lm_eval_tasks: the package lm-eval is not installed; pip install -e '.[lm-eval]'"])
+    manager = _task_manager()
+    errors: list[str] = []
+    origins: dict[str, str] = {}
+    for task in tasks:
+        if task not in manager.task_index and not Path(task).is_file():
+            names = [*manager.all_tasks, *map(str, Path(task).parent.glob("*.yaml"))]
+            advice = did_you_mean(task, names)
+            errors.append(f"lm_eval_tasks: {task!r} is neither a task of lm-eval nor the path of a YAML file.{advice}")
+            continue
+        try:
+            loaded = manager.load([task])["tasks"]
+        except Exception as error:  # a task is data and code of its own, which may fail in any way
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            errors.append(f"lm_eval_tasks: {task!r} cannot be loaded ({problem})")
+            continue
+        # of two tasks of one name, lm-eval would silently keep the last
+        if twice := sorted(loaded.keys() & origins.keys()):
+            errors.append(
+                f"lm_eval_tasks: {task!r} and {origins[twice[0]]!r} both hold a task {twice[0]!r}; "
+                "leave one out, or give it another name"
+            )
+        origins |= dict.fromkeys(loaded, task)
+    if errors:
+        raise RecipeError(errors)
+
+
+def general_ability(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, tasks: list[str], batch_size: int
+) -> dict[str, dict[str, float]]:
+    """
+    Runs tasks on a model where it is, its adapter not merged. Seeds the global random generators, as lm-eval does.
+
+    Args:
+        tasks (`list[str]`): as [`check_tasks`] takes them. Few-shot examples, prompts and metrics are the task's own;
+            no chat template is applied.
+        batch_size (`int`): rows a forward pass.
+
+    Returns:
+        `dict[str, dict[str, float]]`: for each task `n`, its number of rows, and for each metric `acc` and
+        `acc_stderr`, where there is a standard error; a task that reads its answers in several ways has
+        `exact_match/strict-match` and `exact_match/strict-match_stderr`. A group with a score of its own, such as
+        mmlu, stands for its tasks.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    was_training = model.training
+    # lm-eval ties the weights of any model again: with an adapter on the embeddings or the head of a model that ties
+    # them, that fails, or puts other weights in place of the adapter's
+    model.tie_weights = lambda: None
+    try:
+        results = simple_evaluate(
+            HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size),
+            tasks=tasks,
+            task_manager=_task_manager(),
+            log_samples=False,
+            # means have a formula, and 0 would switch that off too; what is left, such as the perplexity of lambada,
+            # takes minutes with the default of 100,000
+            bootstrap_iters=1000,
+        )
+    finally:
+        del model.tie_weights
+        model.train(was_training)
+    parts = {part for group in results.get("groups", {}) for part in results["group_subtasks"][group]}
+    scores = {task: _scores(row) for task, row in results["results"].items() if task not in parts}
+    return {task: row for task, row in scores.items() if row}
+
+
+def _scores(row: dict) -> dict[str, float]:
+    """lm-eval's `acc,none` and `acc_stderr,none` as `acc` and `acc_stderr`; empty for a group without a score."""
+    scores = {}
+    for key, value in row.items():
+        metric, comma, answer_filter = key.partition(",")
+        if not comma or value == "N/A":  # not a metric, such as alias; a metric without a standard error
+            continue
+        name = metric.removesuffix("_stderr")
+        suffix = metric[len(name) :]
+        scores[name + ("" if answer_filter == "none" else f"/{answer_filter}") + suffix] = float(value)
+    return {"n": row["sample_len"], **scores} if scores else {}

@@ -1,0 +1,274 @@
+"""Passes of one model over rows of token ids: teacher-forced, greedy, sampled. A row is computed once, then cached."""
+
+import hashlib
+import json
+import string
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.cache import RowCache
+from pmc_rl.config import DataArguments, PMCConfig
+from pmc_rl.data import encode_answer, encode_prompt, format_prompt, is_chat
+from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+
+# Tokens of a teacher-forced batch, padding included: enough to fill an accelerator, halved where memory runs out.
+TOKENS_PER_BATCH = 16384
+# Logits are made for this many numbers at a time, never for a whole batch: 64 MB in float32.
+LOGITS_PER_CHUNK = 2**24
+
+# Token ids of a prompt, and of a target, the seed of a sample, or nothing.
+Row = tuple[list[int], list[int]]
+Compute = Callable[[list[Row]], list[bytes]]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """
+    Teacher-forced scores of the L target tokens of one row; all arrays have shape `(L,)`.
+
+    Args:
+        log_probs: natural log of the probability of each target token.
+        hits: whether the target token is the most probable one.
+        means, stds: mean and standard deviation of log p over the vocabulary, under the model's own distribution p.
+    """
+
+    log_probs: np.ndarray
+    hits: np.ndarray
+    means: np.ndarray
+    stds: np.ndarray
+
+    @property
+    def loss(self) -> float | None:
+        """Mean negative log-likelihood a token; None for a row without target tokens."""
+        return float(-self.log_probs.mean()) if len(self.log_probs) else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text of an answer, and whether it ended by itself."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """As in [`~pmc_rl.generation.Sampling`], without seeds."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+class ModelPasses:
+    """
+    What one model says to questions; what the cache has is not computed again, and equal rows are one row.
+
+    Several processes share the rows and all get all results; batches are dealt out whole, so none is padded by copies.
+
+    Args:
+        name (`str`): the model's name in progress bars.
+        fingerprint (`str`): what its cache entries are filed under: equal fingerprints are the same model.
+        load (`Callable`): makes the model; called when a row is missing in the cache, at most once.
+        tokenizer: the model's own.
+        script_args ([`~pmc_rl.config.DataArguments`]): the templates.
+        args ([`~pmc_rl.config.PMCConfig`]): precision, answer limit, batch size, seed.
+        cache ([`~eval.cache.RowCache`], *optional*): used by the main process alone; the others may have none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        load: Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        script_args: DataArguments,
+        args: PMCConfig,
+        cache: RowCache | None,
+    ):
+        self.name = name
+        self.fingerprint = fingerprint
+        self.load = load
+        self.tokenizer = tokenizer
+        self.script_args = script_args
+        self.args = args
+        self.cache = cache
+        self.model: PreTrainedModel | None = None
+
+    def altered(self, name: str, fingerprint: str, load: Callable[[], PreTrainedModel]) -> "ModelPasses":
+        """Passes of another state of this model, with the same tokenizer and settings."""
+        return ModelPasses(name, fingerprint, load, self.tokenizer, self.script_args, self.args, self.cache)
+
+    def score(self, questions: list[str], answers: list[str], what: str = "teacher-forced") -> list[TokenScores]:
+        """Scores of the tokens of each answer, its end token included, after the prompt of its question."""
+        pairs = zip(questions, answers, strict=True)
+        return self._scores([encode_answer(self.script_args, self.tokenizer, *pair) for pair in pairs], what)
+
+    def score_text(self, chunks: list[list[int]], what: str) -> list[TokenScores]:
+        """Scores of all tokens of running text but the first of each chunk."""
+        return self._scores([(ids[:1], ids[1:]) for ids in chunks], what)
+
+    def answer(self, questions: list[str], prefixes: list[str] | None = None, what: str = "greedy") -> list[Answer]:
+        """Greedy answers; prefixes are the forced beginnings of each, and no part of the texts."""
+        rows = [(prompt, []) for prompt in self._prompts(questions, prefixes)]
+        return self._answers(what, "greedy", rows, lambda rows: self._generate(rows, None))
+
+    def sample(
+        self,
+        questions: list[str],
+        count: int,
+        settings: SamplingSettings,
+        prefixes: list[str] | None = None,
+        what: str = "sampling",
+    ) -> list[list[str]]:
+        """Texts of `count` sampled answers to each question; a larger count adds to the samples of a smaller one."""
+        seeds = sample_seeds(self.args.seed, 0, list(range(len(questions))), count)
+        prompts = [prompt for prompt in self._prompts(questions, prefixes) for _ in range(count)]
+        rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+        def compute(rows: list[Row]) -> list[bytes]:
+            own = [seed for _, [seed] in rows]
+            return self._generate(rows, Sampling(settings.temperature, settings.top_k, settings.top_p, own))
+
+        texts = [answer.text for answer in self._answers(what, str(settings), rows, compute)]
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def release(self) -> None:
+        """Lets go of the model; the cache still answers."""
+        self.model = None
+
+    def loaded(self) -> PreTrainedModel:
+        """The model, in eval mode."""
+        if self.model is None:
+            self.model = self.load().eval()
+        return self.model
+
+    def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:
+        args, tokenizer = self.script_args, self.tokenizer
+        prompts = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
+        if prefixes is None:
+            return prompts
+        # as text, an answer begins as the template says, mostly with a space
+        start = "" if is_chat(args, tokenizer) else next(string.Formatter().parse(args.completion_template))[0]
+        forced = [tokenizer(start + prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
+        return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
+
+    def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
+        batch_size = max(1, TOKENS_PER_BATCH // max(len(prompt) + len(target) for prompt, target in rows))
+        scores = []
+        for value in self._values(what, "score", rows, batch_size, self._score):
+            log_probs, hits, means, stds = np.frombuffer(value, np.float32).reshape(4, -1)
+            scores.append(TokenScores(log_probs, hits.astype(bool), means, stds))
+        return scores
+
+    def _answers(self, what: str, kind: str, rows: list[Row], compute: Compute) -> list[Answer]:
+        kind = f"{kind} {self.args.max_completion_length}"
+        answers = []
+        for value in self._values(what, kind, rows, self.args.generation_batch_size, compute):
+            ended, *ids = np.frombuffer(value, np.int32).tolist()
+            answers.append(Answer(decode_completion(self.tokenizer, ids), bool(ended)))
+        return answers
+
+    def _values(self, what: str, kind: str, rows: list[Row], batch_size: int, compute: Compute) -> list[bytes]:
+        """One value a row: from the cache, else computed in batches of rows of similar length and put there."""
+        state = PartialState()
+        keys = [self._key(kind, row) for row in rows]
+        unique = dict(zip(keys, rows, strict=True))
+        [values] = broadcast_object_list([self.cache.get(list(unique)) if state.is_main_process else None])
+        # the longest first: what does not fit into memory shows at once, and the time left is not underestimated
+        missing = sorted(unique.keys() - values.keys(), key=lambda key: (-sum(map(len, unique[key])), key))
+        with tqdm(
+            total=len(missing),
+            desc=f"{self.name}: {what}",
+            disable=not (missing and state.is_main_process),
+        ) as progress:
+            while missing:
+                started = time.perf_counter()
+                turn = missing[: batch_size * state.num_processes]
+                missing = missing[len(turn) :]
+                own = turn[state.process_index * batch_size :][:batch_size]
+                results, batch_size = self._fitting([unique[key] for key in own], batch_size, compute)
+                gathered = gather_object([(dict(zip(own, results, strict=True)), batch_size)])
+                batch_size = min(size for _, size in gathered)
+                for part, _ in gathered:
+                    values |= part
+                if state.is_main_process:
+                    self.cache.put({key: values[key] for key in turn})
+                    self.cache.add_time(self.fingerprint, what, time.perf_counter() - started, len(turn))
+                progress.update(len(turn))
+        return [values[key] for key in keys]
+
+    def _key(self, kind: str, row: Row) -> bytes:
+        """Everything that decides a row's value; what only decides speed is not in it."""
+        context = f"{self.fingerprint} bf16={self.args.bf16} {kind}"
+        return hashlib.blake2b(json.dumps([context, *row]).encode(), digest_size=16).digest()
+
+    def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
+        """Values of the rows, and the batch size for which memory was enough."""
+        values = []
+        while len(values) < len(rows):
+            batch = rows[len(values) :][:batch_size]
+            try:
+                with torch.autocast(self.loaded().device.type, torch.bfloat16, enabled=self.args.bf16):
+                    values += compute(batch)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size = max(1, min(batch_size, len(batch)) // 2)
+                torch.accelerator.empty_cache()
+        return values, batch_size
+
+    def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:
+        model = self.loaded()
+        end_ids = end_token_ids(model, self.tokenizer.eos_token_id)
+        completions = generate_completions(
+            model,
+            [prompt for prompt, _ in rows],
+            max_completion_length=self.args.max_completion_length,
+            generation_batch_size=len(rows),
+            end_ids=end_ids,
+            sampling=sampling,
+        )
+        # the first number tells whether the answer ended
+        return [np.array([ids[-1] in end_ids, *ids], np.int32).tobytes() for ids in completions]
+
+    @torch.no_grad()
+    def _score(self, rows: list[Row]) -> list[bytes]:
+        model = self.loaded()
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        # padded on the right, where a causal model does not look, so no mask is needed
+        input_ids = torch.zeros(len(rows), max(len(prompt) + len(target) for prompt, target in rows), dtype=torch.long)
+        predicting = torch.zeros_like(input_ids, dtype=torch.bool)
+        for i, (prompt, target) in enumerate(rows):
+            input_ids[i, : len(prompt) + len(target)] = torch.tensor(prompt + target)
+            predicting[i, len(prompt) - 1 : len(prompt) + len(target) - 1] = True
+        hidden = base.get_decoder()(input_ids=input_ids.to(base.device), use_cache=False).last_hidden_state
+        hidden = hidden[predicting.to(base.device)]
+        targets = torch.tensor([token for _, target in rows for token in target], device=base.device)
+        chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+        parts = [
+            _token_scores(base.get_output_embeddings()(hidden[i : i + chunk]), targets[i : i + chunk])
+            for i in range(0, len(targets), chunk)
+        ]
+        scores = torch.cat(parts, dim=1).cpu() if parts else torch.zeros(4, 0)
+        return [part.numpy().tobytes() for part in scores.split([len(target) for _, target in rows], dim=1)]
+
+
+def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability, hit, mean and standard deviation of log p, shape `(4, n)`, of logits `(n, vocabulary)`."""
+    log_probs = logits.float().log_softmax(-1)
+    probs = log_probs.exp()
+    means = torch.linalg.vecdot(probs, log_probs)
+    variances = torch.linalg.vecdot(probs, (log_probs - means[:, None]).square())
+    own = log_probs.gather(-1, targets[:, None])[:, 0]
+    hits = log_probs.argmax(-1) == targets
+    return torch.stack([own, hits.float(), means, variances.sqrt()])

@@ -1,0 +1,69 @@
+"""What an audit shows of texts and on the terminal: tables of results.json's columns, examples in Markdown."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.data import QuestionSet
+from eval.passes import Answer
+from eval.verdict import leakage_by_attack
+
+EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
+
+
+def results_table(results: dict[str, dict]) -> Table:
+    """Recall, utility and leakage, a column a model."""
+    table = Table(title="Greedy answers, ROUGE-L recall against the true answer")
+    table.add_column("")
+    for column in results:
+        table.add_column(column, justify="right")
+    first = next(iter(results.values()))
+
+    def add(label: str, value) -> None:
+        table.add_row(label, *(value(column) for column in results.values()))
+
+    for key in ("unlearn_quality", "utility"):
+        if first[key] is not None:
+            add(f"{key.replace('_', ' ')} %", lambda column, key=key: f"{column[key]:.1f}")
+    table.add_section()
+    for name, scores in first["sets"].items():
+        label = f"{name} recall (n={scores['n']})"
+        add(label, lambda column, name=name: f"{column['sets'][name]['rougeL_recall']:.3f}")
+    table.add_section()
+    add("empty answers", lambda column: str(sum(scores["empty"] for scores in column["sets"].values())))
+    for name in first["sets"]:
+        add(f"{name} answers that end", lambda column, name=name: f"{column['sets'][name]['ended']:.0%}")
+    leakages = {name: leakage_by_attack(column) for name, column in results.items()}
+    attacks = list(dict.fromkeys(attack for leakage in leakages.values() for attack in leakage if attack != "greedy"))
+    if attacks:
+        table.add_section()
+        for attack in attacks:
+            cells = [f"{leakage[attack]:.3f}" if attack in leakage else "-" for leakage in leakages.values()]
+            table.add_row(f"worst recall under {attack}", *cells)
+    return table
+
+
+def print_examples(questions: dict[str, QuestionSet], answers: dict[str, dict[str, list[Answer]]], count: int) -> None:
+    """A few rows to forget on the terminal; `answers` are by column and set."""
+    table = Table(title="Questions to forget")
+    for column in ("question", "truth", *answers):
+        table.add_column(column)
+    rows = questions["forget"]
+    for i in range(min(count, len(rows.questions))):
+        texts = [rows.questions[i], rows.answers[i], *(answers[column]["forget"][i].text for column in answers)]
+        table.add_row(*map(Text, texts), end_section=True)
+    Console().print(table)
+
+
+def examples_markdown(questions: dict[str, QuestionSet], answers: dict[str, dict[str, list[Answer]]]) -> str:
+    """Question, truth and each model's answer: all rows to forget, the first of the other sets."""
+    lines = ["# Examples", "", "PRIVATE: holds what is to be forgotten. Delete it when it has been read.", ""]
+    for name, rows in questions.items():
+        lines += [f"## {name}", ""]
+        for i, (question, truth) in enumerate(zip(rows.questions, rows.answers, strict=True)):
+            if i == EXAMPLES and not name.startswith("forget"):
+                break
+            lines += [f"**{i}. {question}**", "", f"- truth: {truth}"]
+            lines += [f"- {column}: {answers[column][name][i].text}" for column in answers]
+            lines.append("")
+    return "\n".join(lines)
