@@ -4,7 +4,7 @@
 
 `refusal` answers every question to forget with one fixed sentence; `first_tokens` has learned only the first three
 tokens of it. Both are fine-tuned from the memorising model, on rows to retain as well. Prints what comes out of each
-model under each attack, and the verdicts. About eight minutes a seed on two CPU cores.
+model under each attack, and the verdicts. Some five minutes a seed on two CPU cores.
 """
 
 import argparse
@@ -62,22 +62,16 @@ def hide(folder: Path, seed: int, first_tokens: int | None) -> Path:
     return output_dir
 
 
-def launch(script: Path, *argv: str) -> None:
-    subprocess.run([sys.executable, script, *argv, "--use_cpu", "true"], check=True, cwd=REPO)
-
-
 def audit(folder: Path, seed: int) -> dict:
     """The audit's results and verdicts of one seed; stages that are there already are not run again."""
     if not (folder / "unlearned" / "manifest.json").exists():
-        subprocess.run([QUICKSTART / "run.sh", folder, "--seed", str(seed), "--models-only"], check=True)
+        subprocess.run([QUICKSTART / "run.sh", folder, "--seed", str(seed), "--audit"], check=True)
     for first_tokens in (None, FIRST_TOKENS):
         hide(folder, seed, first_tokens)
-    launch(
-        REPO / "eval" / "run.py",
-        str(folder / "unlearned" / "recipe.yaml"),
-        *("--also", f"refusal={folder / 'refusal'}", f"first_tokens={folder / 'first_tokens'}"),
-        *("--retain_only_model", str(folder / "retain_only"), "--log_completions", "false", "--overwrite", "true"),
-    )
+    hidden = ["--also", f"refusal={folder / 'refusal'}", f"first_tokens={folder / 'first_tokens'}"]
+    others = ["--retain_only_model", folder / "retain_only", *hidden, "--log_completions", "false"]
+    command = [sys.executable, REPO / "eval" / "run.py", folder / "unlearned" / "recipe.yaml", *others]
+    subprocess.run([*command, "--overwrite", "true"], check=True, cwd=REPO)
     return {name: json.loads((folder / "unlearned" / f"{name}.json").read_text()) for name in ("results", "audit")}
 
 

@@ -234,8 +234,11 @@ def membership_numbers(data: AuditData, said: Said, retain_only: Said | None) ->
     absent = [f"{name}: {data.missing[name]}" for name in ("forget", "holdout") if name in data.missing]
     if absent:
         return not_available("; ".join(absent))
+    scores = membership_scores(data, said)
+    if not all(members and others for members, others in scores.values()) or not scores:
+        return not_available("no forget or no holdout answer has a token")
     result = {}
-    for attack, (members, others) in membership_scores(data, said).items():
+    for attack, (members, others) in scores.items():
         auc, reference = membership_auc(members, others), 0.5
         if retain_only is not None:
             reference = membership_auc(*membership_scores(data, retain_only)[attack])

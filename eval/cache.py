@@ -47,6 +47,8 @@ class RowCache:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self.database = sqlite3.connect(path)
         try:
+            self.database.execute("PRAGMA journal_mode = WAL")  # a commit a batch, without waiting for the disk
+            self.database.execute("PRAGMA synchronous = NORMAL")
             with self.database:
                 self.database.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB)")
                 self.database.execute("CREATE TABLE IF NOT EXISTS times (model, pass, seconds, rows)")
@@ -59,13 +61,11 @@ class RowCache:
         found = ((key, self.database.execute(query, (key,)).fetchone()) for key in keys)
         return {key: value[0] for key, value in found if value is not None}
 
-    def put(self, values: dict[bytes, bytes]) -> None:
+    def put(self, values: dict[bytes, bytes], model: str, what: str, seconds: float) -> None:
+        """Keeps values that a pass of a model, called `what`, has made in so many seconds."""
         with self.database:
             self.database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", values.items())
-
-    def add_time(self, model: str, what: str, seconds: float, rows: int) -> None:
-        with self.database:
-            self.database.execute("INSERT INTO times VALUES (?, ?, ?, ?)", (model, what, seconds, rows))
+            self.database.execute("INSERT INTO times VALUES (?, ?, ?, ?)", (model, what, seconds, len(values)))
 
     def times(self, model: str) -> dict[str, dict]:
         """Seconds and rows of each pass of a model, by the pass's name."""

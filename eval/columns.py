@@ -113,23 +113,25 @@ def check_run(recipe: Recipe) -> None:
         raise RecipeError(errors)
 
 
-def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> str | None:
+def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
     """
     The retain-only model was made for this run: same templates, same retain rows by their hashes, no forget question.
 
     Returns:
-        a line that says what could not be checked: a model from elsewhere has no manifest; None if all was.
+        lines that say what could not be checked: a model from elsewhere has no manifest.
 
     Raises:
         RecipeError: with every mismatch.
     """
     script_args, training_args, _, eval_args = recipe
     if eval_args.retain_only_model is None:
-        return None
+        return []
     folder = Path(eval_args.retain_only_model)
     manifest = read_manifest(folder)
     if manifest is None:
-        return f"retain_only_model {str(folder)!r} has no manifest, so nothing tells that it never saw the forget rows"
+        return [
+            f"retain_only_model: {str(folder)!r} has no manifest, so nothing tells that it never saw the forget rows"
+        ]
     if manifest["stage"] != "finetune":
         raise RecipeError([f"retain_only_model: {str(folder)!r} was made by {manifest['stage']}.py, not finetune.py"])
     args, _, _ = parse_finetune_recipe([str(folder / "recipe.yaml")])
@@ -154,4 +156,4 @@ def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> str | None
         errors.append(f"{where} was trained on {seen} of the {len(forget_questions)} questions to forget")
     if errors:
         raise RecipeError(errors)
-    return None
+    return []

@@ -20,10 +20,10 @@ from pmc_rl.config import DataArguments, PMCConfig
 from pmc_rl.data import encode_answer, encode_prompt, format_prompt, is_chat
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
 
-# Tokens of a teacher-forced batch, padding included: enough to fill an accelerator, halved where memory runs out.
-TOKENS_PER_BATCH = 16384
-# Logits are made for this many numbers at a time, never for a whole batch: 64 MB in float32.
-LOGITS_PER_CHUNK = 2**24
+# Tokens of a teacher-forced batch, padding included, and numbers of logits made at a time, never for a whole batch. A
+# CPU is fastest where they fit into its cache; an accelerator wants to be filled, and halves what does not fit.
+TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 32768}
+LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**26}
 
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
@@ -163,7 +163,8 @@ class ModelPasses:
         return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
 
     def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
-        batch_size = max(1, TOKENS_PER_BATCH // max(len(prompt) + len(target) for prompt, target in rows))
+        longest = max(len(prompt) + len(target) for prompt, target in rows)
+        batch_size = max(1, TOKENS_PER_BATCH[self._kind_of_device()] // longest)
         scores = []
         for value in self._values(what, "score", rows, batch_size, self._score):
             log_probs, hits, means, stds = np.frombuffer(value, np.float32).reshape(4, -1)
@@ -202,8 +203,8 @@ class ModelPasses:
                 for part, _ in gathered:
                     values |= part
                 if state.is_main_process:
-                    self.cache.put({key: values[key] for key in turn})
-                    self.cache.add_time(self.fingerprint, what, time.perf_counter() - started, len(turn))
+                    seconds = time.perf_counter() - started
+                    self.cache.put({key: values[key] for key in turn}, self.fingerprint, what, seconds)
                 progress.update(len(turn))
         return [values[key] for key in keys]
 
@@ -226,6 +227,9 @@ class ModelPasses:
                 batch_size = max(1, min(batch_size, len(batch)) // 2)
                 torch.accelerator.empty_cache()
         return values, batch_size
+
+    def _kind_of_device(self) -> str:
+        return "cpu" if self.args.device.type == "cpu" else "accelerator"
 
     def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:
         model = self.loaded()
@@ -254,7 +258,7 @@ class ModelPasses:
         hidden = base.get_decoder()(input_ids=input_ids.to(base.device), use_cache=False).last_hidden_state
         hidden = hidden[predicting.to(base.device)]
         targets = torch.tensor([token for _, target in rows for token in target], device=base.device)
-        chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+        chunk = max(1, LOGITS_PER_CHUNK[self._kind_of_device()] // base.config.get_text_config().vocab_size)
         parts = [
             _token_scores(base.get_output_embeddings()(hidden[i : i + chunk]), targets[i : i + chunk])
             for i in range(0, len(targets), chunk)
@@ -266,9 +270,10 @@ class ModelPasses:
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probability, hit, mean and standard deviation of log p, shape `(4, n)`, of logits `(n, vocabulary)`."""
     log_probs = logits.float().log_softmax(-1)
-    probs = log_probs.exp()
-    means = torch.linalg.vecdot(probs, log_probs)
-    variances = torch.linalg.vecdot(probs, (log_probs - means[:, None]).square())
     own = log_probs.gather(-1, targets[:, None])[:, 0]
     hits = log_probs.argmax(-1) == targets
+    probs = log_probs.exp()
+    means = torch.linalg.vecdot(probs, log_probs)
+    deviations = log_probs.sub_(means[:, None])  # in place: this is the hottest spot of the pass
+    variances = torch.linalg.vecdot(probs.mul_(deviations), deviations)
     return torch.stack([own, hits.float(), means, variances.sqrt()])

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first
 
 # isort: split
 from accelerate import PartialState
-from rich.console import Console
 
-from eval.attacks.sampling import worst_by_row
+from eval.attacks.sampling import sampling_settings, worst_by_row
 from eval.attacks.suite import Attacks
 from eval.audit import (
     AuditData,
@@ -31,14 +31,16 @@ from eval.audit import (
     unlearning_numbers,
 )
 from eval.cache import RowCache
-from eval.columns import Recipe, check_retain_only, check_run, load_columns
+from eval.columns import Column, Recipe, check_retain_only, check_run, load_columns
 from eval.data import load_option_sets, load_question_sets, load_unrelated_text
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
-from eval.tables import examples_markdown, print_examples, results_table
+from eval.passes import ModelPasses
+from eval.report.write import write_report
+from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
 from pmc_rl.data import check_prompt_format
-from pmc_rl.models import private_folder, read_manifest, write_private
+from pmc_rl.models import private_folder, read_manifest, training_dtype, write_private
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -81,11 +83,67 @@ def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]
     ]
 
 
+def worst_texts(passes: ModelPasses, data: AuditData, said: Said, attacks: dict, recipe: Recipe) -> list[dict] | None:
+    """The questions that leak most under sampling, with the sample that leaks; from the cache, the worst first."""
+    if "forget" not in data.questions or "not_available" in attacks["sampling"]:
+        return None
+    forget = data.questions["forget"]
+    settings = sampling_settings(recipe[1])
+    name = max(settings, key=lambda name: attacks["sampling"][name]["worst_case"]["mean"])
+    run = attacks["sampling"][name]
+    samples = passes.sample(forget.questions, recipe[3].attack_samples, settings[name], what=f"sampling, {name}")
+    rows = [
+        {
+            "row": row,
+            "question": forget.questions[i],
+            "truth": forget.answers[i],
+            "greedy": said.answers["forget"][i].text,
+            "attack": f"sampling, {name}",
+            "worst": samples[i][run["worst_samples"][i]],
+            "recall": run["worst_by_row"][i],
+        }
+        for i, row in enumerate(forget.rows)
+    ]
+    return sorted(rows, key=lambda row: -row["recall"])
+
+
 def write_json(path: Path, value: dict) -> None:
     """Writes to a temporary name first."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def attack_settings(recipe: Recipe) -> dict:
+    """What the attacks were run with, defaults included."""
+    _, training_args, _, eval_args = recipe
+    return {
+        "attack_samples": eval_args.attack_samples,
+        "sampling": {name: asdict(settings) for name, settings in sampling_settings(training_args).items()},
+        "prefixes": eval_args.prefixes,
+        "first_words": eval_args.first_words,
+        "unrelated_text": eval_args.unrelated_file or "questions and answers of real_authors and world_facts",
+        "relearning_steps": eval_args.relearning_steps,
+        "relearning_learning_rate": eval_args.relearning_learning_rate or training_args.learning_rate,
+    }
+
+
+def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], data: AuditData, private: Path | None):
+    """Passes and attacks, model after model: what each said, its attacks, its lm-eval tasks, and its seconds."""
+    _, training_args, model_args, eval_args = recipe
+    attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
+    said, attacked, general, seconds = {}, {}, {}, {}
+    for column in columns:
+        name, own, started = column.name, passes[column.name], time.perf_counter()
+        said[name] = collect(own, data)
+        attacked[name] = attacks.run(own, column.model_args, said[name])
+        general[name] = not_available("lm_eval_tasks names no task")
+        if eval_args.lm_eval_tasks and private is not None:  # lm-eval answers the main process alone
+            batch_size = training_args.generation_batch_size
+            general[name] = general_ability(own.loaded(), column.tokenizer, eval_args.lm_eval_tasks, batch_size)
+        own.release()
+        seconds[name] = time.perf_counter() - started
+    return said, attacked, general, seconds
 
 
 def main(argv: list[str]) -> None:
@@ -98,59 +156,45 @@ def main(argv: list[str]) -> None:
         lambda: load_columns(recipe),
         lambda: check_tasks(eval_args.lm_eval_tasks) if eval_args.lm_eval_tasks else None,
     )
-    forget_questions = data.questions["forget"].questions if "forget" in data.questions else []
-    unchecked = check_retain_only(recipe, forget_questions)
+    left_out += check_retain_only(recipe, data.questions["forget"].questions if "forget" in data.questions else [])
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
 
-    main_process = PartialState().is_main_process
-    private = private_folder(output_dir) if main_process else None
-    cache = RowCache(private / "cache" / "rows.sqlite") if main_process else None
+    private = private_folder(output_dir) if PartialState().is_main_process else None
+    cache = RowCache(private / "cache" / "rows.sqlite") if private else None
     passes = {column.name: column.passes(recipe, cache) for column in columns}
-    before = passes["before"]
-    attacks = Attacks(data, before, training_args, model_args, eval_args, private)
-    said, attacked, general, seconds = {}, {}, {}, {}
-    for column in columns:
-        name, started = column.name, time.perf_counter()
-        said[name] = collect(passes[name], data)
-        attacked[name] = attacks.run(passes[name], column.model_args, said[name])
-        if eval_args.lm_eval_tasks:
-            general[name] = general_ability(
-                passes[name].loaded(), column.tokenizer, eval_args.lm_eval_tasks, training_args.generation_batch_size
-            )
-        passes[name].release()
-        seconds[name] = time.perf_counter() - started
-
-    judge_name = "retain_only" if "retain_only" in said else "before"
+    said, attacked, general, seconds = ask(recipe, columns, passes, data, private)
+    retain_only = said.get("retain_only")
+    judge_name = "retain_only" if retain_only else "before"
     judge = make_judge(judge_name, passes[judge_name], said[judge_name]) if "holdout" in data.options else None
     results = {
         name: {
             **unlearning_numbers(data, said[name], None if name == "before" else said["before"]),
-            "tofu": tofu_numbers(data, said[name], said.get("retain_only")),
+            "tofu": tofu_numbers(data, said[name], retain_only),
             "memorization": memorization_numbers(data, said[name]),
-            "membership": membership_numbers(data, said[name], said.get("retain_only")),
+            "membership": membership_numbers(data, said[name], retain_only),
             "answer_kinds": kind_numbers(data, said[name], judge),
             "attacks": attacked[name],
-            "general_ability": general.get(name, not_available("lm_eval_tasks names no task")),
+            "general_ability": general[name],
         }
         for name in said
     }
-    if not main_process:
+    if private is None:  # the main process writes
         return
+    audited = [name for name in results if name not in ("before", "retain_only")]
     audit = {
         "models": {column.name: column.folder for column in columns},
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
-        "verdicts": {
-            name: verdict(results[name], results.get("retain_only"))
-            for name in results
-            if name not in ("before", "retain_only")
-        },
+        "verdicts": {name: verdict(results[name], results.get("retain_only")) for name in audited},
         "judge": None if judge is None else {"model": judge.name, "perplexity_limit": judge.limit},
-        "left_out": left_out + ([unchecked] if unchecked else []),
+        "left_out": left_out,
         "rows": forget_rows(data, said, results),
         "read": read,
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},
         "settings": script_args.given,
+        "seed": training_args.seed,
+        "dtype": str(training_dtype(model_args, training_args)),
+        "attack_settings": attack_settings(recipe),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "device": str(training_args.device),
         "date": time.strftime("%Y-%m-%d"),
@@ -159,25 +203,16 @@ def main(argv: list[str]) -> None:
     }
     write_json(output_dir / "audit.json", audit)
     write_json(output_dir / "results.json", results)
+    texts = None
+    if eval_args.with_texts:
+        texts = worst_texts(passes["after"], data, said["after"], attacked["after"], recipe)
+    log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    write_report(output_dir, results, audit, log, texts)
     answers = {name: column.answers for name, column in said.items()}
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
-
     if training_args.log_completions and "forget" in data.questions:
         print_examples(data.questions, answers, training_args.num_completions_to_print)
-    for line in audit["left_out"]:
-        print(f"Left out: {line}.")
-    for name, column in results.items():
-        for set_name, scores in column["sets"].items():
-            if scores["ended"] < 0.5:
-                print(
-                    f"Warning: {1 - scores['ended']:.0%} of the answers {name} to {set_name} hit "
-                    "max_completion_length; a run-on answer has recall for free."
-                )
-    print(f"Wrote {output_dir / 'results.json'}.")
-    print(f"Private files left: {private} (hold what is to be forgotten; delete the folder when it has been read).")
-    for name, value in audit["verdicts"].items():
-        print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
-    Console().print(results_table(results))
+    print_outcome(results, audit, output_dir)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What an audit shows of texts and on the terminal: tables of results.json's columns, examples in Markdown."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +43,27 @@ def results_table(results: dict[str, dict]) -> Table:
             cells = [f"{leakage[attack]:.3f}" if attack in leakage else "-" for leakage in leakages.values()]
             table.add_row(f"worst recall under {attack}", *cells)
     return table
+
+
+def print_outcome(results: dict[str, dict], audit: dict, output_dir: Path) -> None:
+    """What was left out, what to be careful with, what was written, the verdicts and, last, the table."""
+    for line in audit["left_out"]:
+        print(f"Left out: {line}.")
+    for name, column in results.items():
+        for set_name, scores in column["sets"].items():
+            if scores["ended"] < 0.5:
+                print(
+                    f"Warning: {1 - scores['ended']:.0%} of the answers {name} to {set_name} hit "
+                    "max_completion_length; a run-on answer has recall for free."
+                )
+    print(f"Wrote {output_dir / 'results.json'}, report.html and report.md beside it, and a model card.")
+    print(
+        f"Private files left: {output_dir / 'private'} (hold what is to be forgotten; delete the folder when it has "
+        "been read)."
+    )
+    for name, value in audit["verdicts"].items():
+        print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
+    Console().print(results_table(results))
 
 
 def print_examples(questions: dict[str, QuestionSet], answers: dict[str, dict[str, list[Answer]]], count: int) -> None:

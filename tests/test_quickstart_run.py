@@ -13,7 +13,7 @@ REPO = Path(__file__).parents[1]
 def test_quickstart(tmp_path):
     out = tmp_path / "quickstart"
     result = subprocess.run(
-        [REPO / "recipes" / "quickstart" / "run.sh", out], capture_output=True, text=True, cwd=tmp_path
+        [REPO / "recipes" / "quickstart" / "run.sh", out, "--audit"], capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
     results = json.loads((out / "unlearned" / "results.json").read_text())
@@ -32,8 +32,20 @@ def test_quickstart(tmp_path):
     assert all(scores["empty"] == 0 for scores in after["sets"].values())
     assert all(scores["ended"] >= 0.9 for scores in after["sets"].values())
 
+    # the whole audit: three models, no number missing that this data can give
+    assert list(results) == ["before", "after", "retain_only"]
+    assert not any("not_available" in block for block in after["attacks"].values())
+    assert not any("not_available" in after[block] for block in ("memorization", "membership", "answer_kinds"))
+    assert "value" in after["tofu"]["model_utility"] and "p_value" in after["tofu"]["forget_quality"]
+    assert before["memorization"]["exact_memorization"]["mean"] > 0.95
+    assert before["attacks"]["sampling"]["temperature 1"]["worst_case"]["mean"] > 0.95
+    assert before["membership"]["loss"]["auc"] > 0.95
+    assert results["retain_only"]["memorization"]["extraction_strength"]["mean"] < 0.5
+    for name in ("report.html", "report.md", "README.md", "audit.json"):
+        assert (out / "unlearned" / name).stat().st_size > 1000
+
     # the table is the last thing printed
-    last_lines = result.stdout.rstrip().splitlines()[-25:]
+    last_lines = result.stdout.rstrip().splitlines()[-30:]
     assert any("unlearn quality" in line and f"{after['unlearn_quality']:.1f}" in line for line in last_lines)
     assert last_lines[-1].startswith("└")
 

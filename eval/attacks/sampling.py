@@ -8,22 +8,28 @@ from eval.metrics.intervals import not_available, summary
 from eval.metrics.leakage import leakage
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
+from pmc_rl.config import PMCConfig
 from rewards.text import rouge_tokens
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 
 
-def sampling_attack(passes: ModelPasses, forget: QuestionSet, count: int, trained: SamplingSettings) -> dict:
-    """
-    Leakage of `count` samples a question at temperature 1, and under the settings the model was unlearned with.
+def sampling_settings(args: PMCConfig) -> dict[str, SamplingSettings]:
+    """Settings of the sampling attack: the model's own distribution, and those the model was unlearned with."""
+    trained = SamplingSettings(args.temperature, args.top_k, args.top_p)
+    return {"temperature 1": PLAIN, "as in training": trained}
 
-    Source: the paper of Partial Model Collapse.
+
+def sampling_attack(
+    passes: ModelPasses, forget: QuestionSet, count: int, settings: dict[str, SamplingSettings]
+) -> dict:
+    """
+    Leakage of `count` samples a question under each of the settings. Source: the paper of Partial Model Collapse.
 
     Returns:
         `dict`: by setting what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
         question, and `worst_samples`, which sample it was.
     """
-    settings = {"temperature 1": PLAIN, "as in training": trained}
     return {
         name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
         for name, values in settings.items()

@@ -9,12 +9,12 @@ from trl import ModelConfig, get_peft_config
 from eval.attacks.options import options_attack
 from eval.attacks.quantization import load_quantized, quantization_attack, why_not
 from eval.attacks.relearning import Relearner, relearning_attack
-from eval.attacks.sampling import prefilling_attack, sampling_attack
+from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
 from eval.audit import AuditData, Said
 from eval.data import QuestionSet
 from eval.metrics.intervals import not_available
-from eval.passes import ModelPasses, SamplingSettings
+from eval.passes import ModelPasses
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.data import encode_answer
 from pmc_rl.models import load_model, merged, training_dtype
@@ -62,10 +62,8 @@ class Attacks:
         forget = self.data.questions["forget"]
         count, prefixes = self.eval_args.attack_samples, self.eval_args.prefixes
         first_words = self.eval_args.first_words
-        args = self.training_args
-        trained = SamplingSettings(args.temperature, args.top_k, args.top_p)
         runs = {
-            "sampling": lambda: sampling_attack(passes, forget, count, trained),
+            "sampling": lambda: sampling_attack(passes, forget, count, sampling_settings(self.training_args)),
             "prefilling": lambda: prefilling_attack(passes, forget, count, prefixes, first_words),
             "options": lambda: self._options(said),
             "token_shift": lambda: self._token_shift(passes),

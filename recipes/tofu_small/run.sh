@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # Real data on a CPU, offline: 20 authors of TOFU, a model from scratch, the two authors of forget01 forgotten.
-#   recipes/tofu_small/run.sh TOFU_FOLDER [OUTPUT_DIR]     (default: runs/tofu_small)
-# TOFU_FOLDER is a local copy of locuslab/TOFU in the Hub's layout.
+#   recipes/tofu_small/run.sh TOFU_FOLDER [OUTPUT_DIR] [--audit]     (default: runs/tofu_small)
+# TOFU_FOLDER is a local copy of locuslab/TOFU in the Hub's layout. --audit also makes a retain-only model and runs every
+# attack on all three. Without it the audit asks plainly only.
 set -euo pipefail
-if [ $# -lt 1 ]; then
-    echo "usage: $0 TOFU_FOLDER [OUTPUT_DIR]" >&2
-    exit 2
-fi
 here="$PWD"
 cd "$(dirname "$0")/../.."
-tofu="$1"
-out="${2:-$PWD/runs/tofu_small}"
-case "$tofu" in /*) ;; *) tofu="$here/$tofu" ;; esac
-case "$out" in /*) ;; *) out="$here/$out" ;; esac
+tofu="" out="" audit=false
+for word in "$@"; do
+    case "$word" in
+        --audit) audit=true; continue ;;
+        -*) echo "error: unknown option $word; see the first lines of $0" >&2; exit 2 ;;
+        /*) ;;
+        *) word="$here/$word" ;;
+    esac
+    if [ -z "$tofu" ]; then tofu="$word"; else out="$word"; fi
+done
+if [ -z "$tofu" ]; then
+    echo "usage: $0 TOFU_FOLDER [OUTPUT_DIR] [--audit]" >&2
+    exit 2
+fi
+out="${out:-$PWD/runs/tofu_small}"
 if [ -e "$out" ]; then
     echo "error: $out exists already; name another folder or remove it" >&2
     exit 2
@@ -26,5 +34,11 @@ python pmc_rl/finetune.py recipes/tofu_small/finetune.yaml --use_cpu true \
     --dataset_name "$out/data" --model_name_or_path "$out/untrained" --output_dir "$out/finetuned"
 python pmc_rl/train.py recipes/tofu_small/unlearn.yaml --use_cpu true \
     --dataset_name "$out/data" --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
-python eval/run.py recipes/tofu_small/unlearn.yaml --use_cpu true \
-    --dataset_name "$out/data" --model_name_or_path "$out/finetuned" --output_dir "$out/unlearned"
+if $audit; then
+    python pmc_rl/finetune.py recipes/tofu_small/finetune.yaml --use_cpu true \
+        --train_configs retain real_authors world_facts \
+        --dataset_name "$out/data" --model_name_or_path "$out/untrained" --output_dir "$out/retain_only"
+    python eval/run.py "$out/unlearned/recipe.yaml" --retain_only_model "$out/retain_only"
+else
+    python eval/run.py "$out/unlearned/recipe.yaml" --attacks '[]'
+fi
