@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import string
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,7 +157,7 @@ class ModelPasses:
         if prefixes is None:
             return prompts
         # as text, an answer begins as the template says, mostly with a space
-        start = "" if is_chat(args, tokenizer) else next(string.Formatter().parse(args.completion_template))[0]
+        start = "" if is_chat(args, tokenizer) else args.completion_template.format(answer="\0").split("\0")[0]
         forced = [tokenizer(start + prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
         return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
 
@@ -172,7 +171,7 @@ class ModelPasses:
         return scores
 
     def _answers(self, what: str, kind: str, rows: list[Row], compute: Compute) -> list[Answer]:
-        kind = f"{kind} {self.args.max_completion_length}"
+        kind = f"{kind} {self.args.max_completion_length} {self.tokenizer.eos_token_id}"
         answers = []
         for value in self._values(what, kind, rows, self.args.generation_batch_size, compute):
             ended, *ids = np.frombuffer(value, np.int32).tolist()
@@ -215,11 +214,12 @@ class ModelPasses:
 
     def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
         """Values of the rows, and the batch size for which memory was enough."""
-        values = []
+        device = self.loaded().device
+        values: list[bytes] = []
         while len(values) < len(rows):
             batch = rows[len(values) :][:batch_size]
             try:
-                with torch.autocast(self.loaded().device.type, torch.bfloat16, enabled=self.args.bf16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
                     values += compute(batch)
             except torch.OutOfMemoryError:
                 if batch_size == 1:

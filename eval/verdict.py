@@ -90,9 +90,10 @@ def calibration_verdict(after: dict, retain_only: dict | None) -> tuple[str, lis
         return "unknown", ["without a retain-only model nobody knows how much a model would know that never saw it"]
     under, over = [], []
     leakage, reference = leakage_by_measure(after), leakage_by_measure(retain_only)
-    for key, value in leakage.items():
-        if key in reference and value > reference[key] + MARGIN:
-            under.append(f"more comes out {key[1]} ({value:.2f} against {reference[key]:.2f})")
+    compared = [key for key in leakage if key in reference]
+    for key in compared:
+        if leakage[key] > reference[key] + MARGIN:
+            under.append(f"more comes out {key[1]} ({leakage[key]:.2f} against {reference[key]:.2f})")
     quality = after["tofu"]["forget_quality"]
     if "not_available" not in quality and quality["p_value"] < SIGNIFICANT:
         side = under if quality["median"] < quality["reference_median"] else over
@@ -106,6 +107,8 @@ def calibration_verdict(after: dict, retain_only: dict | None) -> tuple[str, lis
         if abs(auc - known) > MARGIN:
             side = under if auc > known else over
             side.append(f"membership by min-k++ has AUC {auc:.2f} against {known:.2f}")
+    if not compared and "not_available" in quality and "not_available" in membership:
+        return "unknown", ["the data gives nothing to compare with the retain-only model"]
     if under and over:
         return "mixed: under-unlearned in one respect, over-unlearned in another", under + over
     if under:

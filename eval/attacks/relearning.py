@@ -82,16 +82,13 @@ class Relearner:
         self.learning_rate = learning_rate
         self.peft_config = peft_config
         self.args = args
+        # tells this fine-tuning from any other of the same model; made now, since training completes the peft config
+        adapter = peft_config and peft_config.to_dict()
+        settings = [rows, learning_rate, adapter, args.per_device_train_batch_size, args.seed, args.bf16]
+        described = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+        self.fingerprint = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
         self.model: PreTrainedModel | PeftModel | None = None
         self.step = 0  # steps done
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells this fine-tuning from any other of the same model."""
-        args, peft = self.args, self.peft_config
-        adapter = peft and [peft.r, peft.lora_alpha, sorted(peft.target_modules or [])]
-        settings = [self.rows, self.learning_rate, adapter, args.per_device_train_batch_size, args.seed]
-        return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
 
     def at(self, step: int) -> PreTrainedModel:
         """The model after `step` steps, in eval mode; steps must not go back."""

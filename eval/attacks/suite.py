@@ -103,6 +103,8 @@ class Attacks:
         if ids != own_ids:
             return not_available("its tokenizer is not that of the model before")
         chunks = chunked(ids[0])
+        if not chunks:
+            return not_available("the unrelated text is too short")
         before, after = (model.score_text(chunks, "unrelated text") for model in (self.before, passes))
         return token_shift_attack(chunks, ids[1], before, after)
 

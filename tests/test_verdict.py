@@ -1,0 +1,225 @@
+"""Verdicts on columns made by hand: what counts as leaked, hidden, guessed, refused, under- and over-unlearned."""
+
+import pytest
+
+from eval.verdict import calibration_verdict, leakage_by_attack, leakage_by_measure, leakage_verdict, verdict
+
+NOT = {"not_available": "attacks does not name it"}
+ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
+
+
+def column(greedy=None, ratio=None, auc=None, **attacks) -> dict:
+    """
+    A column of results.json; what is not given is not available.
+
+    `ratio` is (median, reference's median, p), `auc` is (AUC, reference's), the attacks are as in results.json.
+    """
+    quality = NOT
+    if ratio is not None:
+        quality = {"median": ratio[0], "reference_median": ratio[1], "p_value": ratio[2], "statistic": 0.5}
+    return {
+        "sets": {} if greedy is None else {"forget": {"rougeL_recall": greedy, "n": 9}},
+        "attacks": {name: attacks.get(name, NOT) for name in ATTACKS},
+        "tofu": {"sets": {}, "forget_quality": quality},
+        "membership": NOT if auc is None else {"min_k_plus_plus": {"auc": auc[0], "reference_auc": auc[1]}},
+    }
+
+
+def sampled(*worst) -> dict:
+    """A sampling attack with these worst cases, one for each setting."""
+    return {f"setting {i}": {"worst_case": {"mean": value}, "mean": {"mean": 0.0}} for i, value in enumerate(worst)}
+
+
+def prefilled(greedy, worst) -> dict:
+    return {"It is": {"greedy": {"mean": greedy}, "worst_case": {"mean": worst}}}
+
+
+def relearned(*recall) -> dict:
+    return {"half of the forget rows": {"steps": list(range(len(recall))), "recall": list(recall)}}
+
+
+def quantized(recall8, recall4) -> dict:
+    return {"8 bit": {"recall": recall8}, "4 bit": {"recall": recall4}}
+
+
+def attacked(greedy=0.1, **changed) -> dict:
+    """A column under all attacks that can leak, none of which brings out more than a tenth."""
+    harmless = {
+        "sampling": sampled(0.1, 0.1),
+        "prefilling": prefilled(0.1, 0.1),
+        "relearning": relearned(0.1, 0.1),
+        "quantization": quantized(0.1, 0.1),
+    }
+    return column(greedy, **harmless | changed)
+
+
+ALL = {
+    "sampling": sampled(0.3, 0.4),
+    "prefilling": {**prefilled(0.2, 0.5), "first 1 of the answer's words": NOT},
+    "relearning": {**relearned(0.1, 0.7, 0.6), "retain rows": {"recall": [0.1, 0.15]}},
+    "quantization": quantized(0.12, 0.35),
+    "options": {"least": 0.9, "most": 0.9},  # shares of rows, and no text
+    "token_shift": {"forget_tokens": {"mean": -0.9}},
+}
+
+
+def test_leakage_by_measure_and_by_attack():
+    measures = leakage_by_measure(column(0.25, **ALL))
+    assert measures == {
+        ("greedy", "asked plainly"): 0.25,
+        ("sampling", "sampling, setting 0"): 0.3,
+        ("sampling", "sampling, setting 1"): 0.4,
+        ("prefilling", "prefilled, It is, greedy"): 0.2,
+        ("prefilling", "prefilled, It is, sampled"): 0.5,
+        ("relearning", "relearned, half of the forget rows"): 0.7,
+        ("relearning", "relearned, retain rows"): 0.15,
+        ("quantization", "in 8 bit"): 0.12,
+        ("quantization", "in 4 bit"): 0.35,
+    }
+    assert leakage_by_attack(column(0.25, **ALL)) == {
+        "greedy": 0.25,
+        "sampling": 0.4,
+        "prefilling": 0.5,
+        "relearning": 0.7,
+        "quantization": 0.35,
+    }
+
+
+def test_what_is_not_available_does_not_leak():
+    assert leakage_by_measure(column()) == leakage_by_attack(column()) == {}
+    only_words = column(0.0, prefilling={"first 9 of the answer's words": NOT})
+    assert leakage_by_attack(only_words) == {"greedy": 0.0}
+
+
+# does it leak
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (attacked(0.1), "forgotten, as far as these attacks tell"),
+        (attacked(0.9), "not forgotten"),
+        (attacked(0.5), "not forgotten"),
+        (attacked(0.9, sampling=sampled(1.0, 1.0)), "not forgotten"),
+        (attacked(0.1, sampling=sampled(0.1, 0.5)), "hidden, not forgotten"),
+        (attacked(0.1, prefilling=prefilled(0.6, 0.1)), "hidden, not forgotten"),
+        (attacked(0.1, prefilling=prefilled(0.1, 0.6)), "hidden, not forgotten"),
+        (attacked(0.1, relearning=relearned(0.1, 0.8, 0.1)), "hidden, not forgotten"),
+        (attacked(0.1, quantization=quantized(0.1, 0.8)), "hidden, not forgotten"),
+        (attacked(0.1, sampling=sampled(0.3, 0.1)), "partly hidden"),
+        (attacked(0.3), "partly hidden"),
+        (attacked(0.2, sampling=sampled(0.2, 0.2)), "forgotten, as far as these attacks tell"),
+        (column(0.1), "forgotten, as far as greedy answers tell"),
+        (column(0.0, options=ALL["options"]), "forgotten, as far as greedy answers tell"),
+        (column(0.6), "not forgotten"),
+        (column(), "unknown"),
+        (column(sampling=sampled(0.1)), "unknown"),
+    ],
+)
+def test_leakage_without_a_retain_only_model(values, expected):
+    found, reasons = leakage_verdict(values, None)
+    assert found == expected and reasons
+
+
+def test_reasons_name_what_leaks_the_worst_first():
+    _, reasons = leakage_verdict(column(0.25, **ALL), None)
+    assert reasons[0] == "asked plainly: 0.25 of the truth comes out"
+    assert [reason.partition(":")[0] for reason in reasons[1:]] == [
+        "relearned, half of the forget rows",
+        "prefilled, It is, sampled",
+        "sampling, setting 1",
+        "in 4 bit",
+        "sampling, setting 0",
+    ]
+    _, reasons = leakage_verdict(column(0.1), None)
+    assert reasons[-1] == "no attack was run"
+    [plain, nothing] = leakage_verdict(attacked(0.1), None)[1]
+    assert "0.10" in plain and nothing == "no attack brings out more than 0.2"
+
+
+def test_to_guess_as_well_as_a_model_that_never_saw_it_is_no_leak():
+    """TOFU's retain-only models recall 0.43 greedily, and more in the best of many samples."""
+    retain_only = attacked(0.43, sampling=sampled(0.6, 0.6), relearning=relearned(0.4, 0.55))
+    guess = attacked(0.45, sampling=sampled(0.65, 0.69), relearning=relearned(0.4, 0.6))
+    found, reasons = leakage_verdict(guess, retain_only)
+    assert found == "forgotten, as far as these attacks tell"
+    assert reasons[0] == "asked plainly: 0.45 of the truth comes out (0.43 of a model that never saw it)"
+    assert "more than of a model that never saw it" in reasons[-1]
+    assert leakage_verdict(guess, None)[0] == "hidden, not forgotten"
+    # under the attack itself it must be no better, not under some attack
+    leaking = attacked(0.45, quantization=quantized(0.1, 0.6))
+    found, reasons = leakage_verdict(leaking, retain_only)
+    assert found == "hidden, not forgotten"
+    assert reasons[1:] == ["in 4 bit: 0.60 of the truth comes out (0.10 of a model that never saw it)"]
+    assert leakage_verdict(attacked(0.54), retain_only)[0] == "not forgotten"
+    # an attack that was not run on the retain-only model excuses nothing
+    retain_only["attacks"]["sampling"] = NOT
+    assert leakage_verdict(guess, retain_only)[0] == "hidden, not forgotten"
+
+
+# how far from a model that never saw it
+
+RETAIN_ONLY = attacked(0.4, sampling=sampled(0.6, 0.6))
+
+
+def calibrated(values, retain_only=RETAIN_ONLY):
+    found, reasons = calibration_verdict(values, retain_only)
+    assert reasons
+    return found, reasons
+
+
+def like_retain_only(ratio=(0.6, 0.6, 0.8), auc=(0.52, 0.5), **changed) -> dict:
+    values = attacked(**{"greedy": 0.4, "sampling": sampled(0.6, 0.6)} | changed)
+    numbers = column(ratio=ratio, auc=auc)
+    return values | {"tofu": numbers["tofu"], "membership": numbers["membership"]}
+
+
+def test_without_a_retain_only_model_calibration_is_unknown():
+    assert calibrated(like_retain_only(), None)[0] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected", "reasons"),
+    [
+        ({}, "well unlearned", ["no difference from the retain-only model counts"]),
+        ({"ratio": (0.2, 0.6, 0.06), "auc": (0.6, 0.5)}, "well unlearned", None),  # neither is enough
+        ({"ratio": None, "auc": None}, "well unlearned", None),
+        # a memorised answer is likelier than the wrong ones: a low truth ratio
+        ({"ratio": (0.2, 0.6, 1e-9)}, "under-unlearned", ["the truth ratio is 0.20 against 0.60 (p = 1.0e-09)"]),
+        ({"ratio": (0.9, 0.6, 1e-9)}, "over-unlearned", ["the truth ratio is 0.90 against 0.60 (p = 1.0e-09)"]),
+        ({"auc": (0.95, 0.5)}, "under-unlearned", ["membership by min-k++ has AUC 0.95 against 0.50"]),
+        ({"auc": (0.1, 0.5)}, "over-unlearned", ["membership by min-k++ has AUC 0.10 against 0.50"]),
+        ({"greedy": 0.6}, "under-unlearned", ["more comes out asked plainly (0.60 against 0.40)"]),
+        ({"quantization": quantized(0.1, 0.9)}, "under-unlearned", ["more comes out in 4 bit (0.90 against 0.10)"]),
+        ({"greedy": 0.45, "sampling": sampled(0.69, 0.5)}, "well unlearned", None),
+        # says nothing at all, ever: that is no over-unlearning
+        ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "relearning": relearned(0.0)}, "well unlearned", None),
+        ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "auc": (0.1, 0.5)}, "over-unlearned", None),
+    ],
+)
+def test_calibration(changed, expected, reasons):
+    found, why = calibrated(like_retain_only(**changed))
+    assert found == expected
+    if reasons:
+        assert why == reasons
+
+
+@pytest.mark.parametrize("changed", [{"auc": (0.1, 0.5), "greedy": 0.9}, {"ratio": (0.9, 0.6, 0.01), "auc": (1, 0.5)}])
+def test_signs_that_contradict_each_other_are_both_told(changed):
+    found, reasons = calibrated(like_retain_only(**changed))
+    assert found.startswith("mixed") and len(reasons) == 2
+
+
+def test_where_nothing_can_be_compared_calibration_is_unknown():
+    assert calibration_verdict(column(), column())[0] == "unknown"
+
+
+def test_both_verdicts_of_one_column():
+    values = verdict(like_retain_only(auc=(0.95, 0.5)), RETAIN_ONLY)
+    assert values == {
+        "forgetting": "forgotten, as far as these attacks tell",
+        "forgetting_reasons": leakage_verdict(like_retain_only(), RETAIN_ONLY)[1],
+        "calibration": "under-unlearned",
+        "calibration_reasons": ["membership by min-k++ has AUC 0.95 against 0.50"],
+        "leakage": {"greedy": 0.4, "sampling": 0.6, "prefilling": 0.1, "relearning": 0.1, "quantization": 0.1},
+    }
