@@ -53,7 +53,9 @@ class RowCache:
                 self.database.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB)")
                 self.database.execute("CREATE TABLE IF NOT EXISTS times (model, pass, seconds, rows)")
         except sqlite3.DatabaseError as error:
-            raise RecipeError([f"the cache {str(path)!r} is broken ({error}); delete it and start again"]) from error
+            raise RecipeError(
+                [f"the cache {str(path)!r} cannot be used ({error}); unless another audit is using it, delete it"]
+            ) from error
 
     def get(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are there."""

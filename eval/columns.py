@@ -141,7 +141,10 @@ def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
         for key in TEMPLATES
         if vars(args)[key] != vars(script_args)[key]
     ]
-    rows, records = read_finetune_rows(args)
+    try:
+        rows, records = read_finetune_rows(args)
+    except RecipeError as error:
+        raise RecipeError([f"{where}: its data cannot be read again: {line}" for line in error.errors]) from error
     if any(records[name]["columns"] != record["columns"] for name, record in manifest["read"].items()):
         errors.append(f"{where}: the data it was trained on has changed since; train it again")
     run = read_manifest(Path(training_args.output_dir))

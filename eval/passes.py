@@ -214,6 +214,8 @@ class ModelPasses:
 
     def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
         """Values of the rows, and the batch size for which memory was enough."""
+        if not rows:  # of several processes, one may have none left
+            return [], batch_size
         device = self.loaded().device
         values: list[bytes] = []
         while len(values) < len(rows):

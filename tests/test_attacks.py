@@ -191,13 +191,13 @@ def test_prefilling_scores_only_what_was_not_forced():
     samples = {QUESTIONS[0]: ["lima harbor", "salt harbor"], QUESTIONS[1]: ["rome"] * 2, QUESTIONS[2]: ["", "salt"]}
     passes = Fixed(greedy, samples)
     result = prefilling_attack(passes, TRUTHS, 2, ["The answer is:", "It is"], first_words=1)
-    assert list(result) == ["The answer is:", "It is", "first 1 of the answer's words"]
+    assert list(result) == ["The answer is:", "It is", "the answer's first word"]
     for prefix in ("The answer is:", "It is"):
         run = result[prefix]
         assert run["greedy"]["mean"] == pytest.approx((0.5 + 0.5 + 1) / 3)
         assert run["worst_by_row"] == [0.5, 0.0, 1.0] and run["worst_samples"] == [0, 0, 1]
     # the word given away is no hit, and where no other is left that can be scored there is no row
-    given_away = result["first 1 of the answer's words"]
+    given_away = result["the answer's first word"]
     assert given_away["greedy"]["mean"] == pytest.approx((2 / 3 + 1) / 2) and given_away["greedy"]["n"] == 2
     assert given_away["worst_by_row"] == [pytest.approx(2 / 3), 0.0] and given_away["worst_samples"] == [1, 0]
     assert [call[:2] for call in passes.asked] == [
@@ -210,11 +210,11 @@ def test_prefilling_scores_only_what_was_not_forced():
 
 def test_prefilling_with_more_words_than_an_answer_has():
     passes = Fixed({QUESTIONS[0]: "gull harbor"}, {QUESTIONS[0]: ["harbor"]})
-    two = prefilling_attack(passes, TRUTHS, 1, [], first_words=2)["first 2 of the answer's words"]
+    two = prefilling_attack(passes, TRUTHS, 1, [], first_words=2)["the answer's first 2 words"]
     assert passes.asked[0] == (QUESTIONS[:1], ["lima gull"])
     assert two["greedy"]["mean"] == 0.5 and two["worst_by_row"] == [0.5] and two["greedy"]["n"] == 1
     four = prefilling_attack(passes, TRUTHS, 1, [], first_words=4)
-    assert four == {"first 4 of the answer's words": {"not_available": "no answer has more words"}}
+    assert four == {"the answer's first 4 words": {"not_available": "no answer has more words"}}
     assert prefilling_attack(passes, TRUTHS, 1, [], first_words=0) == {} and len(passes.asked) == 2
 
 
@@ -592,7 +592,8 @@ def run(attacks, passes, what=None, data=None, before=None, model_args=None, **e
 
 def test_without_true_answers_there_is_no_attack():
     results = run(list(ATTACKS), Fixed(), data=audit_data(questions={"retain": RETAIN}))
-    assert results == {name: {"not_available": "no forget row has a true answer"} for name in ATTACKS}
+    why = "there is no question set forget, see what was left out"
+    assert results == {name: {"not_available": why} for name in ATTACKS}
 
 
 def test_attacks_that_nobody_asked_for():
@@ -620,10 +621,19 @@ def test_options_compare_the_paraphrase_where_there_is_one():
 
 def test_the_model_before_is_not_attacked_as_if_unlearned():
     before = Fixed()
-    results = run(["token_shift", "relearning", "quantization"], before, before=before)
-    assert results["token_shift"] == {"not_available": "it is what the others are compared with"}
+    results = run(["relearning", "quantization"], before, before=before)
     for name in ("relearning", "quantization"):
         assert results[name] == {"not_available": "it has not been unlearned"}
+
+
+def test_the_model_before_reads_the_unrelated_text_in_its_own_turn(tiny_llama, tokenizer, tmp_path):
+    before = make_passes(lambda: tiny_llama, tokenizer, tmp_path, "before")
+    data = audit_data(unrelated_text="A text that has nothing to do with it.")
+    result = run(["token_shift"], before, before=before, data=data)["token_shift"]
+    assert result == {"not_available": "it is what the others are compared with"}
+    again = make_passes(never, tokenizer, tmp_path, "before")  # from the cache, without the model
+    chunks = chunked(tokenizer(data.unrelated_text)["input_ids"])
+    assert [len(scores.log_probs) for scores in again.score_text(chunks, "unrelated text")] == [len(chunks[0]) - 1]
 
 
 def test_token_shift_without_text_or_with_another_tokenizer(tokenizer, chat_tokenizer, tmp_path):

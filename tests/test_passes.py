@@ -662,5 +662,5 @@ def test_a_broken_cache_is_one_clear_line(tmp_path):
     path = tmp_path / "rows.sqlite"
     path.write_text("no database" * 100)
     [line] = errors_of(RowCache, path)
-    assert str(path) in line and "is broken" in line and "delete it" in line
+    assert str(path) in line and "cannot be used" in line and "delete it" in line
     assert path.read_text() == "no database" * 100

@@ -55,7 +55,7 @@ def attacked(greedy=0.1, **changed) -> dict:
 
 ALL = {
     "sampling": sampled(0.3, 0.4),
-    "prefilling": {**prefilled(0.2, 0.5), "first 1 of the answer's words": NOT},
+    "prefilling": {**prefilled(0.2, 0.5), "the answer's first word": NOT},
     "relearning": {**relearned(0.1, 0.7, 0.6), "retain rows": {"recall": [0.1, 0.15]}},
     "quantization": quantized(0.12, 0.35),
     "options": {"least": 0.9, "most": 0.9},  # shares of rows, and no text
@@ -87,7 +87,7 @@ def test_leakage_by_measure_and_by_attack():
 
 def test_what_is_not_available_does_not_leak():
     assert leakage_by_measure(column()) == leakage_by_attack(column()) == {}
-    only_words = column(0.0, prefilling={"first 9 of the answer's words": NOT})
+    only_words = column(0.0, prefilling={"the answer's first 9 words": NOT})
     assert leakage_by_attack(only_words) == {"greedy": 0.0}
 
 
@@ -193,7 +193,7 @@ def test_without_a_retain_only_model_calibration_is_unknown():
         ({"quantization": quantized(0.1, 0.9)}, "under-unlearned", ["more comes out in 4 bit (0.90 against 0.10)"]),
         ({"greedy": 0.45, "sampling": sampled(0.69, 0.5)}, "well unlearned", None),
         # says nothing at all, ever: that is no over-unlearning
-        ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "relearning": relearned(0.0)}, "well unlearned", None),
+        ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "relearning": relearned(0.0, 0.0)}, "well unlearned", None),
         ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "auc": (0.1, 0.5)}, "over-unlearned", None),
     ],
 )

@@ -39,6 +39,8 @@ def quantization_attack(
     """
     unlearned_recall, unlearned_probability = forget_measures(passes, forget)
     before_recall, _ = forget_measures(before, forget)
+    passes.release()  # one model at a time
+    before.release()
     results = {}
     for bits in BITS:
         altered = passes.altered(

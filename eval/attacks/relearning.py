@@ -35,6 +35,8 @@ def relearning_attack(
     """
     unlearned_recall, probability = forget_measures(passes, scored)
     before_recall, _ = forget_measures(before, scored)
+    passes.release()  # one model at a time: the copy that learns needs the room
+    before.release()
     result: dict = {"steps": [0], "recall": [unlearned_recall], "probability": [probability], "recovered": []}
     for step in checkpoints(relearner.steps):
         altered = passes.altered(
@@ -101,9 +103,9 @@ class Relearner:
             self.optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=0.0)
         # in eval mode: without dropout the steps are the same on every process
         self.model.eval()
-        for done in range(self.step, step):
-            self._train_on(self._batch(done))
-        self.step = step
+        while self.step < step:
+            self._train_on(self._batch(self.step))
+            self.step += 1
         return self.model
 
     def _batch(self, step: int) -> list[Row]:

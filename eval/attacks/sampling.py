@@ -50,7 +50,7 @@ def prefilling_attack(
     if first_words:
         rest = [answer.split()[first_words:] for answer in forget.answers]
         kept = [i for i, words in enumerate(rest) if rouge_tokens(" ".join(words))]
-        runs[f"first {first_words} of the answer's words"] = (
+        runs["the answer's first word" if first_words == 1 else f"the answer's first {first_words} words"] = (
             QuestionSet(
                 [forget.questions[i] for i in kept],
                 [" ".join(rest[i]) for i in kept],

@@ -58,7 +58,7 @@ class Attacks:
             said ([`~eval.audit.Said`]): what the model said so far.
         """
         if "forget" not in self.data.questions:
-            return {name: not_available("no forget row has a true answer") for name in ATTACKS}
+            return {name: not_available("there is no question set forget, see what was left out") for name in ATTACKS}
         forget = self.data.questions["forget"]
         count, prefixes = self.eval_args.attack_samples, self.eval_args.prefixes
         first_words = self.eval_args.first_words
@@ -91,8 +91,6 @@ class Attacks:
         return options_attack(np.array(losses))
 
     def _token_shift(self, passes: ModelPasses) -> dict:
-        if passes is self.before:
-            return not_available("it is what the others are compared with")
         if self.data.unrelated_text is None:
             return not_available("there is no unrelated text; give a text file with unrelated_file")
         text, answers = self.data.unrelated_text, " ".join(self.data.questions["forget"].answers)
@@ -105,7 +103,11 @@ class Attacks:
         chunks = chunked(ids[0])
         if not chunks:
             return not_available("the unrelated text is too short")
-        before, after = (model.score_text(chunks, "unrelated text") for model in (self.before, passes))
+        # of the model before, in its own turn, while it is loaded; later from the cache
+        before = self.before.score_text(chunks, "unrelated text")
+        if passes is self.before:
+            return not_available("it is what the others are compared with")
+        after = passes.score_text(chunks, "unrelated text")
         return token_shift_attack(chunks, ids[1], before, after)
 
     def _relearning(self, passes: ModelPasses, model_args: ModelConfig) -> dict:
