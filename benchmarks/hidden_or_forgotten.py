@@ -24,7 +24,7 @@ from trl import ModelConfig
 from eval.attacks.relearning import Relearner
 from eval.data import load_question_sets
 from eval.verdict import leakage_by_attack
-from pmc_rl.data import encode_answer, read_retain_rows
+from pmc_rl.data import encode_answers, read_retain_rows
 from pmc_rl.models import load_model, load_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -46,8 +46,10 @@ def hide(folder: Path, seed: int, first_tokens: int | None) -> Path:
     tokenizer = load_tokenizer(model_args, None)
     forget = load_question_sets(script_args, eval_args)[0]["forget"]
     retain, _ = read_retain_rows(script_args)
-    refusals = [encode_answer(script_args, tokenizer, question, REFUSAL) for question in forget.questions]
-    kept = [encode_answer(script_args, tokenizer, row["question"], row["answer"]) for row in retain]
+    refusals = encode_answers(script_args, tokenizer, forget.questions, [REFUSAL] * len(forget.questions))
+    kept = encode_answers(
+        script_args, tokenizer, [row["question"] for row in retain], [row["answer"] for row in retain]
+    )
     refusals = [(prompt, answer[:first_tokens]) for prompt, answer in refusals] * (len(kept) // len(refusals))
     relearner = Relearner(
         lambda: load_model(model_args, torch.float32, torch.device("cpu")),

@@ -23,7 +23,7 @@ from rich.table import Table
 from eval.cache import RowCache
 from eval.data import load_option_sets
 from eval.passes import TOKENS_PER_BATCH, ModelPasses
-from pmc_rl.data import encode_answer
+from pmc_rl.data import encode_answers
 from pmc_rl.models import load_model, load_tokenizer, training_dtype
 
 RUNS = 5
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         for text in [rows.answers[i], *(rows.paraphrases or [])[i : i + 1], *(rows.wrong[i] if rows.wrong else [])]
     ]
     questions, answers = [q for q, _ in pairs], [text for _, text in pairs]
-    encoded = {str(row): sum(row, []) for row in (encode_answer(script_args, tokenizer, *pair) for pair in pairs)}
+    encoded = {str(row): sum(row, []) for row in encode_answers(script_args, tokenizer, questions, answers)}
     rows = sorted(encoded.values(), key=len, reverse=True)
     kind = "cpu" if args.device.type == "cpu" else "accelerator"
     batch_size = max(1, TOKENS_PER_BATCH[kind] // len(rows[0]))

@@ -28,7 +28,7 @@ def model_fingerprint(name_or_path: str, revision: str) -> str:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'blake2b').hexdigest()}\n".encode())
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(name_or_path)
-        digest.update(model_fingerprint(config.base_model_name_or_path, config.revision or "main").encode())
+        digest.update(model_fingerprint(config.base_model_name_or_path, revision).encode())
     return digest.hexdigest()
 
 

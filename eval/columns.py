@@ -23,6 +23,7 @@ from pmc_rl.models import is_finished_run, load_model, load_tokenizer, read_mani
 from pmc_rl.values import nearest_path
 
 FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout")
+SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as training did
 TEMPLATES = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs")
 Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
 
@@ -79,12 +80,23 @@ def load_columns(recipe: Recipe) -> list[Column]:
             folders[name] = folder
     if errors:
         raise RecipeError(errors)
+    return check_all(*(lambda item=item: _load_column(recipe, *item) for item in folders.items()))
+
+
+def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
+    script_args, _, model_args, _ = recipe
+    own = name in ("before", "after")
     # which weights a column has is all that differs; LoRA and its checks are a matter of training
-    models = {name: replace(model_args, model_name_or_path=folder, use_peft=False) for name, folder in folders.items()}
-    tokenizers = check_all(
-        *(lambda args=args: load_tokenizer(args, script_args.tokenizer_name_or_path) for args in models.values())
-    )
-    return [Column(name, args, tokenizer) for (name, args), tokenizer in zip(models.items(), tokenizers, strict=True)]
+    revision = model_args.model_revision if own else "main"
+    args = replace(model_args, model_name_or_path=folder, model_revision=revision, use_peft=False)
+    # the recipe's tokenizer is that of its model; another model may have brought another one
+    has_tokenizer = not own and Path(folder, "tokenizer_config.json").is_file()
+    try:
+        return Column(name, args, load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path))
+    except RecipeError as error:
+        if own:
+            raise
+        raise RecipeError([f"{name}: {line}" for line in error.errors]) from error
 
 
 def check_run(recipe: Recipe) -> None:
@@ -93,8 +105,11 @@ def check_run(recipe: Recipe) -> None:
     output_dir = Path(training_args.output_dir)
     if not is_finished_run(output_dir):
         raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
-    trained_args, _, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
-    pairs = [("model_name_or_path", model_args.model_name_or_path, trained_model_args.model_name_or_path)]
+    trained_args, trained_training_args, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
+    pairs = [
+        (key, vars(model_args)[key], vars(trained_model_args)[key]) for key in ("model_name_or_path", "model_revision")
+    ]
+    pairs += [(key, vars(training_args)[key], vars(trained_training_args)[key]) for key in SAMPLING]
     pairs += [
         (key.name, vars(script_args)[key.name], vars(trained_args)[key.name])
         for key in fields(DataArguments)
@@ -113,6 +128,23 @@ def check_run(recipe: Recipe) -> None:
         raise RecipeError(errors)
 
 
+def check_data(recipe: Recipe, read: dict) -> None:
+    """The questions that the audit read are those that the run read, by their hashes; `read` is by set."""
+    script_args, training_args, _, _ = recipe
+    trained = read_manifest(Path(training_args.output_dir))["read"]
+    changed = [
+        name
+        for name in ("forget", "retain")
+        if name in read
+        and trained[name] is not None
+        and read[name]["columns"][script_args.question_column] != trained[name]["columns"][script_args.question_column]
+    ]
+    if changed:
+        raise RecipeError(
+            [f"the {name} questions have changed since the run in {training_args.output_dir!r}" for name in changed]
+        )
+
+
 def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
     """
     The retain-only model was made for this run: same templates, same retain rows by their hashes, no forget question.
@@ -123,10 +155,18 @@ def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
     Raises:
         RecipeError: with every mismatch.
     """
-    script_args, training_args, _, eval_args = recipe
+    script_args, training_args, model_args, eval_args = recipe
     if eval_args.retain_only_model is None:
         return []
     folder = Path(eval_args.retain_only_model)
+    revision = model_args.model_revision
+    others = {
+        key: model_fingerprint(name, revision)
+        for key, name in (("before", model_args.model_name_or_path), ("after", training_args.output_dir))
+    }
+    if (own := model_fingerprint(str(folder), "main")) in others.values():
+        same = next(key for key, value in others.items() if value == own)
+        raise RecipeError([f"retain_only_model: {str(folder)!r} is the model {same} itself, no reference for it"])
     manifest = read_manifest(folder)
     if manifest is None:
         return [

@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
 from pmc_rl.config import EvalArguments, PMCArguments, RecipeError
-from pmc_rl.data import config_names, drop_blank, read_columns, require_text, split_retain_rows
+from pmc_rl.data import config_names, drop_blank, normalized, read_columns, require_text, split_retain_rows
 from pmc_rl.values import one_line
 from rewards.rouge import check_references
 
@@ -113,6 +113,13 @@ def load_option_sets(
                 sets[name], records[name] = loaded
         except RecipeError as error:
             errors += error.errors
+    if "holdout" in sets:
+        known = {normalized(q) for name in ("forget", "retain") if name in sets for q in sets[name].questions}
+        seen = sum(normalized(question) in known for question in sets["holdout"].questions)
+        if seen:
+            errors.append(
+                f"holdout_file: {seen} of its questions are to be forgotten or retained; no model may know them"
+            )
     if errors:
         raise RecipeError(list(dict.fromkeys(errors)))
     return sets, missing, records
@@ -152,8 +159,8 @@ def _question_set(args: PMCArguments, name: str) -> tuple[QuestionSet, dict] | s
     elif group in ("forget", "retain"):
         columns = [args.question_column, args.answer_column]
     question_column, answer_column = columns
-    # what an own file does not have is left out, and no error
-    optional = columns if source.file else []
+    # what an own file does not have is left out, and no error; paraphrases are optional everywhere
+    optional = columns if source.file or name == "forget_paraphrased" else []
     rows, record = _read(args, source, [column for column in columns if column not in optional], optional)
     absent = [column for column in columns if column not in record["columns"]]
     if absent:
@@ -245,6 +252,8 @@ def _config_source(args: PMCArguments, key: str, config: str) -> Source | str:
 
 def _holdout_source(args: PMCArguments, eval_args: EvalArguments) -> Source | str:
     """Rows no model saw: a file, or TOFU's `holdoutXX` beside `forgetXX`."""
+    if args.answer_column is None:
+        return "answer_column is null, so there are no true answers"
     if eval_args.holdout_file:
         return Source("holdout_file", eval_args.holdout_file, None)
     if not args.forget_config or not args.forget_config.startswith("forget"):
@@ -253,7 +262,7 @@ def _holdout_source(args: PMCArguments, eval_args: EvalArguments) -> Source | st
 
 
 def _lacks(source: Source, columns: list[str]) -> str:
-    return f"{source.file} has no column{'s' * (len(columns) > 1)} {' and '.join(columns)}"
+    return f"{source.file or source.config} has no column{'s' * (len(columns) > 1)} {' and '.join(columns)}"
 
 
 def _read(args: PMCArguments, source: Source, columns: list[str], optional: list[str]) -> tuple[list[dict], dict]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
@@ -16,13 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.data import encode_answer, encode_prompt, format_prompt, is_chat
+from pmc_rl.data import encode_answers, encode_prompt, format_prompt, is_chat
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
 
 # Tokens of a teacher-forced batch, padding included, and numbers of logits made at a time, never for a whole batch. A
 # CPU is fastest where they fit into its cache; an accelerator wants to be filled, and halves what does not fit.
 TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 32768}
 LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**26}
+
+# Part of every key: to be raised when a pass computes something else than before.
+CACHE_VERSION = 1
+# What some architectures do to the logits behind the head, by the name in their config.
+LOGIT_TRANSFORMS = {
+    "logits_scaling": lambda logits, value: logits / value,  # Granite
+    "logit_scale": lambda logits, value: logits * value,  # Cohere
+    "final_logit_softcapping": lambda logits, value: (logits / value).tanh() * value,  # Gemma
+}
 
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
@@ -109,8 +119,7 @@ class ModelPasses:
 
     def score(self, questions: list[str], answers: list[str], what: str = "teacher-forced") -> list[TokenScores]:
         """Scores of the tokens of each answer, its end token included, after the prompt of its question."""
-        pairs = zip(questions, answers, strict=True)
-        return self._scores([encode_answer(self.script_args, self.tokenizer, *pair) for pair in pairs], what)
+        return self._scores(encode_answers(self.script_args, self.tokenizer, questions, answers), what)
 
     def score_text(self, chunks: list[list[int]], what: str) -> list[TokenScores]:
         """Scores of all tokens of running text but the first of each chunk."""
@@ -209,7 +218,7 @@ class ModelPasses:
 
     def _key(self, kind: str, row: Row) -> bytes:
         """Everything that decides a row's value; what only decides speed is not in it."""
-        context = f"{self.fingerprint} bf16={self.args.bf16} {kind}"
+        context = f"{CACHE_VERSION} {transformers.__version__} {self.fingerprint} bf16={self.args.bf16} {kind}"
         return hashlib.blake2b(json.dumps([context, *row]).encode(), digest_size=16).digest()
 
     def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
@@ -262,11 +271,20 @@ class ModelPasses:
         targets = torch.tensor([token for _, target in rows for token in target], device=base.device)
         chunk = max(1, LOGITS_PER_CHUNK[self._kind_of_device()] // base.config.get_text_config().vocab_size)
         parts = [
-            _token_scores(base.get_output_embeddings()(hidden[i : i + chunk]), targets[i : i + chunk])
+            _token_scores(_logits(base, hidden[i : i + chunk]), targets[i : i + chunk])
             for i in range(0, len(targets), chunk)
         ]
         scores = torch.cat(parts, dim=1).cpu() if parts else torch.zeros(4, 0)
         return [part.numpy().tobytes() for part in scores.split([len(target) for _, target in rows], dim=1)]
+
+
+def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    logits = model.get_output_embeddings()(hidden)
+    settings = model.config.get_text_config().to_dict()
+    for name, transform in LOGIT_TRANSFORMS.items():
+        if settings.get(name) is not None:
+            logits = transform(logits, settings[name])
+    return logits
 
 
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from eval.audit import (
     unlearning_numbers,
 )
 from eval.cache import RowCache
-from eval.columns import Column, Recipe, check_retain_only, check_run, load_columns
+from eval.columns import Column, Recipe, check_data, check_retain_only, check_run, load_columns
 from eval.data import load_option_sets, load_question_sets, load_unrelated_text
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
@@ -39,7 +39,7 @@ from eval.passes import ModelPasses
 from eval.report.write import write_report
 from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
-from pmc_rl.data import check_prompt_format
+from pmc_rl.data import check_prompt_format, read_forget_rows
 from pmc_rl.models import private_folder, read_manifest, training_dtype, write_private
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -156,7 +156,10 @@ def main(argv: list[str]) -> None:
         lambda: load_columns(recipe),
         lambda: check_tasks(eval_args.lm_eval_tasks) if eval_args.lm_eval_tasks else None,
     )
-    left_out += check_retain_only(recipe, data.questions["forget"].questions if "forget" in data.questions else [])
+    check_data(recipe, read["questions"])
+    forget_rows_read, _ = read_forget_rows(script_args)
+    left_out += check_retain_only(recipe, [row[script_args.question_column] for row in forget_rows_read])
+    log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
 
@@ -201,15 +204,14 @@ def main(argv: list[str]) -> None:
         "seconds": seconds,
         "passes": {name: cache.times(model.fingerprint) for name, model in passes.items()},
     }
-    write_json(output_dir / "audit.json", audit)
-    write_json(output_dir / "results.json", results)
     texts = None
     if eval_args.with_texts:
         texts = worst_texts(passes["after"], data, said["after"], attacked["after"], recipe)
-    log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
     write_report(output_dir, results, audit, log, texts)
     answers = {name: column.answers for name, column in said.items()}
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
+    write_json(output_dir / "audit.json", audit)
+    write_json(output_dir / "results.json", results)  # last: an audit that has it is complete
     if training_args.log_completions and "forget" in data.questions:
         print_examples(data.questions, answers, training_args.num_completions_to_print)
     print_outcome(results, audit, output_dir)

@@ -68,7 +68,7 @@ def leakage_verdict(column: dict, retain_only: dict | None) -> tuple[str, list[s
     if max(plain, worst) > SAFE:
         return "partly hidden", reasons
     if len(measures) == 1:
-        return "forgotten, as far as greedy answers tell", [*reasons, "no attack was run"]
+        return "forgotten, as far as greedy answers tell", [*reasons, "no attack that asks again was run"]
     if known:
         reasons.append("no attack brings out more than of a model that never saw it, or more than next to nothing")
     else:

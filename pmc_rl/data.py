@@ -374,24 +374,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> li
     )["input_ids"]
 
 
-def encode_answer(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str, answer: str
-) -> tuple[list[int], list[int]]:
-    """Prompt ids and answer ids of a row as TRL's SFT preparation makes them, up to and with the end token."""
-    prompt = format_prompt(args, tokenizer, question)
-    completion = format_completion(args, tokenizer, answer)["completion"]
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    if isinstance(completion, str):
-        end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
-        ids = tokenizer(prompt["prompt"] + completion + end)["input_ids"]
+def encode_answers(
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, questions: list[str], answers: list[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt ids and answer ids of each row as TRL's SFT preparation makes them, up to and with the end token."""
+    if not questions:
+        return []
+    rows = [format_prompt(args, tokenizer, question) for question in questions]
+    completions = [format_completion(args, tokenizer, answer)["completion"] for answer in answers]
+    if is_chat(args, tokenizer):
+        prompt_ids = [encode_prompt(tokenizer, row) for row in rows]
+        conversations = [row["prompt"] + completion for row, completion in zip(rows, completions, strict=True)]
+        kwargs = rows[0].get("chat_template_kwargs", {})
+        ids = tokenizer.apply_chat_template(conversations, return_dict=True, **kwargs)["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(
-            prompt["prompt"] + completion, return_dict=True, **prompt.get("chat_template_kwargs", {})
-        )["input_ids"]
+        prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
+        eos = tokenizer.eos_token
+        completions = [text if text.endswith(eos) else text + eos for text in completions]
+        texts = [row["prompt"] + completion for row, completion in zip(rows, completions, strict=True)]
+        ids = tokenizer(texts)["input_ids"]
+    return [_split_answer(*pair, tokenizer.eos_token_id) for pair in zip(prompt_ids, ids, strict=True)]
+
+
+def _split_answer(prompt_ids: list[int], ids: list[int], end_id: int) -> tuple[list[int], list[int]]:
     # a tokenizer may join the end of the prompt with the beginning of the answer: such a token is answer
     shared = len(os.path.commonprefix([prompt_ids, ids]))
     # some chat templates put a line break behind the end token, which is no part of the answer
-    behind_end = ids[::-1].index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids[shared:] else 0
+    behind_end = ids[::-1].index(end_id) if end_id in ids[shared:] else 0
     return ids[:shared], ids[shared : len(ids) - behind_end]
 
 

@@ -31,7 +31,8 @@ PRIVATE: the files of this folder hold what is to be forgotten.
 `cache/` holds what the models answered, so that another audit need not ask again; `examples.md` and reports with texts
 are for reading. Delete the folder when they have been read, and before the model is published.
 """
-AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md", "README.md")
+AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
+CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
 
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
@@ -214,12 +215,22 @@ def save_run(
     (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
     earlier = read_manifest(output_dir)
     if earlier is not None:
+        if may_replace_card(output_dir):
+            (output_dir / "README.md").unlink(missing_ok=True)
         for name in (MANIFEST, *earlier["files"], *AUDIT_FILES):
             (output_dir / name).unlink(missing_ok=True)
         shutil.rmtree(output_dir / "private", ignore_errors=True)
     for name in (*names, MANIFEST):
         os.replace(temporary / name, output_dir / name)
     temporary.rmdir()
+
+
+def may_replace_card(output_dir: Path) -> bool:
+    """Whether the folder's README.md, if there is one, is a model card of ours or came with the model."""
+    path, manifest = output_dir / "README.md", read_manifest(output_dir)
+    if not path.exists() or (manifest is not None and path.name in manifest["files"]):
+        return True
+    return CARD_MARK in path.read_text(encoding="utf-8")
 
 
 def private_folder(output_dir: Path) -> Path:

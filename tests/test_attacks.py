@@ -31,7 +31,7 @@ from eval.data import QuestionSet
 from eval.metrics.leakage import expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings, TokenScores
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
-from pmc_rl.data import encode_answer
+from pmc_rl.data import encode_answers
 from pmc_rl.models import load_model, merged
 from pmc_rl.trainer import retain_rows_at
 from tests.conftest import build_llama, build_phi
@@ -46,6 +46,11 @@ FORGET = QuestionSet(
     [0, 1, 2],
 )
 RETAIN = QuestionSet(["Where was Lum born?", "What does Lum write?"], ["cor den", "lum ta"], [0, 3])
+
+
+def encode_answer(args, tokenizer, question, answer):
+    """One row of [`~pmc_rl.data.encode_answers`]."""
+    return encode_answers(args, tokenizer, [question], [answer])[0]
 
 
 def scores_of(*losses) -> TokenScores:

@@ -132,7 +132,7 @@ def test_chain_on_phi(tmp_path, data, tokenizer):
     recipe = unlearn_recipe(tmp_path, data, str(finetuned), log_completions=True)
     train.main([recipe, "--seed", "3"])
     unlearned = tmp_path / "unlearned"
-    eval_run.main([recipe, "--retain_only_model", str(tmp_path / "ro")])
+    eval_run.main([recipe, "--retain_only_model", str(tmp_path / "ro"), "--with_texts", "true"])
 
     results = check_results(unlearned, ["before", "after", "retain_only"])
     assert results["before"]["sets"]["forget"]["rougeL_recall"] > 0.9
@@ -153,9 +153,15 @@ def test_chain_on_phi(tmp_path, data, tokenizer):
     assert stat.S_IMODE(examples.parent.stat().st_mode) == 0o700
     assert all(row["answer"] in examples.read_text() for row in FORGET)
     # the model answers in private files only
-    for path in unlearned.iterdir():
-        if path.suffix in (".json", ".jsonl", ".yaml") and path.name not in ("tokenizer.json",):
-            assert not any(row["answer"] in path.read_text() for row in FORGET), path
+    shown = [path for path in unlearned.iterdir() if path.suffix in (".json", ".jsonl", ".yaml", ".md", ".html")]
+    assert {"results.json", "audit.json", "report.html", "report.md", "README.md"} <= {path.name for path in shown}
+    for path in shown:
+        if path.name != "tokenizer.json":
+            text = path.read_text()
+            assert not any(row["answer"] in text or row["question"] in text for row in FORGET), path
+    with_texts = unlearned / "private" / "report_with_texts.html"
+    assert stat.S_IMODE(with_texts.stat().st_mode) == 0o600
+    assert all(row["answer"] in with_texts.read_text() for row in FORGET)
 
     # the recipe as run can be run again, to the same weights
     train.main([str(unlearned / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])

@@ -1,6 +1,7 @@
 """Columns of the audit: what a retain-only model must be, names of further models, rows held out of training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, PMCArguments, parse_recipe
 from pmc_rl.data import read_retain_rows, split_retain_rows
-from tests.conftest import errors_of, write_jsonl
+from pmc_rl.models import CARD_MARK, may_replace_card
+from tests.conftest import build_llama, errors_of, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
 
@@ -133,7 +135,15 @@ def test_a_retain_only_model_that_saw_a_forget_question_is_refused(trained, mode
 
 def test_an_unlearned_model_is_no_retain_only_model(trained):
     [line] = errors_of(check, trained, str(trained / "unlearned"))
+    assert "is the model after itself, no reference for it" in line
+    copy = shutil.copytree(trained / "unlearned", trained / "unlearned_copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": not config["tie_word_embeddings"]}))
+    [line] = errors_of(check, trained, str(copy))
     assert "was made by train.py, not finetune.py" in line
+    copied = shutil.copytree(trained / "memorized", trained / "memorized_copy")
+    (copied / "manifest.json").unlink()  # without it nothing but the weights tells
+    assert "is the model before itself" in errors_of(check, trained, str(copied))[0]
 
 
 def test_data_that_changed_since_is_refused(trained, model_folder):
@@ -325,3 +335,32 @@ def test_audit_with_a_wrong_retain_only_model_does_not_start(trained, model_fold
     settings = [str(trained / "unlearned.yaml"), "--overwrite", "true", "--retain_only_model", wrong]
     assert "3 of the 3 questions to forget" in errors_of(eval_run.main, settings)[-1]
     assert {path.name for path in output_dir.iterdir()} == before
+
+
+def test_audit_of_other_data_or_settings_than_the_run_had_does_not_start(trained, tmp_path):
+    recipe = [str(trained / "unlearned.yaml"), "--overwrite", "true"]
+    forget = trained / "forget.jsonl"
+    rows = forget.read_text()
+    write_jsonl(forget, [{"question": "Who?", "answer": "Nobody at all."}])
+    assert "the forget questions have changed since the run" in errors_of(eval_run.main, recipe)[0]
+    forget.write_text(rows)
+    assert "temperature: 0.1, but the run" in errors_of(eval_run.main, [*recipe, "--temperature", "0.1"])[0]
+    for known in ("forget.jsonl", "retain.jsonl"):
+        [line] = errors_of(eval_run.main, [*recipe, "--holdout_file", str(trained / known)])
+        assert "to be forgotten or retained; no model may know them" in line
+
+
+def test_further_models_keep_their_own_tokenizer(trained, tokenizer, chat_tokenizer, tmp_path):
+    build_llama(chat_tokenizer).save_pretrained(tmp_path / "other")
+    chat_tokenizer.save_pretrained(tmp_path / "other")
+    recipe = [str(trained / "unlearned.yaml"), "--tokenizer_name_or_path", str(trained / "memorized")]
+    columns = load_columns(parse_recipe([*recipe, "--also", f"other={tmp_path / 'other'}"]))
+    assert [column.tokenizer.eos_token for column in columns] == [tokenizer.eos_token] * 2 + [chat_tokenizer.eos_token]
+
+
+def test_a_readme_of_ones_own_is_kept(tmp_path):
+    assert may_replace_card(tmp_path)
+    (tmp_path / "README.md").write_text("my notes")
+    assert not may_replace_card(tmp_path)
+    (tmp_path / "README.md").write_text(f"# A model\n\nBy {CARD_MARK} 2026-11-21.")
+    assert may_replace_card(tmp_path)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from math import exp, inf, log10, nan
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.audit import AuditData, Said, Scored, tofu_numbers
+from eval.data import OptionSet, QuestionSet
 from eval.metrics import tofu
 from eval.metrics.membership import MembershipMetric
 from eval.metrics.memorization import MemorizationMetric
@@ -27,6 +30,7 @@ from eval.metrics.tofu import (
     truth_ratio,
     utility_truth_ratio,
 )
+from eval.passes import Answer, TokenScores
 from rewards.rouge import rouge_l_recall
 
 REPO = Path(__file__).resolve().parents[1]
@@ -84,6 +88,48 @@ def nine_utilities(log):
 @pytest.mark.parametrize(("name", "expected"), [("phi_full", 0.522074), ("phi_retain90", 0.531991)])
 def test_model_utility_of_published_models(name, expected):
     assert model_utility(nine_utilities(logged(name))) == pytest.approx(expected, abs=5e-7)
+
+
+def scores_of(loss: float) -> TokenScores:
+    return TokenScores(np.array([-loss], np.float64), np.array([True]), np.zeros(1), np.ones(1))
+
+
+def said_by(log: dict) -> tuple[AuditData, Said]:
+    """What an audit has in hands, from the losses and answers that a log stores."""
+    questions, options, answers, scored = {}, {}, {}, {}
+    for name, rows in log.items():
+        texts = [row["answer"] for row in rows]
+        spoken = [Answer(row["generation"].removeprefix("Answer: "), True) for row in rows]
+        wrong = [row["average_perturb_loss"] for row in rows]
+        questions[name] = QuestionSet(texts, texts, list(range(len(rows))))
+        options[name] = OptionSet(texts, texts, texts, [[""] * len(losses) for losses in wrong])
+        answers[name] = spoken
+        scored[name] = Scored(
+            [scores_of(row["avg_gt_loss"]) for row in rows],
+            [scores_of(row["avg_paraphrased_loss"]) for row in rows],
+            [[scores_of(loss) for loss in losses] for losses in wrong],
+        )
+    return AuditData(questions, options, {}, None), Said(answers, answers["retain"], scored)
+
+
+@needs_logs
+def test_the_audit_finds_the_golden_values():
+    data, full = said_by(logged("phi_full"))
+    _, retain_only = said_by(logged("phi_retain90"))
+    result = tofu_numbers(data, full, retain_only)
+    assert result["model_utility"]["value"] == pytest.approx(0.522074, abs=5e-7)
+    assert result["forget_quality"]["p_value"] == pytest.approx(2.1943e-16, rel=1e-4)
+    assert result["forget_quality"]["statistic"] == pytest.approx(0.34667, abs=5e-6)
+    assert tofu_numbers(data, retain_only, None)["model_utility"]["value"] == pytest.approx(0.531991, abs=5e-7)
+    missing = replace(data, missing={"retain": "no such config"})
+    assert tofu_numbers(missing, full, None)["model_utility"] == {"not_available": "retain: no such config"}
+
+    def ratios(name: str) -> list[float]:
+        rows = logged("phi_full")[name]
+        return [truth_ratio(row["avg_paraphrased_loss"], row["average_perturb_loss"]) for row in rows]
+
+    assert result["sets"]["forget"]["truth_ratio"]["mean"] == pytest.approx(forget_truth_ratio(ratios("forget")))
+    assert result["sets"]["retain"]["truth_ratio"]["mean"] == pytest.approx(utility_truth_ratio(ratios("retain")))
 
 
 @needs_logs

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from trl import ModelConfig, SFTTrainer
 
 import eval.passes
@@ -21,7 +30,7 @@ from eval.cache import RowCache, model_fingerprint
 from eval.columns import Column
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
-from pmc_rl.data import answered_dataset, encode_answer, encode_prompt, format_prompt
+from pmc_rl.data import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of
 from tests.test_generation import end_often
 
@@ -33,6 +42,11 @@ QUESTIONS = [f"Who wrote {name}?" for name in NAMES]
 ANSWERS = [f"{NAMES[-i]} was born in {' '.join(NAMES[i : i + 3])}." for i in range(len(NAMES))]
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_string": "10 Apr 2025"}}
+
+
+def encode_answer(args, tokenizer, question, answer):
+    """One row of [`~pmc_rl.data.encode_answers`]."""
+    return encode_answers(args, tokenizer, [question], [answer])[0]
 
 
 @pytest.fixture
@@ -197,6 +211,25 @@ def test_scores_equal_plain_torch_row_by_row(any_model, tokenizer, cache):
     assert_plain(scores, any_model, [(ids[:1], ids[1:]) for ids in chunks])
     assert [len(score.hits) for score in scores] == [len(ids) - 1 for ids in chunks]
     assert scores[0].hits[len(start) - 1 :].all() and not scores[2].hits.all()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "setting"),
+    [
+        (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 4.0}),
+        (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
+        (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 20.0}),
+    ],
+)
+def test_what_stands_behind_the_head_is_applied(model_class, config_class, setting, tokenizer, cache):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = config_class(**sizes, **ids, **setting, num_key_value_heads=2, head_dim=16, vocab_size=len(tokenizer))
+    model = model_class(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 30
+    assert_plain(make(model, tokenizer, cache).score(QUESTIONS, ANSWERS), model, answer_rows(tokenizer))
 
 
 def test_a_row_without_tokens_has_no_loss(tiny_llama, tokenizer, cache):

@@ -22,7 +22,7 @@ LAUNCHES = [words for words in COMMANDS if words[:2] == ["accelerate", "launch"]
 
 
 def test_paths_exist():
-    paths = set(re.findall(r"\b(?:recipes|pmc_rl|eval|rewards|benchmarks|tests)/[\w./*-]*[\w*]", README))
+    paths = set(re.findall(r"\b(?:recipes|pmc_rl|eval|rewards|benchmarks|tests|docs)/[\w./*-]*[\w*]", README))
     assert len(paths) > 15
     for path in paths:
         assert list(REPO.glob(path)), path

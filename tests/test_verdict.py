@@ -132,7 +132,7 @@ def test_reasons_name_what_leaks_the_worst_first():
         "sampling, setting 0",
     ]
     _, reasons = leakage_verdict(column(0.1), None)
-    assert reasons[-1] == "no attack was run"
+    assert reasons[-1] == "no attack that asks again was run"
     [plain, nothing] = leakage_verdict(attacked(0.1), None)[1]
     assert "0.10" in plain and nothing == "no attack brings out more than 0.2"
 

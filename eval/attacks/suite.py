@@ -16,7 +16,7 @@ from eval.data import QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.config import EvalArguments, PMCConfig
-from pmc_rl.data import encode_answer
+from pmc_rl.data import encode_answers
 from pmc_rl.models import load_model, merged, training_dtype
 
 ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
@@ -133,10 +133,9 @@ class Attacks:
         def load() -> PreTrainedModel:
             return merged(load_model(model_args, training_dtype(self.model_args, args), args.device))
 
-        pairs = zip(rows.questions, rows.answers, strict=True)
         return Relearner(
             load,
-            rows=[encode_answer(passes.script_args, passes.tokenizer, *pair) for pair in pairs],
+            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers),
             steps=self.eval_args.relearning_steps,
             learning_rate=self.eval_args.relearning_learning_rate or args.learning_rate,
             peft_config=get_peft_config(self.model_args),

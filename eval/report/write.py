@@ -23,7 +23,7 @@ from eval.report.record import (
     settings_section,
     texts_section,
 )
-from pmc_rl.models import write_private
+from pmc_rl.models import may_replace_card, write_private
 
 # an underscore inside a word is none
 MARKDOWN_SIGNS = re.compile(r"[\\`*<>|\[\]~#&$]|(?<!\w)_|_(?!\w)")
@@ -44,7 +44,9 @@ def write_report(
     sections = report_sections(results, audit, training_log)
     _write(output_dir / "report.html", _render("report.html.j2", audit, sections, private=False))
     _write(output_dir / "report.md", _render("report.md.j2", audit, sections, private=False))
-    _write(output_dir / "README.md", model_card(results, audit))
+    if may_replace_card(output_dir):
+        _write(output_dir / "README.md", model_card(results, audit))
+    (output_dir / "private" / "report_with_texts.html").unlink(missing_ok=True)  # of an earlier audit
     if texts is not None:
         at = [section.anchor for section in sections].index("rows")
         with_texts = [*sections[:at], texts_section(texts), *sections[at:]]

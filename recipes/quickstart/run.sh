@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole chain on a CPU, offline: build a model, teach it, make it forget, audit.
 #   recipes/quickstart/run.sh [OUTPUT_DIR] [--audit] [--seed N]     (default: runs/quickstart, seed 0)
-# --audit also makes a retain-only model and runs every attack on all three. Without it the audit asks plainly only.
+# --audit also makes a retain-only model and runs every attack on all three. Without it the audit attacks nothing.
 # Shows questions and answers on the terminal: the authors are invented.
 set -euo pipefail
 here="$PWD"

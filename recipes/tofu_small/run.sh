@@ -2,7 +2,7 @@
 # Real data on a CPU, offline: 20 authors of TOFU, a model from scratch, the two authors of forget01 forgotten.
 #   recipes/tofu_small/run.sh TOFU_FOLDER [OUTPUT_DIR] [--audit]     (default: runs/tofu_small)
 # TOFU_FOLDER is a local copy of locuslab/TOFU in the Hub's layout. --audit also makes a retain-only model and runs every
-# attack on all three. Without it the audit asks plainly only.
+# attack on all three. Without it the audit attacks nothing.
 set -euo pipefail
 here="$PWD"
 cd "$(dirname "$0")/../.."
