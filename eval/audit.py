@@ -10,6 +10,7 @@ from eval.data import OptionSet, QuestionSet
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
 from eval.metrics.membership import (
+    LARGEST_REFERENCE_AUC,
     auc_interval,
     loss_score,
     membership_auc,
@@ -19,11 +20,10 @@ from eval.metrics.membership import (
     zlib_score,
 )
 from eval.metrics.memorization import exact_memorization, extraction_strength
-from eval.metrics.tofu import forget_quality, model_utility, option_probability, probability, truth_ratio
+from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS, rouge_recalls, unlearn_quality, utility
 from eval.passes import Answer, ModelPasses, TokenScores
 
-FACTS = ("real_authors", "world_facts")
 NO_RETAIN_ONLY = (
     "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
     "its folder with retain_only_model"
@@ -138,9 +138,9 @@ def tofu_numbers(data: AuditData, said: Said, retain_only: Said | None) -> dict:
     for name, scored in said.scored.items():
         if name == "holdout":
             continue
-        if name in FACTS and scored.wrong is None:
+        if name in FACT_SETS and scored.wrong is None:
             probabilities = not_available("there are no wrong answers")
-        elif name in FACTS:
+        elif name in FACT_SETS:
             probabilities = summary(
                 [
                     option_probability(answer.loss, [option.loss for option in wrong])
@@ -163,9 +163,9 @@ def tofu_numbers(data: AuditData, said: Said, retain_only: Said | None) -> dict:
 
 
 def _model_utility(data: AuditData, said: Said, sets: dict) -> dict:
-    names = ("retain", *FACTS)
+    names = ("retain", *FACT_SETS)
     absent = [f"{name}: {data.missing[name]}" for name in names if name in data.missing]
-    absent += [f"{name} is not among the question sets" for name in FACTS if name not in data.questions]
+    absent += [f"{name} is not among the question sets" for name in FACT_SETS if name not in data.questions]
     absent += [
         f"{name}: {value['not_available']}"
         for name in names
@@ -174,7 +174,7 @@ def _model_utility(data: AuditData, said: Said, sets: dict) -> dict:
     ]
     if absent:
         return not_available("; ".join(dict.fromkeys(absent)))
-    recalls = {name: said.recalls(data.questions, name) for name in FACTS}
+    recalls = {name: said.recalls(data.questions, name) for name in FACT_SETS}
     recalls["retain"] = rouge_recalls([answer.text for answer in said.option_answers], data.options["retain"].answers)
     nine = [
         value
@@ -247,7 +247,7 @@ def membership_numbers(data: AuditData, said: Said, retain_only: Said | None) ->
             "auc_interval": auc_interval(members, others),
             "reference_auc": reference,
             "privleak": privleak(auc, reference)
-            if reference <= 0.9
+            if reference <= LARGEST_REFERENCE_AUC
             else not_available(f"the reference model's AUC is {reference:.3f}: it knows the forget rows itself"),
             "members": len(members),
             "non_members": len(others),

@@ -1,6 +1,7 @@
 """The models an audit compares: their folders, the checks that they belong to the run, and their passes."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -40,14 +41,18 @@ class Column:
     def folder(self) -> str:
         return self.model_args.model_name_or_path
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights: read once, which takes seconds for a large model."""
+        return model_fingerprint(self.folder, self.model_args.model_revision)
+
     def passes(self, recipe: Recipe, cache: RowCache | None) -> ModelPasses:
         """The model's passes in the precision of the recipe; nothing is loaded yet."""
         script_args, training_args, model_args, _ = recipe
         dtype = training_dtype(model_args, training_args)
-        fingerprint = model_fingerprint(self.folder, self.model_args.model_revision)
         return ModelPasses(
             self.name,
-            f"{fingerprint} {dtype} {model_args.attn_implementation}",
+            f"{self.fingerprint} {dtype} {model_args.attn_implementation}",
             lambda: load_model(self.model_args, dtype, training_args.device),
             self.tokenizer,
             script_args,
@@ -145,7 +150,7 @@ def check_data(recipe: Recipe, read: dict) -> None:
         )
 
 
-def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
+def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: list[str]) -> list[str]:
     """
     The retain-only model was made for this run: same templates, same retain rows by their hashes, no forget question.
 
@@ -155,18 +160,15 @@ def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
     Raises:
         RecipeError: with every mismatch.
     """
-    script_args, training_args, model_args, eval_args = recipe
+    script_args, training_args, _, eval_args = recipe
     if eval_args.retain_only_model is None:
         return []
     folder = Path(eval_args.retain_only_model)
-    revision = model_args.model_revision
-    others = {
-        key: model_fingerprint(name, revision)
-        for key, name in (("before", model_args.model_name_or_path), ("after", training_args.output_dir))
-    }
-    if (own := model_fingerprint(str(folder), "main")) in others.values():
-        same = next(key for key, value in others.items() if value == own)
-        raise RecipeError([f"retain_only_model: {str(folder)!r} is the model {same} itself, no reference for it"])
+    where = f"retain_only_model: {str(folder)!r}"
+    before, after, retain_only = columns[:3]
+    for column in (before, after):
+        if column.fingerprint == retain_only.fingerprint:
+            raise RecipeError([f"{where} is the model {column.name} itself, no reference for it"])
     manifest = read_manifest(folder)
     if manifest is None:
         return [
@@ -175,7 +177,6 @@ def check_retain_only(recipe: Recipe, forget_questions: list[str]) -> list[str]:
     if manifest["stage"] != "finetune":
         raise RecipeError([f"retain_only_model: {str(folder)!r} was made by {manifest['stage']}.py, not finetune.py"])
     args, _, _ = parse_finetune_recipe([str(folder / "recipe.yaml")])
-    where = f"retain_only_model: {str(folder)!r}"
     errors = [
         f"{where} was trained with {key} {vars(args)[key]!r}, the run with {vars(script_args)[key]!r}"
         for key in TEMPLATES

@@ -4,7 +4,6 @@ Compares the model before and after, a retain-only one and any others: `results.
 """
 
 import json
-import os
 import platform
 import sys
 import time
@@ -40,7 +39,7 @@ from eval.report.write import write_report
 from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
 from pmc_rl.data import check_prompt_format, read_forget_rows
-from pmc_rl.models import private_folder, read_manifest, training_dtype, write_private
+from pmc_rl.models import private_folder, read_manifest, training_dtype, write_private, write_text
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -107,13 +106,6 @@ def worst_texts(passes: ModelPasses, data: AuditData, said: Said, attacks: dict,
     return sorted(rows, key=lambda row: -row["recall"])
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Writes to a temporary name first."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def attack_settings(recipe: Recipe) -> dict:
     """What the attacks were run with, defaults included."""
     _, training_args, _, eval_args = recipe
@@ -158,7 +150,7 @@ def main(argv: list[str]) -> None:
     )
     check_data(recipe, read["questions"])
     forget_rows_read, _ = read_forget_rows(script_args)
-    left_out += check_retain_only(recipe, [row[script_args.question_column] for row in forget_rows_read])
+    left_out += check_retain_only(recipe, columns, [row[script_args.question_column] for row in forget_rows_read])
     log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
@@ -210,8 +202,9 @@ def main(argv: list[str]) -> None:
     write_report(output_dir, results, audit, log, texts)
     answers = {name: column.answers for name, column in said.items()}
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
-    write_json(output_dir / "audit.json", audit)
-    write_json(output_dir / "results.json", results)  # last: an audit that has it is complete
+    write_text(output_dir / "audit.json", json.dumps(audit, indent=2) + "\n")
+    # last: an audit that has it is complete
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     if training_args.log_completions and "forget" in data.questions:
         print_examples(data.questions, answers, training_args.num_completions_to_print)
     print_outcome(results, audit, output_dir)

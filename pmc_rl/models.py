@@ -243,6 +243,13 @@ def private_folder(output_dir: Path) -> Path:
     return folder
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file to a temporary name first, so that what stands there is whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def write_private(output_dir: Path, name: str, text: str) -> Path:
     """Writes a file that holds what is to be forgotten to `output_dir/private/`, for its owner's eyes only."""
     folder = private_folder(output_dir)

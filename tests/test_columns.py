@@ -85,16 +85,16 @@ def finetune_on(folder: Path, name: str, file: str, model: str, **values) -> str
 
 
 def check(trained: Path, retain_only: str, questions=QUESTIONS) -> list[str]:
-    return check_retain_only(
-        parse_recipe([str(trained / "unlearned.yaml"), "--retain_only_model", retain_only]), questions
-    )
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--retain_only_model", retain_only])
+    return check_retain_only(recipe, load_columns(recipe), questions)
 
 
 # the retain-only model
 
 
 def test_without_one_there_is_nothing_to_check(trained):
-    assert check_retain_only(parse_recipe([str(trained / "unlearned.yaml")]), QUESTIONS) == []
+    recipe = parse_recipe([str(trained / "unlearned.yaml")])
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == []
 
 
 def test_a_proper_retain_only_model_is_accepted(trained, model_folder):

@@ -500,7 +500,7 @@ def test_home_folders_are_not_named(report):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("/work/a/b/c", "…/b/c"),
+        ("/data/a/b/c", "…/b/c"),
         ("/home/anna/model", "…/model"),
         ("/Users/anna/runs/x/model", "…/x/model"),
         ("/data", "…/data"),

@@ -3,7 +3,6 @@
 A second HTML report, with the worst leaking questions, goes to the private folder.
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from eval.report.record import (
     settings_section,
     texts_section,
 )
-from pmc_rl.models import may_replace_card, write_private
+from pmc_rl.models import may_replace_card, write_private, write_text
 
 # an underscore inside a word is none
 MARKDOWN_SIGNS = re.compile(r"[\\`*<>|\[\]~#&$]|(?<!\w)_|_(?!\w)")
@@ -42,10 +41,10 @@ def write_report(
             `greedy` and `worst` (answers), `attack` and `recall` of the worst one.
     """
     sections = report_sections(results, audit, training_log)
-    _write(output_dir / "report.html", _render("report.html.j2", audit, sections, private=False))
-    _write(output_dir / "report.md", _render("report.md.j2", audit, sections, private=False))
+    write_text(output_dir / "report.html", _render("report.html.j2", audit, sections, private=False))
+    write_text(output_dir / "report.md", _render("report.md.j2", audit, sections, private=False))
     if may_replace_card(output_dir):
-        _write(output_dir / "README.md", model_card(results, audit))
+        write_text(output_dir / "README.md", model_card(results, audit))
     (output_dir / "private" / "report_with_texts.html").unlink(missing_ok=True)  # of an earlier audit
     if texts is not None:
         at = [section.anchor for section in sections].index("rows")
@@ -126,10 +125,3 @@ def _environment() -> Environment:
     )
     environment.filters |= {"md": markdown, "shorten": shorten}
     return environment
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes to a temporary name first."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
