@@ -271,7 +271,12 @@ def make_judge(name: str, passes: ModelPasses, said: Said) -> Judge:
 
 
 def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
-    """How many greedy answers to each forget set are of which kind, and the kind of each row (`by_row`)."""
+    """
+    How many greedy answers to each forget set are of which kind, and the kind of each row (`by_row`).
+
+    `distinct` is the share of different texts, whatever their case and white space; `perplexity` the median under the
+    judge, None without one.
+    """
     retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
     result = {}
     for name in (name for name in FORGET_SETS if name in data.questions):
@@ -291,5 +296,10 @@ def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
                 rows.questions, rows.answers, texts, perplexities, strict=True
             )
         ]
-        result[name] = {**{kind: kinds.count(kind) for kind in KINDS}, "by_row": kinds}
+        result[name] = {
+            **{kind: kinds.count(kind) for kind in KINDS},
+            "distinct": len({" ".join(text.split()).lower() for text in texts}) / len(texts),
+            "perplexity": float(np.median(known)) if (known := [p for p in perplexities if p is not None]) else None,
+            "by_row": kinds,
+        }
     return result

@@ -11,29 +11,17 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.data import encode_answers, encode_prompt, format_prompt, is_chat
+from pmc_rl.data import answer_start, encode_answers, encode_prompt, format_prompt
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
-
-# Tokens of a teacher-forced batch, padding included, and numbers of logits made at a time, never for a whole batch. A
-# CPU is fastest where they fit into its cache; an accelerator wants to be filled, and halves what does not fit.
-TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 32768}
-LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**26}
+from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
 
 # Part of every key: to be raised when a pass computes something else than before.
 CACHE_VERSION = 1
-# What some architectures do to the logits behind the head, by the name in their config.
-LOGIT_TRANSFORMS = {
-    "logits_scaling": lambda logits, value: logits / value,  # Granite
-    "logit_scale": lambda logits, value: logits * value,  # Cohere
-    "final_logit_softcapping": lambda logits, value: (logits / value).tanh() * value,  # Gemma
-}
-
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
 Compute = Callable[[list[Row]], list[bytes]]
@@ -165,14 +153,13 @@ class ModelPasses:
         prompts = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
         if prefixes is None:
             return prompts
-        # as text, an answer begins as the template says, mostly with a space
-        start = "" if is_chat(args, tokenizer) else args.completion_template.format(answer="\0").split("\0")[0]
+        start = answer_start(args, tokenizer)
         forced = [tokenizer(start + prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
         return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
 
     def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
         longest = max(len(prompt) + len(target) for prompt, target in rows)
-        batch_size = max(1, TOKENS_PER_BATCH[self._kind_of_device()] // longest)
+        batch_size = max(1, TOKENS_PER_BATCH[kind_of_device(self.args.device)] // longest)
         scores = []
         for value in self._values(what, "score", rows, batch_size, self._score):
             log_probs, hits, means, stds = np.frombuffer(value, np.float32).reshape(4, -1)
@@ -239,9 +226,6 @@ class ModelPasses:
                 torch.accelerator.empty_cache()
         return values, batch_size
 
-    def _kind_of_device(self) -> str:
-        return "cpu" if self.args.device.type == "cpu" else "accelerator"
-
     def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:
         model = self.loaded()
         end_ids = end_token_ids(model, self.tokenizer.eos_token_id)
@@ -256,35 +240,10 @@ class ModelPasses:
         # the first number tells whether the answer ended
         return [np.array([ids[-1] in end_ids, *ids], np.int32).tobytes() for ids in completions]
 
-    @torch.no_grad()
     def _score(self, rows: list[Row]) -> list[bytes]:
-        model = self.loaded()
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        # padded on the right, where a causal model does not look, so no mask is needed
-        input_ids = torch.zeros(len(rows), max(len(prompt) + len(target) for prompt, target in rows), dtype=torch.long)
-        predicting = torch.zeros_like(input_ids, dtype=torch.bool)
-        for i, (prompt, target) in enumerate(rows):
-            input_ids[i, : len(prompt) + len(target)] = torch.tensor(prompt + target)
-            predicting[i, len(prompt) - 1 : len(prompt) + len(target) - 1] = True
-        hidden = base.get_decoder()(input_ids=input_ids.to(base.device), use_cache=False).last_hidden_state
-        hidden = hidden[predicting.to(base.device)]
-        targets = torch.tensor([token for _, target in rows for token in target], device=base.device)
-        chunk = max(1, LOGITS_PER_CHUNK[self._kind_of_device()] // base.config.get_text_config().vocab_size)
-        parts = [
-            _token_scores(_logits(base, hidden[i : i + chunk]), targets[i : i + chunk])
-            for i in range(0, len(targets), chunk)
-        ]
+        parts = [_token_scores(logits, targets) for logits, targets in target_logits(self.loaded(), rows)]
         scores = torch.cat(parts, dim=1).cpu() if parts else torch.zeros(4, 0)
         return [part.numpy().tobytes() for part in scores.split([len(target) for _, target in rows], dim=1)]
-
-
-def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden)
-    settings = model.config.get_text_config().to_dict()
-    for name, transform in LOGIT_TRANSFORMS.items():
-        if settings.get(name) is not None:
-            logits = transform(logits, settings[name])
-    return logits
 
 
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

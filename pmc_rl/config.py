@@ -71,9 +71,12 @@ class PMCArguments(DataArguments):
             "rewards.length.min_length_penalty",
             "rewards.length.unfinished_penalty",
         ],
-        "Dotted names of the rewards; their weighted sum ranks the samples of a question.",
+        "Rewards by dotted name, or reward models by folder or Hub name; their weighted sum ranks the samples.",
     )
     reward_kwargs: dict[str, dict[str, Any]] = _key({}, "Keyword arguments of rewards: {name: {keyword: value}}.")
+    reward_floors: dict[str, float] = _key(
+        {}, "Least value of a reward: a sample below it is not picked while another one of the question passes."
+    )
 
 
 @dataclass
@@ -137,7 +140,21 @@ class PMCConfig(RunConfig):
     generation_batch_size: int = _key(64, "Rows generated at once: changes memory and speed, not the samples.")
     reward_weights: list[float] | None = _key(None, "A weight for each of reward_funcs; null: 1 each.")
     max_reward: float | None = _key(None, "Where a question is solved; needed if a reward declares no max_reward.")
+    normalize_rewards: bool = _key(False, "Scale each reward to mean 0, deviation 1 within a question's samples.")
+    selection: Literal["best", "bradley_terry"] = _key(
+        "best", "Keep the best answer so far, or draw one of the samples by softmax(reward / selection_temperature)."
+    )
+    selection_temperature: float = _key(0.1, "Temperature of bradley_terry (tau in the paper); towards 0: the best.")
+    num_selected: int = _key(1, "Answers a question that are learned in one step.")
+    adaptive_generations: bool = _key(
+        False, "Share num_generations out: fewer samples for questions that improve, more for those that are stuck."
+    )
     retain_weight: float = _key(1.0, "Weight of the retain loss (lambda in the paper).")
+    prefill_words: int = _key(
+        0, "Also collapse what follows the first 1 to N words of each original answer; 0: answers as a whole only."
+    )
+    log_kl: bool = _key(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
+    snapshot_steps: int | None = _key(None, "Save the weights to snapshots/ every so many steps, to audit the course.")
     allow_unfinished: bool = _key(False, "Go on if over half of the original answers hit max_completion_length.")
     log_completions: bool = _key(False, "Print a table of question, original, selected and reward at every log.")
     num_completions_to_print: int = _key(4, "Rows of that table.")
@@ -180,8 +197,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     for holds, expected, names in [
         (lambda x: x >= 1, "at least 1", "num_generations max_completion_length generation_batch_size"),
         (lambda x: x >= 1, "at least 1", "per_device_train_batch_size gradient_accumulation_steps"),
-        (lambda x: x > 0, "greater than 0", "temperature learning_rate"),
-        (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print first_words"),
+        (lambda x: x >= 1, "at least 1", "num_selected"),
+        (lambda x: x is None or x >= 1, "at least 1", "snapshot_steps"),
+        (lambda x: x > 0, "greater than 0", "temperature learning_rate selection_temperature"),
+        (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print first_words prefill_words"),
         (lambda x: x >= 1, "at least 1", "attack_samples relearning_steps"),
         (lambda x: x is None or x > 0, "greater than 0", "relearning_learning_rate"),
         (lambda x: 0 < x <= 1, "greater than 0 and at most 1", "top_p"),
@@ -379,10 +398,25 @@ class _Recipe:
             self.complain(
                 "the table shows what is to be forgotten, and services record the console", "log_completions"
             )
-        for name in self.get("reward_kwargs"):
-            if name not in funcs:
-                advice = did_you_mean(name, funcs) or " Remove it, or replace reward_kwargs too"
-                self.complain(f"{name!r} is not one of reward_funcs.{advice}", "reward_kwargs", "reward_funcs")
+        for key in ("reward_kwargs", "reward_floors"):
+            for name in self.get(key):
+                if name not in funcs:
+                    advice = did_you_mean(name, funcs) or f" Remove it, or replace {key} too"
+                    self.complain(f"{name!r} is not one of reward_funcs.{advice}", key, "reward_funcs")
+        self.check_selection()
+
+    def check_selection(self) -> None:
+        """Keys that would do nothing beside each other."""
+        if self.get("num_selected") > self.get("num_generations"):
+            self.complain("greater than num_generations", "num_selected", "num_generations")
+        if self.get("selection") == "best" and self.get("selection_temperature") != PMCConfig.selection_temperature:
+            self.complain("is for selection: bradley_terry", "selection_temperature", "selection")
+        if self.get("selection") == "bradley_terry":
+            for name in ("adaptive_generations", "max_reward"):
+                if self.get(name):
+                    self.complain("needs selection: best, which remembers answers", name, "selection")
+        if self.get("normalize_rewards") and self.get("max_reward") is not None:
+            self.complain("normalized rewards have no maximum, so nothing is ever solved", "max_reward")
 
     def check_finetuning(self) -> None:
         self.check_source("train_configs", "train_file")

@@ -365,13 +365,54 @@ def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, ro
     )
 
 
+def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:
+    """
+    Each row again with 1 to `words` words of its original answer at the end of the prompt, and what follows them as
+    the original answer; shorter answers give fewer rows.
+
+    Args:
+        rows (`list[dict]`): with `prompt`, `pmc_id` and `original_completion`.
+        words (`int`): the most words that move into the prompt.
+        answer_start (`str`): what stands between a text prompt and an answer. In a chat the words begin the
+            assistant's message.
+
+    Returns:
+        `list[dict]`: the rows, then the new ones, with ids of their own.
+    """
+    new, next_id = [], max(row["pmc_id"] for row in rows) + 1
+    for row in rows:
+        pieces = row["original_completion"].split()
+        for count in range(1, min(words, len(pieces) - 1) + 1):
+            given, rest = " ".join(pieces[:count]), " ".join(pieces[count:])
+            if isinstance(row["prompt"], str):
+                prompt = row["prompt"] + answer_start + given
+            else:
+                prompt = [*row["prompt"], {"role": "assistant", "content": given}]
+            new.append({**row, "prompt": prompt, "pmc_id": next_id, "original_completion": rest})
+            next_id += 1
+    return rows + new
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
-    """Token ids of a row's prompt, as TRL's SFT preparation makes them; a chat prompt ends where the answer begins."""
+    """
+    Token ids of a row's prompt, as TRL's SFT preparation makes them; a chat prompt ends where the answer begins, or
+    within it where its last message is the assistant's.
+    """
     if isinstance(row["prompt"], str):
         return tokenizer(row["prompt"])["input_ids"]
+    begun = row["prompt"][-1]["role"] == "assistant"
     return tokenizer.apply_chat_template(
-        row["prompt"], add_generation_prompt=True, return_dict=True, **row.get("chat_template_kwargs", {})
+        row["prompt"],
+        add_generation_prompt=not begun,
+        continue_final_message=begun,
+        return_dict=True,
+        **row.get("chat_template_kwargs", {}),
     )["input_ids"]
+
+
+def answer_start(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands between prompt and answer: in a text what the completion template begins with, in a chat nothing."""
+    return "" if is_chat(args, tokenizer) else args.completion_template.format(answer="\0").split("\0")[0]
 
 
 def encode_answers(

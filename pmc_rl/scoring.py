@@ -6,12 +6,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pmc_rl.config import RecipeError
+from pmc_rl.reward_model import RewardModel
 from pmc_rl.values import closest
 
 
@@ -21,7 +22,8 @@ class RewardFunction:
     A reward with what the pool has to know about it.
 
     `func` has the signature of TRL's GRPOTrainer. `max_reward` and `stationary` are plain attributes that a reward may
-    carry: the largest value it can give, and whether a text always gets the same reward (default: yes).
+    carry: the largest value it can give, and whether a text always gets the same reward (default: yes). `floor` is the
+    least reward that passes the gate, `asks_original` whether the model before unlearning must be kept for it.
     """
 
     name: str
@@ -29,17 +31,26 @@ class RewardFunction:
     weight: float
     max_reward: float | None
     stationary: bool
+    floor: float | None = None
+    asks_original: bool = False
 
 
 def load_reward_functions(
-    names: list[str], kwargs: dict[str, dict], weights: list[float] | None, max_completion_length: int
+    names: list[str],
+    kwargs: dict[str, dict],
+    weights: list[float] | None,
+    max_completion_length: int,
+    original_log_likelihood: Callable[[list, list[list[int]]], list[float]] | None = None,
+    floors: dict[str, float] | None = None,
 ) -> list[RewardFunction]:
     """
-    Imports rewards by dotted name, binds their keywords and collects every mistake.
+    Finds rewards by name, binds their keywords and collects every mistake.
 
-    A function gets its keywords at every call; a class is built once with them, and the instance is the reward. A
-    parameter called `max_completion_length` is filled with the recipe's value where the recipe's `reward_kwargs` is
-    silent. The working directory is appended to `sys.path`, so `my_file.my_reward` is found.
+    A name is a folder or has a slash: a sequence-classification model, as in TRL, see [`RewardModel`]; or it is the
+    dotted name of a function, which gets its keywords at every call, or of a class, which is built once with them: the
+    instance is the reward. A parameter called `max_completion_length` is filled with the recipe's value where the
+    recipe's `reward_kwargs` is silent, and `original_log_likelihood` of a class with the function given here. The
+    working directory is appended to `sys.path`, so `my_file.my_reward` is found.
 
     Raises:
         RecipeError: one line for each name that is not there and each keyword that does not fit.
@@ -50,21 +61,38 @@ def load_reward_functions(
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     rewards, errors = [], []
+    given = {"max_completion_length": max_completion_length, "original_log_likelihood": original_log_likelihood}
     for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
         try:
-            rewards.append(_load_one(name, dict(kwargs.get(name, {})), weight, max_completion_length))
+            own = dict(kwargs.get(name, {}))
+            reward = _load_model(name, own, weight) if _names_model(name) else _load_one(name, own, weight, given)
         except RecipeError as error:
             errors += error.errors
+        else:
+            rewards.append(replace(reward, floor=(floors or {}).get(name)))
     if errors:
         raise RecipeError(errors)
     return rewards
 
 
-def _load_one(name: str, kwargs: dict, weight: float, max_completion_length: int) -> RewardFunction:
+def _names_model(name: str) -> bool:
+    return "/" in name or os.sep in name or os.path.isdir(name)
+
+
+def _load_model(name: str, kwargs: dict, weight: float) -> RewardFunction:
+    if kwargs:
+        raise RecipeError([f"reward_kwargs: {name} is a model and has no keywords"])
+    return RewardFunction(os.path.basename(name.rstrip("/")), RewardModel(name), weight, None, True)
+
+
+def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any]) -> RewardFunction:
     target = _import_reward(name)
     parameters = inspect.signature(target).parameters
     if "max_completion_length" in parameters:
-        kwargs.setdefault("max_completion_length", max_completion_length)
+        kwargs.setdefault("max_completion_length", given["max_completion_length"])
+    asks_original = inspect.isclass(target) and "original_log_likelihood" in parameters
+    if asks_original:
+        kwargs.setdefault("original_log_likelihood", given["original_log_likelihood"])
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [key for key in kwargs if key not in parameters]
     # a function's own **kwargs swallows the columns of the data, so a keyword it does not name would be ignored
@@ -74,7 +102,7 @@ def _load_one(name: str, kwargs: dict, weight: float, max_completion_length: int
     if inspect.isclass(target):
         try:
             func = target(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {error}"]) from error
     else:
         if not takes_any:
@@ -92,6 +120,7 @@ def _load_one(name: str, kwargs: dict, weight: float, max_completion_length: int
         weight=weight,
         max_reward=getattr(carrier, "max_reward", None),
         stationary=getattr(carrier, "stationary", True),
+        asks_original=asks_original,
     )
 
 
@@ -111,11 +140,11 @@ def _bind(func: Callable, kwargs: dict) -> Callable:
 
 def _import_reward(name: str) -> Callable:
     module_name, _, attribute = name.rpartition(".")
-    if os.sep in name or not module_name:
+    if not module_name:
         raise RecipeError(
             [
                 f"reward_funcs: {name!r} is not a dotted name such as rewards.rouge.rouge_dissimilarity or "
-                "my_file.my_reward (my_file.py in the working directory); reward models are not supported yet"
+                "my_file.my_reward (my_file.py in the working directory), nor the folder of a reward model"
             ]
         )
     try:
@@ -213,3 +242,9 @@ def weighted_sum(rewards_per_func: np.ndarray, rewards: list[RewardFunction]) ->
     weights = np.array([reward.weight for reward in rewards])
     total = np.nansum(rewards_per_func * weights, axis=1)
     return np.where(np.isnan(rewards_per_func).all(axis=1), np.nan, total)
+
+
+def passes_floors(rewards_per_func: np.ndarray, rewards: list[RewardFunction]) -> np.ndarray:
+    """Whether no reward is below its floor; one that cannot say (NaN) shuts nobody out. Shape `(completions,)`."""
+    floors = np.array([-np.inf if reward.floor is None else reward.floor for reward in rewards])
+    return ~(rewards_per_func < floors).any(axis=1)

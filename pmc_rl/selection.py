@@ -1,4 +1,4 @@
-"""Rewards to picks, and the best answer so far of every question. Pure: no model, no text."""
+"""Rewards to picks, the best answers of a question so far, how many samples it gets. Pure: no model, no text."""
 
 from dataclasses import dataclass
 
@@ -8,45 +8,131 @@ import numpy as np
 TOLERANCE = 1e-6
 
 
-def select_best(rewards: np.ndarray) -> np.ndarray:
+def normalize_within_questions(rewards_per_func: np.ndarray) -> np.ndarray:
     """
-    Index of the largest reward of each question; the first of equal ones, as in the public PMC code.
+    Each reward less its mean over a question's samples, by its standard deviation there; 0 where all are equal.
 
     Args:
-        rewards (`np.ndarray` of shape `(P, k)`): NaN marks a sample that no reward could score; it never wins.
+        rewards_per_func (`np.ndarray` of shape `(P, k, R)`): NaN stays NaN and counts nowhere.
 
     Returns:
-        `np.ndarray` of shape `(P,)`.
+        `np.ndarray` of the same shape.
+    """
+    known = ~np.isnan(rewards_per_func)
+    count = known.sum(1, keepdims=True).clip(1)
+    deviations = rewards_per_func - np.where(known, rewards_per_func, 0).sum(1, keepdims=True) / count
+    std = np.sqrt(np.where(known, deviations**2, 0).sum(1, keepdims=True) / count)
+    return np.divide(deviations, std, out=np.where(known, 0.0, np.nan), where=known & (std > TOLERANCE))
+
+
+def close_gate(rewards: np.ndarray, passed: np.ndarray) -> np.ndarray:
+    """
+    Rewards with NaN, so never picked, for what did not pass while another sample of the question did.
+
+    Args:
+        rewards, passed (`np.ndarray` of shape `(P, k)`): a sample without a reward (NaN) is no alternative.
+    """
+    open_to = passed & ~np.isnan(rewards)
+    return np.where(open_to | ~open_to.any(axis=1, keepdims=True), rewards, np.nan)
+
+
+def select_best(rewards: np.ndarray, count: int = 1) -> list[list[int]]:
+    """
+    Indices of the largest rewards of each question, best first; the first of equal ones, as in the public PMC code.
+
+    Args:
+        rewards (`np.ndarray` of shape `(P, k)`): NaN marks what no reward could score; it is never picked.
+        count (`int`): how many to pick; fewer where fewer have a reward.
+
+    Returns:
+        `list[list[int]]`: for each question 1 to `count` indices.
 
     Raises:
         ValueError: where all samples of a question are NaN.
     """
-    unscorable = np.isnan(rewards).all(axis=1)
+    scored = ~np.isnan(rewards)
+    unscorable = ~scored.any(axis=1)
     if unscorable.any():
         raise ValueError(
             f"no reward function scored any of the {rewards.shape[1]} samples of {unscorable.sum()} question(s), the "
             f"first at position {unscorable.argmax()} of the batch: at least one sample needs a reward that is "
             "neither None nor NaN"
         )
-    # not np.nanargmax: it takes NaN for -inf, so NaN would win against a reward of -inf
-    best = np.nanmax(rewards, axis=1, keepdims=True)
-    return (rewards == best).argmax(axis=1)
+    # NaN sorts last; stable, so that the first of equal ones wins
+    order = np.argsort(-rewards, axis=1, kind="stable")
+    return [row[: min(count, known.sum())].tolist() for row, known in zip(order, scored, strict=True)]
+
+
+def select_bradley_terry(
+    rewards: np.ndarray, temperature: float, uniforms: np.ndarray, count: int = 1
+) -> list[list[int]]:
+    r"""
+    Indices drawn with the probabilities of the Bradley-Terry model, softmax(reward / temperature); several without
+    replacement (Plackett-Luce).
+
+    The largest of $r_i / \tau - \log(-\log u_i)$ has index $i$ with exactly that probability (the Gumbel-max trick),
+    and $\tau \to 0$ is [`select_best`]. Source: the soft choice of the paper of Partial Model Collapse; its public
+    code has it, but never calls it.
+
+    Args:
+        rewards (`np.ndarray` of shape `(P, k)`): NaN is never picked.
+        temperature (`float`): $\tau > 0$.
+        uniforms (`np.ndarray` of shape `(P, k)`): random numbers in (0, 1).
+        count (`int`): how many to pick; fewer where fewer have a reward.
+
+    Raises:
+        ValueError: where all samples of a question are NaN.
+    """
+    return select_best(rewards - temperature * np.log(-np.log(uniforms)), count)
+
+
+def selection_uniforms(seed: int, step: int, row_ids: list[int], num_samples: int) -> np.ndarray:
+    """Numbers in (0, 1) for [`select_bradley_terry`], `(len(row_ids), num_samples)`: what names a sample decides."""
+    tiny = np.finfo(float).tiny  # `random` may give 0, whose logarithm is infinite
+    return np.stack([np.random.default_rng([seed, step, row]).random(num_samples).clip(tiny) for row in row_ids])
+
+
+def share_samples(stuck: list[int], num_generations: int, budget: int) -> list[int]:
+    """
+    Samples for each question: few where the last visit brought a better answer, more with each that did not.
+
+    A new or improving question gets a quarter of `num_generations`, which doubles with each visit without a better
+    answer, up to four times `num_generations`. Where the sum is above the budget, all are cut by the same factor.
+
+    Args:
+        stuck (`list[int]`): visits of each question since its answer last became better; 0 for a new one.
+        num_generations (`int`): what each question would get if all got the same.
+        budget (`int`): the largest sum of samples; at least one a question is given all the same.
+    """
+    wanted = [max(1.0, num_generations * min(4.0, 0.25 * 2.0 ** min(visits, 4))) for visits in stuck]
+    factor = min(1.0, budget / sum(wanted))
+    return [max(1, int(count * factor)) for count in wanted]
 
 
 @dataclass
 class BestAnswer:
-    """The best answer of a question so far: its token ids and its reward."""
+    """An answer of a question: its token ids, its reward, and whether it passed the gate of `reward_floors`."""
 
     completion_ids: list[int]
     reward: float
+    passed: bool = True
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return self.passed, self.reward
 
 
-def update_pool(pool: dict[int, BestAnswer], row_id: int, completion_ids: list[int], reward: float) -> None:
-    """Keeps the better answer of a question. An equal newer one replaces the old, as in the public PMC code."""
-    if row_id not in pool or reward >= pool[row_id].reward:
-        pool[row_id] = BestAnswer(completion_ids, reward)
+def best_answers(new: list[BestAnswer], stored: list[BestAnswer], count: int) -> list[BestAnswer]:
+    """The best `count` different answers, best first. An equal newer one goes first, as in the public PMC code."""
+    different: dict[tuple[int, ...], BestAnswer] = {}
+    for answer in new + stored:
+        different.setdefault(tuple(answer.completion_ids), answer)
+    # stable, reversed as well: equal ones stay in the order of `new`, then `stored`
+    return sorted(different.values(), key=lambda answer: answer.rank, reverse=True)[:count]
 
 
-def is_solved(pool: dict[int, BestAnswer], row_id: int, max_reward: float | None) -> bool:
-    """Whether a question's best answer has the maximal reward, so that no sample can be better."""
-    return max_reward is not None and row_id in pool and pool[row_id].reward >= max_reward - TOLERANCE
+def is_solved(answers: list[BestAnswer], count: int, max_reward: float | None) -> bool:
+    """Whether a question has `count` answers of the maximal reward, so that no sample can be better."""
+    if max_reward is None or len(answers) < count:
+        return False
+    return all(answer.passed and answer.reward >= max_reward - TOLERANCE for answer in answers)

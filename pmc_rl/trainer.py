@@ -1,6 +1,6 @@
 """PMCTrainer: TRL's SFTTrainer, fed with the best of the model's own samples and with rows to retain.
 
-The method reads top to bottom in `get_batch_samples`, `_select` and `compute_loss`; the rest is bookkeeping.
+The method reads top to bottom in `get_batch_samples`, `rejection.py` and `compute_loss`; the rest is bookkeeping.
 """
 
 import time
@@ -20,10 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
 from trl import SFTTrainer
 
 from pmc_rl.config import PMCConfig, RecipeError
-from pmc_rl.data import encode_prompt
+from pmc_rl.data import encode_prompt, prefilled_rows
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
-from pmc_rl.scoring import RewardFunction, is_stationary, maximal_reward, score_completions, weighted_sum
-from pmc_rl.selection import BestAnswer, is_solved, select_best, update_pool
+from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
+from pmc_rl.rejection import RejectionSampler
+from pmc_rl.scoring import RewardFunction
+from pmc_rl.snapshots import SnapshotCallback
 
 logger = logging.get_logger(__name__)
 
@@ -43,8 +45,9 @@ class PMCTrainer(SFTTrainer):
     """
     Partial Model Collapse (https://huggingface.co/papers/2507.04219): unlearning without the answers to be forgotten.
 
-    Once an optimizer step the model answers its window of forget prompts `num_generations` times, rewards choose the
-    best sample of each, and one forward pass fine-tunes on these and on as many rows to retain:
+    Once an optimizer step a [`~pmc_rl.rejection.RejectionSampler`] answers the window of forget prompts
+    `num_generations` times and selects the best sample of each by the rewards; one forward pass fine-tunes on these
+    and on as many rows to retain:
 
     loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window.
 
@@ -58,6 +61,9 @@ class PMCTrainer(SFTTrainer):
             `retain_weight` is 0 (total collapse).
         processing_class: the tokenizer.
         peft_config: trains an adapter instead of the weights.
+        original_log_likelihood ([`~pmc_rl.likelihood.OriginalLogLikelihood`], *optional*): what rewards were built
+            with that ask for it; it is told here which model to remember.
+        answer_start (`str`): what stands between a text prompt and its answer; for `prefill_words`.
     """
 
     _tag_names = ["trl", "pmc"]
@@ -73,6 +79,8 @@ class PMCTrainer(SFTTrainer):
         retain_dataset: Dataset | None,
         processing_class: PreTrainedTokenizerBase,
         peft_config=None,
+        original_log_likelihood: OriginalLogLikelihood | None = None,
+        answer_start: str = " ",
     ):
         if retain_dataset is None and args.retain_weight > 0:
             raise ValueError(f"retain_weight is {args.retain_weight}, but there is no retain_dataset")
@@ -89,26 +97,42 @@ class PMCTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
-        self.reward_funcs = reward_funcs
         self.end_ids = end_token_ids(model, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
-        self.max_reward = maximal_reward(reward_funcs, args.max_reward)
-        self.pool: dict[int, BestAnswer] = {}
-        self.window_table: list[tuple[str, str, str, float]] = []
+        self.original_log_likelihood = original_log_likelihood
+        self.answer_start = answer_start
+        if args.log_kl or any(reward.asks_original for reward in reward_funcs):
+            original_log_likelihood.remember(self.model, processing_class)
         self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self.sampler = RejectionSampler(
+            args,
+            reward_funcs,
+            processing_class,
+            self._generate,
+            self.prompt_ids,
+            self.end_ids,
+            log_metric=lambda name, value: self.step_metrics[name].append(value),
+        )
+        self.window_table: list[tuple[str, str, str, float]] = []
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
         self.warned_of_clipping = False
+        if args.snapshot_steps:
+            self.add_callback(SnapshotCallback(args.snapshot_steps))
 
     def train(self, *args, **kwargs):
         """Makes the original answers if the data has none, checks them and the rewards on them, then trains."""
         if "original_completion" not in self.train_dataset.column_names:
             self._add_original_completions()
+        if self.args.prefill_words:
+            rows = prefilled_rows(list(self.train_dataset), self.args.prefill_words, self.answer_start)
+            self.train_dataset = Dataset.from_list(rows)
+            self.prompt_ids |= {row["pmc_id"]: encode_prompt(self.processing_class, row) for row in rows}
         # a reward that cannot score these answers, or breaks the contract, stops the run here
         rows = list(self.train_dataset)
         texts = [row["original_completion"] for row in rows]
         ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self._score(rows, 1, texts, ids)
+        self.sampler.score(rows, [[own] for own in ids], self.state)
         self.step_metrics.clear()
         return super().train(*args, **kwargs)
 
@@ -158,108 +182,60 @@ class PMCTrainer(SFTTrainer):
         self._end_update()
         micro_batches = list(islice(epoch_iterator, num_batches))
         rows = [row for batch in micro_batches for row in batch]
-        completion_ids = self._select(rows)
+        answers = self._select(rows)
         collapse = [
-            _sft_example(self.prompt_ids[row["pmc_id"]], ids) for row, ids in zip(rows, completion_ids, strict=True)
+            [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in own]
+            for row, own in zip(rows, answers, strict=True)
         ]
         retain = []
         if self.args.retain_weight > 0:
             retain = [self.retain_dataset[i] for i in self._next_retain_rows(len(rows))]
-        collapse_weight = 1 / _count_targets(collapse)
+        collapse_weight = 1 / max(1, _count_targets([example for own in collapse for example in own]))
         retain_weight = self.args.retain_weight / _count_targets(retain) if retain else 0.0
 
         batches, start = [], 0
         for micro_batch in micro_batches:
             part = slice(start, start + len(micro_batch))
             start = part.stop
-            examples = collapse[part] + retain[part]
+            collapse_rows = [example for own in collapse[part] for example in own]
+            examples = collapse_rows + retain[part]
             batch = self.data_collator(examples)
             # a weight a row and loss term, so that one forward pass serves both: [collapse, retain] = weights @ NLL
             row_weights = torch.zeros(2, len(examples))
-            row_weights[0, : len(micro_batch)] = collapse_weight
-            row_weights[1, len(micro_batch) :] = retain_weight
+            row_weights[0, : len(collapse_rows)] = collapse_weight
+            row_weights[1, len(collapse_rows) :] = retain_weight
             batches.append({**batch, "row_weights": row_weights})
         self.update_started = time.perf_counter()
         return batches, None
 
-    def _select(self, rows: list[dict[str, Any]]) -> list[list[int]]:
-        """One completion a question: samples, rewards, the best; solved questions keep their stored answer."""
-        args = self.args
-        unsolved = [row for row in rows if not is_solved(self.pool, row["pmc_id"], self.max_reward)]
-        if unsolved:
-            k = args.num_generations
-            started = time.perf_counter()
-            samples = self._generate(
-                [self.prompt_ids[row["pmc_id"]] for row in unsolved for _ in range(k)],
-                Sampling(
-                    args.temperature,
-                    args.top_k,
-                    args.top_p,
-                    sample_seeds(args.seed, self.state.global_step, [row["pmc_id"] for row in unsolved], k),
-                ),
-            )
-            generated = time.perf_counter()
-            ids, stationary = samples, is_stationary(self.reward_funcs)
-            if not stationary:
-                ids, k = self._with_stored_answers(unsolved, samples), k + 1
-            texts = [decode_completion(self.processing_class, row) for row in ids]
-            rewards = self._score(unsolved, k, texts, ids).reshape(len(unsolved), k)
-            picks = select_best(rewards)
-            for i, (row, pick) in enumerate(zip(unsolved, picks, strict=True)):
-                if not stationary:  # judged afresh: whatever won just now is the best
-                    self.pool.pop(row["pmc_id"], None)
-                update_pool(self.pool, row["pmc_id"], ids[i * k + pick], rewards[i, pick])
-            metrics = self.step_metrics
-            metrics["time/generation"].append(generated - started)
-            metrics["time/rewards"].append(time.perf_counter() - generated)
-            metrics["reward"].append(float(np.nanmean(rewards[:, : args.num_generations])))
-            metrics["reward_std"].append(float(np.nanstd(rewards[:, : args.num_generations], axis=1).mean()))
-            metrics["completions/mean_length"].append(float(np.mean([len(row) for row in samples])))
-            metrics["completions/clipped_ratio"].append(
-                float(np.mean([row[-1] not in self.end_ids for row in samples]))
-            )
-        best = [self.pool[row["pmc_id"]] for row in rows]
-        self.step_metrics["reward_selected"].append(float(np.mean([answer.reward for answer in best])))
-        self.step_metrics["frac_sampled"].append(len(unsolved) / len(rows))
+    def _select(self, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+        """Completions to train on, one or more a question."""
+        if self.args.log_kl:
+            self._log_kl(rows)
+        answers = self.sampler.visit(rows, self.state)
         self.window_table = [
             (
                 row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
                 row["original_completion"],
-                decode_completion(self.processing_class, answer.completion_ids),
-                answer.reward,
+                decode_completion(self.processing_class, own[0].completion_ids),
+                own[0].reward,
             )
-            for row, answer in zip(rows[: args.num_completions_to_print], best, strict=False)
+            for row, own in zip(rows[: self.args.num_completions_to_print], answers, strict=False)
         ]
-        return [answer.completion_ids for answer in best]
+        return [[answer.completion_ids for answer in own] for own in answers]
 
-    def _with_stored_answers(self, rows: list[dict], ids: list[list[int]]) -> list[list[int]]:
-        """Adds each question's stored answer as a last candidate, so that it is scored as the rewards are now."""
-        k = self.args.num_generations
-        candidates = []
-        for i, row in enumerate(rows):
-            samples = ids[i * k : (i + 1) * k]
-            stored = self.pool.get(row["pmc_id"])
-            candidates += [*samples, stored.completion_ids if stored else samples[-1]]
-        return candidates
-
-    def _score(self, rows: list[dict], k: int, texts: list[str], ids: list[list[int]]) -> np.ndarray:
-        """Total rewards of `k` completions a row, prompt-major, shape `(len(rows) * k,)`."""
-        repeated = [row for row in rows for _ in range(k)]
-        chat = not isinstance(rows[0]["prompt"], str)
-        rewards_per_func = score_completions(
-            self.reward_funcs,
-            prompts=[row["prompt"] for row in repeated],
-            completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-            completion_ids=ids,
-            **{name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"},
-            trainer_state=self.state,
-            log_extra=lambda column, values: None,  # the table has no room for further columns
-            log_metric=lambda name, value: self.step_metrics[name].append(value),
-        )
-        for i, reward in enumerate(self.reward_funcs):
-            if not np.isnan(rewards_per_func[:, i]).all():
-                self.step_metrics[f"rewards/{reward.name}/mean"].append(float(np.nanmean(rewards_per_func[:, i])))
-        return weighted_sum(rewards_per_func, self.reward_funcs)
+    def _log_kl(self, rows: list[dict[str, Any]]) -> None:
+        """KL divergence to the model before, a token: mean log p_now - log p_before of a plain sample a question."""
+        seeds = sample_seeds(self.args.seed, self.state.global_step, [row["pmc_id"] for row in rows], 1)
+        prompts = [self.prompt_ids[row["pmc_id"]] for row in rows]
+        samples = self._generate(prompts, Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds))
+        before = self.original_log_likelihood([row["prompt"] for row in rows], samples)
+        model = self.accelerator.unwrap_model(self.model).eval()
+        with self.accelerator.autocast():
+            now = mean_log_probs(model, list(zip(prompts, samples, strict=True)))
+        model.train()
+        lengths = np.array([len(ids) for ids in samples])
+        self.step_metrics["kl"].append(float((np.array(now) - np.array(before)) @ lengths / lengths.sum()))
 
     def _next_retain_rows(self, count: int) -> list[int]:
         """As many rows as this window has questions, from where the last window stopped; told from the step alone."""
@@ -294,8 +270,8 @@ class PMCTrainer(SFTTrainer):
         if self.step_metrics:  # the summary at the end takes the steps after the last log
             logs.update({name: float(np.mean(values)) for name, values in self.step_metrics.items()})
             self.step_metrics.clear()
-            solved = sum(is_solved(self.pool, row_id, self.max_reward) for row_id in self.prompt_ids)
-            logs["frac_solved"] = solved / len(self.prompt_ids)
+            logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
+            logs["num_samples"] = self.sampler.num_samples
             self._warn_of_clipping(logs)
             if self.args.log_completions:
                 self._print_window(logs)

@@ -1,16 +1,18 @@
-"""ROUGE-L recall, and the two rewards that ask for answers unlike the model's own original answer."""
+"""ROUGE-L recall, and the rewards that ask for answers unlike the model's own original answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import exp
 
-from rewards.text import completion_text, rouge_tokens
+from rewards.text import completion_text, rouge_tokens, script_aware_tokens
+
+Tokenize = Callable[[str], list[str]]
 
 
 @lru_cache(maxsize=8192)
-def reference_masks(reference: str) -> tuple[dict[str, int], int]:
+def reference_masks(reference: str, tokenize: Tokenize = rouge_tokens) -> tuple[dict[str, int], int]:
     """For each token of the reference the bit mask of its positions, and the number of tokens."""
-    tokens = rouge_tokens(reference)
+    tokens = tokenize(reference)
     masks: dict[str, int] = {}
     for position, token in enumerate(tokens):
         masks[token] = masks.get(token, 0) | 1 << position
@@ -47,22 +49,26 @@ def rouge_l_recall(reference: str, prediction: str) -> float:
     0.5
     ```
     """
-    masks, length = reference_masks(reference)
+    return _recall(rouge_tokens, reference, prediction)
+
+
+def _recall(tokenize: Tokenize, reference: str, prediction: str) -> float:
+    masks, length = reference_masks(reference, tokenize)
     if length == 0:
         return 0.0
     # One row of the LCS table as differences: bit i is 0 where the row grows by one at reference token i.
     full = (1 << length) - 1
     row = full
-    for token in rouge_tokens(prediction):
+    for token in tokenize(prediction):
         if token in masks:
             matches = row & masks[token]
             row = ((row + matches) | (row - matches)) & full
     return (length - row.bit_count()) / length
 
 
-def check_references(references: Sequence[str], rows: Sequence[int]) -> None:
+def check_references(references: Sequence[str], rows: Sequence[int], tokenize: Tokenize = rouge_tokens) -> None:
     """
-    Refuses reference answers without a single ROUGE token: nothing resembles them, so anything looks unlearned.
+    Refuses reference answers without a single token: nothing resembles them, so anything looks unlearned.
 
     Args:
         references (`Sequence[str]`):
@@ -70,25 +76,38 @@ def check_references(references: Sequence[str], rows: Sequence[int]) -> None:
         rows (`Sequence[int]`):
             Row of each reference, for the message: the text itself may be what is to be forgotten and is not shown. A
             row that comes more than once, as with several samples a question, is counted once.
+        tokenize (`Callable`, *optional*, defaults to [`rewards.text.rouge_tokens`]):
+            What finds the tokens of a text.
 
     Raises:
         ValueError: if a reference has no token.
     """
-    bad = {row: None for row, reference in zip(rows, references, strict=True) if reference_masks(reference)[1] == 0}
+    bad = {
+        row: None
+        for row, reference in zip(rows, references, strict=True)
+        if reference_masks(reference, tokenize)[1] == 0
+    }
     if bad:
+        if tokenize is rouge_tokens:
+            counted, remedy = (
+                "a-z and 0-9, so an empty answer, or one in another script,",
+                "Remove these rows, or use a reward or metric that reads their script, such as "
+                "rewards.rouge.script_aware_dissimilarity.",
+            )
+        else:
+            counted, remedy = "letters and digits, so an answer without any", "Remove these rows."
         raise ValueError(
             f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare; the first is "
-            f"row {next(iter(bad))}. ROUGE counts only a-z and 0-9, so an empty answer, or one in another script, has "
-            "recall 0 against every text: any sample would look perfectly unlearned, with reward 1. Remove these "
-            "rows, or use a reward or metric that reads their script."
+            f"row {next(iter(bad))}. ROUGE counts only {counted} has recall 0 against every text: any sample would "
+            f"look perfectly unlearned, with reward 1. {remedy}"
         )
 
 
-def _recalls_of_original(completions: list, original_completion: list, **kwargs) -> list[float]:
+def _recalls_of_original(tokenize: Tokenize, /, completions: list, original_completion: list, **kwargs) -> list[float]:
     originals = [completion_text(original) for original in original_completion]
-    check_references(originals, kwargs.get("pmc_id", range(len(originals))))
+    check_references(originals, kwargs.get("pmc_id", range(len(originals))), tokenize)
     return [
-        rouge_l_recall(original, completion_text(completion))
+        _recall(tokenize, original, completion_text(completion))
         for original, completion in zip(originals, completions, strict=True)
     ]
 
@@ -131,10 +150,58 @@ def rouge_dissimilarity(
     [0.0, 0.5]
     ```
     """
-    return [1 - recall for recall in _recalls_of_original(completions, original_completion, **kwargs)]
+    return [1 - recall for recall in _recalls_of_original(rouge_tokens, completions, original_completion, **kwargs)]
 
 
 rouge_dissimilarity.max_reward = 1.0
+
+
+def script_aware_dissimilarity(
+    completions: list[str] | list[list[dict[str, str]]],
+    original_completion: list[str] | list[list[dict[str, str]]],
+    **kwargs,
+) -> list[float]:
+    r"""
+    [`rouge_dissimilarity`] for any language: its tokens are words in every script, not only a-z and 0-9.
+
+    $$
+    r = 1 - \frac{\mathrm{LCS}(\text{original answer}, \text{completion})}{\#\,\text{tokens of the original answer}}
+    $$
+
+    Tokens are the case-folded words of [`rewards.text.unicode_words`]: combining marks do not split them, and in
+    scripts written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) each character is one. Words of
+    a-z and 0-9 are stemmed as in ROUGE, so on ASCII text the reward equals [`rouge_dissimilarity`].
+
+    Source: this project; the tokens of ROUGE-L (Lin, "ROUGE", 2004) widened to Unicode.
+
+    Args:
+        completions (`list[str]` or `list[list[dict[str, str]]]`):
+            Completions, as text or as messages.
+        original_completion (`list[str]` or `list[list[dict[str, str]]]`):
+            The model's original answers, one per completion: a column of the dataset.
+        **kwargs:
+            Further keywords of the trainer. Only `pmc_id`, the row of each completion, is used, and only in the error.
+
+    Returns:
+        `list[float]`: one reward per completion, in `[0, 1]`.
+
+    Raises:
+        ValueError: if an original answer has no letter or digit, as then every completion would get 1.
+
+    Example:
+    ```python
+    >>> from rewards.rouge import script_aware_dissimilarity
+
+    >>> script_aware_dissimilarity(["她住在上海", "Она живёт в Москве."], ["她住在北京", "она ЖИВЁТ в Киеве"])
+    [0.4, 0.25]
+    ```
+    """
+    return [
+        1 - recall for recall in _recalls_of_original(script_aware_tokens, completions, original_completion, **kwargs)
+    ]
+
+
+script_aware_dissimilarity.max_reward = 1.0
 
 
 def paper_reward(
@@ -183,7 +250,7 @@ def paper_reward(
     [0.6321, 0.6147, 1.0]
     ```
     """
-    recalls = _recalls_of_original(completions, original_completion, **kwargs)
+    recalls = _recalls_of_original(rouge_tokens, completions, original_completion, **kwargs)
     rewards = []
     for completion, recall in zip(completions, recalls, strict=True):
         count = len(completion_text(completion).strip().split(" "))

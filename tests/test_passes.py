@@ -26,6 +26,7 @@ from transformers import (
 from trl import ModelConfig, SFTTrainer
 
 import eval.passes
+import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
 from eval.columns import Column
 from eval.passes import ModelPasses, SamplingSettings
@@ -105,7 +106,8 @@ def longest(rows) -> int:
 
 def limit(monkeypatch, name: str, value: int) -> None:
     """Sets one of the sizes of batches, whatever the device."""
-    monkeypatch.setattr(eval.passes, name, dict.fromkeys(getattr(eval.passes, name), value))
+    module = eval.passes if name == "TOKENS_PER_BATCH" else pmc_rl.likelihood
+    monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), value))
 
 
 def numbers(scores) -> list[tuple]:

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import math
 import sys
-from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from trl import GRPOTrainer
 from trl.rewards import think_format_reward
 
+from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import (
     RewardFunction,
     is_stationary,
@@ -22,7 +22,6 @@ from pmc_rl.scoring import (
     score_completions,
     weighted_sum,
 )
-from pmc_rl.trainer import PMCTrainer
 from rewards.length import min_length_penalty, unfinished_penalty
 from rewards.rouge import rouge_dissimilarity
 from tests.conftest import errors_of
@@ -138,7 +137,7 @@ def test_max_completion_length_is_filled_in(own_file, kwargs, limit):
 
 DOTTED = (
     "is not a dotted name such as rewards.rouge.rouge_dissimilarity or my_file.my_reward (my_file.py in the working "
-    "directory); reward models are not supported yet"
+    "directory), nor the folder of a reward model"
 )
 
 
@@ -146,7 +145,6 @@ DOTTED = (
     ("name", "kwargs", "error"),
     [
         ("mine", {}, f"reward_funcs: 'mine' {DOTTED}"),
-        ("models/judge.v1", {}, f"reward_funcs: 'models/judge.v1' {DOTTED}"),
         (
             "rewards.rogue.rouge_dissimilarity",
             {},
@@ -173,8 +171,8 @@ DOTTED = (
         (
             "rewards.length.xyz",
             {},
-            "reward_funcs: rewards.length has no function or class 'xyz'; it has min_length_penalty, "
-            "unfinished_penalty",
+            "reward_funcs: rewards.length has no function or class 'xyz'; it has length_band_penalty, "
+            "max_length_penalty, min_length_penalty, unfinished_penalty",
         ),
         (
             "rewards.length.min_length_penalty",
@@ -305,8 +303,13 @@ def test_a_reward_is_called_as_by_grpo(chat):
     completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
     state = SimpleNamespace(global_step=3)
 
-    ours = SimpleNamespace(reward_funcs=[reward(recorder)], state=state, step_metrics=defaultdict(list))
-    PMCTrainer._score(ours, [row], 2, texts, ids)
+    ours = SimpleNamespace(
+        reward_funcs=[reward(recorder)],
+        tokenizer=SimpleNamespace(decode=lambda own, skip_special_tokens: texts[ids.index(own)]),
+        args=SimpleNamespace(normalize_rewards=False),
+        log_metric=lambda name, value: None,
+    )
+    RejectionSampler.score(ours, [row], [ids], state)
     theirs = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", is_main_process=True),
         args=SimpleNamespace(report_to=[]),

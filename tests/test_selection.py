@@ -1,4 +1,4 @@
-"""Picks and the pool, against loops in plain Python that say the same rule."""
+"""Picks, the pool and the sharing out of samples, against plain Python and against the probabilities they promise."""
 
 import math
 
@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from pmc_rl.selection import TOLERANCE, BestAnswer, is_solved, select_best, update_pool
+from pmc_rl.selection import (
+    TOLERANCE,
+    BestAnswer,
+    best_answers,
+    close_gate,
+    is_solved,
+    normalize_within_questions,
+    select_best,
+    select_bradley_terry,
+    selection_uniforms,
+    share_samples,
+)
 
 # few values, so that ties are common
 scores = st.sampled_from([-1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
@@ -16,65 +28,185 @@ tables = st.integers(1, 5).flatmap(
 )
 
 
-def first_best(row):
-    best = None
-    for i, score in enumerate(row):
-        if not math.isnan(score) and (best is None or score > row[best]):
-            best = i
-    return best
+def by_rank(row):
+    """Indices of what has a score, the best first, the first of equal ones first."""
+    return sorted((i for i, score in enumerate(row) if not math.isnan(score)), key=lambda i: (-row[i], i))
 
 
-@given(tables)
-def test_select_best(table):
-    expected = [first_best(row) for row in table]
+@given(tables, st.integers(1, 6))
+def test_select_best(table, count):
+    expected = [by_rank(row)[:count] for row in table]
     rewards = np.array(table)
-    if None in expected:
+    if [] in expected:
         message = (
-            rf"^no reward function scored any of the {len(table[0])} samples of {expected.count(None)} question\(s\), "
-            rf"the first at position {expected.index(None)} of the batch"
+            rf"^no reward function scored any of the {len(table[0])} samples of {expected.count([])} question\(s\), "
+            rf"the first at position {expected.index([])} of the batch"
         )
         with pytest.raises(ValueError, match=message):
-            select_best(rewards)
+            select_best(rewards, count)
     else:
-        picks = select_best(rewards)
-        assert picks.shape == (len(table),) and picks.tolist() == expected
+        assert select_best(rewards, count) == expected
     np.testing.assert_array_equal(rewards, table)  # left as it was
 
 
 def test_select_best_by_hand():
     table = [[0.2, 0.9, 0.9], [math.nan, -3.0, math.nan], [1.0, 1.0, 1.0], [-2.0, -1.0, math.nan]]
-    assert select_best(np.array(table)).tolist() == [1, 1, 0, 1]
+    assert select_best(np.array(table)) == [[1], [1], [0], [1]]
+    assert select_best(np.array(table), 2) == [[1, 2], [1], [0, 1], [1, 0]]
 
 
 def test_nan_loses_to_minus_infinity():
-    assert select_best(np.array([[math.nan, -math.inf]])).tolist() == [1]
+    assert select_best(np.array([[math.nan, -math.inf]])) == [[1]]
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([-1.0, 0.0, 0.5, 1.0])), max_size=20))
-def test_update_pool(offers):
-    pool, expected = {}, {}
-    for number, (row_id, score) in enumerate(offers):
-        before = pool[row_id].reward if row_id in pool else -math.inf
-        update_pool(pool, row_id, [number], score)
-        if not (row_id in expected and score < expected[row_id][1]):
-            expected[row_id] = ([number], score)
-        assert pool[row_id].reward == max(before, score)  # never worse
-    assert {row_id: (best.completion_ids, best.reward) for row_id, best in pool.items()} == expected
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+def test_bradley_terry_picks_with_the_probabilities_of_the_softmax(temperature):
+    """20,000 draws of each question, by the numbers that training uses; one sample has no reward."""
+    row = np.array([0.0, 0.3, 1.0, math.nan, 0.9, -0.5])
+    draws = 20_000
+    uniforms = np.concatenate(
+        [selection_uniforms(0, step, list(range(100)), len(row)) for step in range(draws // 100)]
+    )
+    picks = select_bradley_terry(np.tile(row, (draws, 1)), temperature, uniforms)
+    counts = np.bincount([pick for [pick] in picks], minlength=len(row))
+    known = ~np.isnan(row)
+    weights = np.exp(row[known] / temperature)
+    assert counts[3] == 0
+    expected = draws * weights / weights.sum()
+    assert expected.min() > 5 or temperature < 1  # the test's own condition; rare ones are pooled below
+    rare = expected < 5
+    pooled = [
+        np.append(values[~rare], values[rare].sum()) if rare.any() else values for values in (counts[known], expected)
+    ]
+    assert chisquare(*pooled).pvalue > 1e-3
 
 
-def test_an_equal_newer_answer_replaces_the_old():
-    pool = {}
-    for ids, score in [([1], 0.5), ([2], 0.4), ([3], 0.5), ([4], math.nan)]:
-        update_pool(pool, 7, ids, score)
-    assert pool == {7: BestAnswer([3], 0.5)}
+def test_bradley_terry_draws_several_without_replacement():
+    """The second pick is a softmax over what the first one left (Plackett-Luce)."""
+    row = np.array([0.0, 0.5, 1.0])
+    draws = 20_000
+    uniforms = np.random.default_rng(0).random((draws, 3))
+    pairs = [tuple(picks) for picks in select_bradley_terry(np.tile(row, (draws, 1)), 1.0, uniforms, 2)]
+    weights = np.exp(row)
+    orders = [(i, j) for i in range(3) for j in range(3) if i != j]
+    expected = [draws * weights[i] / weights.sum() * weights[j] / (weights.sum() - weights[i]) for i, j in orders]
+    assert set(pairs) == set(orders)
+    assert chisquare([pairs.count(order) for order in orders], expected).pvalue > 1e-3
 
 
-def test_solved_up_to_rounding():
+@given(
+    st.lists(st.lists(st.integers(-20, 20), min_size=4, max_size=4, unique=True), min_size=1, max_size=5),
+    st.integers(0, 2**32),
+)
+def test_towards_temperature_zero_bradley_terry_is_the_best(table, seed):
+    rewards = np.array(table) / 10
+    uniforms = np.random.default_rng(seed).random(rewards.shape).clip(1e-12)
+    assert select_bradley_terry(rewards, 1e-6, uniforms, 3) == select_best(rewards, 3)
+
+
+def test_selection_numbers_depend_on_what_names_a_sample_only():
+    numbers = selection_uniforms(3, 5, [7, 8, 9], 4)
+    assert numbers.shape == (3, 4) and (numbers > 0).all() and (numbers < 1).all()
+    np.testing.assert_array_equal(selection_uniforms(3, 5, [9, 7], 4), numbers[[2, 0]])
+    for other in (selection_uniforms(4, 5, [7], 4), selection_uniforms(3, 6, [7], 4)):
+        assert (other != numbers[:1]).all()
+
+
+@given(tables, st.data())
+def test_the_gate_shuts_out_what_fails_while_another_sample_passes(table, data):
+    rewards = np.array(table)
+    passed = np.array([[data.draw(st.booleans()) for _ in row] for row in table])
+    gated = close_gate(rewards, passed)
+    for row, allowed, result in zip(table, passed, gated, strict=True):
+        alternative = any(ok and not math.isnan(score) for score, ok in zip(row, allowed, strict=True))
+        expected = [score if ok or not alternative else math.nan for score, ok in zip(row, allowed, strict=True)]
+        np.testing.assert_array_equal(result, expected)
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.lists(st.one_of(st.floats(-5, 5), st.just(math.nan)), min_size=2, max_size=2), min_size=4, max_size=4
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_normalized_within_questions(table):
+    rewards = np.array(table)
+    result = normalize_within_questions(rewards)
+    for question, scaled in zip(rewards, result, strict=True):
+        for func in range(2):
+            before, after = question[:, func], scaled[:, func]
+            known = ~np.isnan(before)
+            assert np.isnan(after[~known]).all()
+            if known.any() and before[known].std() > 2 * TOLERANCE:
+                np.testing.assert_allclose(after[known], (before[known] - before[known].mean()) / before[known].std())
+            elif known.any() and before[known].std() < TOLERANCE / 2:
+                assert (after[known] == 0).all()
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 64), st.integers(0, 20))
+def test_samples_are_shared_out(stuck, num_generations, solved):
+    """Within the budget, none left out, no more for a question that is less stuck, at most four even shares."""
+    budget = num_generations * (len(stuck) + solved)
+    shares = share_samples(stuck, num_generations, budget)
+    assert len(shares) == len(stuck) and min(shares) >= 1
+    assert sum(shares) <= max(budget, len(stuck))
+    assert max(shares) <= 4 * num_generations
+    for (a, b), (mine, other) in zip(
+        [(a, b) for a in stuck for b in stuck], [(x, y) for x in shares for y in shares], strict=True
+    ):
+        assert mine <= other if a < b else mine == other if a == b else mine >= other
+
+
+def test_shares_by_hand():
+    assert share_samples([0, 0], 48, 96) == [12, 12]
+    assert share_samples([0, 1, 2], 48, 48 * 3) == [12, 24, 48]
+    assert share_samples([3, 9], 8, 1000) == [16, 32] and share_samples([4], 8, 1000) == [32]
+    assert share_samples([2, 2], 48, 48) == [24, 24]  # cut to the budget
+
+
+answers = st.lists(
+    st.builds(
+        BestAnswer,
+        st.lists(st.integers(0, 2), min_size=1, max_size=2),
+        st.sampled_from([0.0, 0.5, 1.0]),
+        st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+@given(answers, answers, st.integers(1, 3))
+def test_best_answers(new, stored, count):
+    kept = best_answers(new, stored, count)
+    texts = [tuple(answer.completion_ids) for answer in kept]
+    assert len(set(texts)) == len(texts) == min(count, len({tuple(a.completion_ids) for a in new + stored}))
+    assert [a.rank for a in kept] == sorted((a.rank for a in kept), reverse=True)
+    # one rule in plain Python: of equal texts the first, of equal ranks the newer
+    first = {}
+    for position, answer in enumerate(new + stored):
+        first.setdefault(tuple(answer.completion_ids), (position, answer))
+    ordered = sorted(first.values(), key=lambda item: (not item[1].passed, -item[1].reward, item[0]))
+    assert kept == [answer for _, answer in ordered[:count]]
+
+
+def test_an_equal_newer_answer_replaces_the_old_and_a_worse_one_does_not():
+    pool = []
+    for ids, reward, passed in [([1], 0.5, True), ([2], 0.4, True), ([3], 0.5, True), ([4], 9.0, False)]:
+        pool = best_answers([BestAnswer(ids, reward, passed)], pool, 1)
+    assert pool == [BestAnswer([3], 0.5)]
+
+
+def test_solved_up_to_rounding_and_only_through_the_gate():
     # what three weights give in floats: just below their exact sum
     total = 0.1 * 3 + 0.7 - 1e-15
     assert total < 1.0
-    pool = {0: BestAnswer([1], total), 1: BestAnswer([1], 1.0 - 2 * TOLERANCE), 2: BestAnswer([1], 1.5)}
-    assert [is_solved(pool, row_id, 1.0) for row_id in range(4)] == [True, False, True, False]
-    assert not any(is_solved(pool, row_id, None) for row_id in range(4))
-    assert is_solved({0: BestAnswer([1], 0.0)}, 0, 0.0)
-    assert not is_solved({0: BestAnswer([1], -1e-3)}, 0, 0.0)
+    assert is_solved([BestAnswer([1], total)], 1, 1.0) and is_solved([BestAnswer([1], 1.5)], 1, 1.0)
+    assert not is_solved([BestAnswer([1], 1.0 - 2 * TOLERANCE)], 1, 1.0)
+    assert not is_solved([], 1, 1.0) and not is_solved([BestAnswer([1], 1.0)], 1, None)
+    assert not is_solved([BestAnswer([1], 1.0, passed=False)], 1, 1.0)
+    assert not is_solved([BestAnswer([1], 1.0)], 2, 1.0)
+    assert not is_solved([BestAnswer([1], 1.0), BestAnswer([2], 0.9)], 2, 1.0)
+    assert is_solved([BestAnswer([1], 1.0), BestAnswer([2], 1.0)], 2, 1.0)

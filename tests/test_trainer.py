@@ -10,6 +10,7 @@ from peft import LoraConfig
 from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_rl.config import PMCConfig, RecipeError
+from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
 from tests.conftest import build_llama, build_phi
@@ -55,7 +56,16 @@ def retain_rows(count: int = 5) -> Dataset:
 
 
 def make_trainer(
-    tmp_path, model, tokenizer, rewards=(ROUGE,), forget=None, retain=True, peft_config=None, autocast=False, **kwargs
+    tmp_path,
+    model,
+    tokenizer,
+    rewards=(ROUGE,),
+    forget=None,
+    retain=True,
+    peft_config=None,
+    autocast=False,
+    original=None,
+    **kwargs,
 ):
     settings = {
         "learning_rate": 1e-2,
@@ -89,6 +99,7 @@ def make_trainer(
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
         peft_config=peft_config,
+        original_log_likelihood=original or OriginalLogLikelihood(),
     )
 
 
@@ -96,7 +107,7 @@ def record_selected(trainer) -> list[list[int]]:
     """What is trained on, step by step, where there is one question."""
     seen = []
     select = trainer._select
-    trainer._select = lambda rows: seen.append(select(rows)[0]) or [seen[-1]]
+    trainer._select = lambda rows: seen.append(select(rows)[0][0]) or [[seen[-1]]]
     return seen
 
 
@@ -349,7 +360,7 @@ def test_answers_under_a_changing_reward_are_judged_afresh(tmp_path, tokenizer, 
     )
     seen = record_selected(trainer)
     trainer.train()
-    assert [len(ids) for ids in calls[1:]] == [5, 5, 5, 5]
+    assert [len(ids) for ids in calls[1:]] == [4, 5, 5, 5]  # nothing is stored before the first step
     for step in (1, 2, 3):
         assert calls[step + 1][4] == seen[step - 1]
     assert len(seen[0]) == max(map(len, calls[1]))

@@ -1,0 +1,46 @@
+"""Snapshots: the weights every so many steps, so that the course of a run can be audited afterwards."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+SNAPSHOTS = "snapshots"
+
+
+class SnapshotCallback(TrainerCallback):
+    """
+    Writes model and tokenizer to `output_dir/snapshots/step-N/` every `steps` optimizer steps, the last step left out.
+
+    `snapshot.json` there holds the step and the seconds of training until then, less what saving took.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_begin(self, *args, **kwargs) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        **kwargs,
+    ) -> None:
+        if state.global_step % self.steps or state.global_step == state.max_steps:
+            return
+        reached = time.perf_counter()
+        folder = Path(args.output_dir, SNAPSHOTS, f"step-{state.global_step}")
+        temporary = folder.with_name(f".{folder.name}")
+        model.save_pretrained(temporary)
+        processing_class.save_pretrained(temporary)
+        record = {"step": state.global_step, "seconds": reached - self.started}
+        (temporary / "snapshot.json").write_text(json.dumps(record) + "\n")
+        os.replace(temporary, folder)
+        self.started += time.perf_counter() - reached

@@ -1,0 +1,73 @@
+"""A reward for answers that mean something else than the original one, by sentence embeddings."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from rewards.text import completion_text
+
+
+class SemanticDissimilarity:
+    r"""
+    Reward for answers that mean something else than what the model answered before unlearning.
+
+    $$
+    r = 1 - \max(0,\; \cos(e(\text{original answer}),\, e(\text{completion})))
+    $$
+
+    where $e$ is a sentence embedding. Unlike [`rewards.rouge.rouge_dissimilarity`] it sees paraphrases. Sentences of
+    one form ("She was born in Lima", "She was born in Oslo") are close to each other, so even a good answer seldom
+    gets 1, and hardly any question counts as solved. Embeddings of original answers are kept.
+
+    Source: this project; the embeddings are those of Reimers and Gurevych, "Sentence-BERT"
+    (https://huggingface.co/papers/1908.10084). Needs `pip install -e ".[semantic]"`.
+
+    Args:
+        model_name_or_path (`str`):
+            A model of sentence-transformers: a folder, or a name on the Hub.
+
+    Returns:
+        called with completions, `list[float]`: one reward per completion, in `[0, 1]`.
+
+    Raises:
+        ImportError: if sentence-transformers is not installed.
+        ValueError: if there is no such model.
+
+    Example:
+    ```yaml
+    reward_funcs: [rewards.semantic.SemanticDissimilarity]
+    reward_kwargs: {rewards.semantic.SemanticDissimilarity: {model_name_or_path: my_embedding_model}}
+    ```
+    """
+
+    __name__ = "semantic_dissimilarity"
+    max_reward = 1.0
+
+    def __init__(self, model_name_or_path: str):
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                'rewards.semantic.SemanticDissimilarity needs sentence-transformers: pip install -e ".[semantic]"'
+            ) from error
+        try:
+            self.model = SentenceTransformer(model_name_or_path)
+        except OSError as error:
+            raise ValueError(
+                f"{model_name_or_path!r} is neither a folder with a model nor found on the Hub"
+            ) from error
+        self.embed_original = lru_cache(maxsize=8192)(lambda text: self._embed([text])[0])
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        """Embeddings of length 1, shape `(texts, dimension)`."""
+        return self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+    def __call__(
+        self,
+        completions: list[str] | list[list[dict[str, str]]],
+        original_completion: list[str] | list[list[dict[str, str]]],
+        **kwargs,
+    ) -> list[float]:
+        originals = np.stack([self.embed_original(completion_text(original)) for original in original_completion])
+        cosines = (originals * self._embed([completion_text(completion) for completion in completions])).sum(1)
+        return (1 - cosines.clip(0, 1)).tolist()
