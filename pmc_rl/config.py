@@ -399,6 +399,9 @@ class _Recipe:
                 "the table shows what is to be forgotten, and services record the console", "log_completions"
             )
         for key in ("reward_kwargs", "reward_floors"):
+            if "command line" == self.origins.get("reward_funcs") != self.origins.get(key):
+                # other rewards were asked for than those of the recipe: what it says of these goes with them
+                self.values[key] = {name: value for name, value in self.get(key).items() if name in funcs}
             for name in self.get(key):
                 if name not in funcs:
                     advice = did_you_mean(name, funcs) or f" Remove it, or replace {key} too"

@@ -96,15 +96,16 @@ def share_samples(stuck: list[int], num_generations: int, budget: int) -> list[i
     """
     Samples for each question: few where the last visit brought a better answer, more with each that did not.
 
-    A new or improving question gets a quarter of `num_generations`, which doubles with each visit without a better
-    answer, up to four times `num_generations`. Where the sum is above the budget, all are cut by the same factor.
+    A new or improving question gets an eighth of `num_generations`, and an eighth more with each visit without a
+    better answer, up to four times `num_generations`: what is learned from the others makes many questions easy in
+    the meantime. Where the sum is above the budget, all are cut by the same factor.
 
     Args:
         stuck (`list[int]`): visits of each question since its answer last became better; 0 for a new one.
         num_generations (`int`): what each question would get if all got the same.
         budget (`int`): the largest sum of samples; at least one a question is given all the same.
     """
-    wanted = [max(1.0, num_generations * min(4.0, 0.25 * 2.0 ** min(visits, 4))) for visits in stuck]
+    wanted = [max(1.0, num_generations * min(4.0, (1 + visits) / 8)) for visits in stuck]
     factor = min(1.0, budget / sum(wanted))
     return [max(1, int(count * factor)) for count in wanted]
 

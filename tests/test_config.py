@@ -162,6 +162,28 @@ def default(key):
             "bad.yaml:5: reward_kwargs: 'rewards.length.min_lenght_penalty' is not one of reward_funcs. "
             "Did you mean 'rewards.length.min_length_penalty'?",
         ),
+        (
+            "reward_floors: {mine.fluency: 0.5}",
+            "bad.yaml:5: reward_floors: 'mine.fluency' is not one of reward_funcs. Remove it, or replace "
+            "reward_floors too",
+        ),
+        ("num_selected: 6", "bad.yaml:5: num_selected: greater than num_generations"),
+        ("num_selected: 0", "bad.yaml:5: num_selected: 0 is not at least 1"),
+        ("selection_temperature: 0.5", "bad.yaml:5: selection_temperature: is for selection: bradley_terry"),
+        (
+            "selection: worst",
+            'bad.yaml:5: selection: "worst" is not one of best, bradley_terry.',
+        ),
+        (
+            "adaptive_generations: true\nselection: bradley_terry",
+            "bad.yaml:5: adaptive_generations: needs selection: best, which remembers answers",
+        ),
+        (
+            "normalize_rewards: true\nmax_reward: 1.0",
+            "bad.yaml:6: max_reward: normalized rewards have no maximum, so nothing is ever solved",
+        ),
+        ("snapshot_steps: 0", "bad.yaml:5: snapshot_steps: 0 is not at least 1"),
+        ("prefill_words: -1", "bad.yaml:5: prefill_words: -1 is not 0 or greater"),
     ],
 )
 def test_each_mistake_has_its_line(extra, expected):
@@ -539,3 +561,13 @@ def test_any_text_parses_or_raises_a_recipe_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "text.yaml"
     path.write_text("seed: " + text, encoding="utf-8")
     assert errors_of(parse_recipe, [str(path)])  # the required keys at least are missing
+
+
+def test_other_rewards_on_the_command_line_take_the_recipes_keywords_with_them():
+    """Swapping rewards must not need three overrides; what both name is kept, what is given itself is checked."""
+    recipe = "reward_funcs: [a.one, a.two]\nreward_kwargs: {a.one: {x: 1}, a.two: {y: 2}}\nreward_floors: {a.two: 0.5}"
+    script_args = parse(recipe, "--reward_funcs", "a.one", "mine.own")[0]
+    assert script_args.reward_kwargs == {"a.one": {"x": 1}} and script_args.reward_floors == {}
+    assert script_args.given["reward_floors"] == {}
+    [error] = errors(recipe, "--reward_funcs", "a.one", "--reward_floors", '{"a.two": 0.5}')
+    assert error.startswith("command line: reward_floors: 'a.two' is not one of reward_funcs.")

@@ -148,16 +148,16 @@ def test_bradley_terry_remembers_nothing_and_samples_all():
 
 def test_adaptive_generations_go_where_questions_are_stuck():
     """Question 0 gets better each time, 1 never, 2 is solved at once: its share is there for the others."""
-    rewards = {0: lambda n: n / 1000, 1: lambda n: 0.0, 2: lambda n: 1.0}
+    rewards = {0: lambda n: n / 10000, 1: lambda n: 0.0, 2: lambda n: 1.0}
     world = World(
         lambda question, n: rewards[question](n), max_reward=1.0, adaptive_generations=True, num_generations=8
     )
-    for _ in range(6):
+    for _ in range(27):
         world.visit()
-    assert [visit.get(0) for visit in world.drawn] == [2, 2, 2, 2, 2, 1]
-    # 2 at first; then a visit without a better answer doubles: up to what the budget of 3 x 8 leaves
-    assert [visit[1] for visit in world.drawn] == [2, 2, 4, 8, 16, 22]
-    assert [visit.get(2) for visit in world.drawn] == [2, None, None, None, None, None]
+    assert [visit.get(0) for visit in world.drawn] == [1] * 27
+    # 1 at first, as for every question; each visit without a better answer adds one: up to what 3 x 8 leaves
+    assert [visit[1] for visit in world.drawn] == [1, *range(1, 24), 23, 23, 23]
+    assert [visit.get(2) for visit in world.drawn] == [1, *[None] * 26]
     assert max(sum(visit.values()) for visit in world.drawn) <= 24
 
 

@@ -442,6 +442,15 @@ def test_training_curves_are_of_what_was_logged():
     assert "trained 1 at step 10, all samples 0.3 at step 5" in panels[0].svg
     assert "loss a token 1 at step 10" in panels[1].svg
     assert [panel.caption for panel in training_curves([{"step": 5, "frac_solved": 0.5}])] == ["Questions solved"]
+    theory = training_curves(
+        [{"step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.25, "kl": 1.5}]
+    )
+    assert [panel.caption.split(":")[0] for panel in theory] == [
+        "Theorem 1",
+        "Diversity",
+        "KL divergence to the model before",
+    ]
+    assert "E[e^r] 2.5 at step 5, Var[e^r] 0.5 at step 5" in theory[0].svg
 
 
 def test_rows_worst_first_and_the_rest_on_demand(report):

@@ -146,7 +146,7 @@ def test_normalized_within_questions(table):
                 assert (after[known] == 0).all()
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 64), st.integers(0, 20))
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 64), st.integers(0, 20))
 def test_samples_are_shared_out(stuck, num_generations, solved):
     """Within the budget, none left out, no more for a question that is less stuck, at most four even shares."""
     budget = num_generations * (len(stuck) + solved)
@@ -161,10 +161,11 @@ def test_samples_are_shared_out(stuck, num_generations, solved):
 
 
 def test_shares_by_hand():
-    assert share_samples([0, 0], 48, 96) == [12, 12]
-    assert share_samples([0, 1, 2], 48, 48 * 3) == [12, 24, 48]
-    assert share_samples([3, 9], 8, 1000) == [16, 32] and share_samples([4], 8, 1000) == [32]
-    assert share_samples([2, 2], 48, 48) == [24, 24]  # cut to the budget
+    assert share_samples([0, 0], 48, 96) == [6, 6]
+    assert share_samples([0, 1, 7], 48, 48 * 3) == [6, 12, 48]
+    assert share_samples([15, 99], 8, 1000) == [16, 32] and share_samples([31], 8, 1000) == [32]
+    assert share_samples([7, 7], 48, 48) == [24, 24]  # cut to the budget
+    assert share_samples([0], 5, 5) == [1]
 
 
 answers = st.lists(

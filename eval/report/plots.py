@@ -64,6 +64,9 @@ TRAINING_PANELS = (
     ("Diversity: spread of rewards", {"reward_std": "standard deviation"}),
     ("Length of the samples", {"completions/mean_length": "tokens"}),
     ("Questions solved", {"frac_solved": "share"}),
+    ("Theorem 1: E[e^r] to its maximum, Var[e^r] to 0", {"exp_reward/mean": "E[e^r]", "exp_reward/var": "Var[e^r]"}),
+    ("Diversity: different samples a question", {"distinct_samples": "share"}),
+    ("KL divergence to the model before", {"kl": "nats a token"}),
 )
 
 
