@@ -10,12 +10,14 @@ import pytest
 
 from pmc_rl.config import parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions
+from pmc_rl.study_config import parse_study
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pmc_rl", "rewards", "eval")
 FILES = [path for package in PACKAGES for path in sorted((REPO / package).rglob("*.py"))]
 SCRIPTS = [path for path in FILES if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
-RECIPES = sorted((REPO / "recipes").rglob("*.yaml"))
+STUDIES = sorted((REPO / "recipes" / "studies").glob("*.yaml"))  # name recipes, and are none
+RECIPES = sorted(set((REPO / "recipes").rglob("*.yaml")) - set(STUDIES))
 
 # what a package may import of the others and of the folders beside them
 ALLOWED = {"pmc_rl": {"pmc_rl"}, "rewards": {"rewards"}, "eval": {"pmc_rl", "rewards", "eval"}}
@@ -148,3 +150,11 @@ def test_recipes_parse_and_their_rewards_load(path):
         assert len(rewards) == len(script_args.reward_funcs)
     assert training_args.report_to == [] and not training_args.push_to_hub
     assert not Path(training_args.output_dir).is_absolute()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=in_repo)
+def test_studies_parse(path):
+    """What they name is checked in test_study.py."""
+    study = parse_study([str(path)])
+    assert {str(REPO / study.recipe)} <= set(map(str, RECIPES))
+    assert not Path(study.output_dir).is_absolute()

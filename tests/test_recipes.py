@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from pmc_rl.config import parse_recipe
+from pmc_rl.study_config import parse_study
+from pmc_rl.study_plan import option_words
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -54,7 +56,11 @@ def test_paper_recipes_are_the_papers(name):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in RECIPES.rglob("*.yaml") if path.parent.name != "paper" and "finetune" not in path.name],
+    [
+        path
+        for path in RECIPES.rglob("*.yaml")
+        if path.parent.name not in ("paper", "studies") and "finetune" not in path.name
+    ],
     ids=str,
 )
 def test_other_recipes_penalise_empty_and_cut_answers(path):
@@ -68,3 +74,17 @@ def test_consumer_recipes_use_lora(name):
     assert model_args.use_peft and model_args.lora_r == 32 and model_args.dtype == "bfloat16"
     assert model_args.lora_target_modules == "all-linear"
     assert training_args.learning_rate == 1e-4
+
+
+def test_the_guided_quickstart_is_the_variant_of_its_study():
+    study = parse_study([str(RECIPES / "studies" / "guidance_quickstart.yaml")])
+    base = str(RECIPES.parent / study.recipe)
+    variant = parse_recipe([base, *option_words(study.variants["guided"])])
+    recipe = parse_recipe([str(RECIPES / "quickstart" / "guided.yaml")])
+    keys = variant[0].given.keys() | recipe[0].given.keys()
+    values = [
+        {key: value for part in parts for key, value in vars(part).items() if key in keys}
+        for parts in (variant, recipe)
+    ]
+    different = {key for key in keys if values[0][key] != values[1][key]}
+    assert different == {"output_dir"}
