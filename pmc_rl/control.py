@@ -84,13 +84,15 @@ def main(argv: list[str]) -> None:
     if not is_finished_run(Path(run)):
         raise RecipeError([f"{run!r} holds no finished run; run pmc_rl/train.py first"])
     recipe = [str(Path(run, "recipe.yaml")), *overrides]
+    end = json.loads(Path(run, "training_log.jsonl").read_text().splitlines()[-1])
     if kind == "refusals":
+        # not its epochs: with `prefill_words` those of the run had more questions
+        recipe += ["--max_steps", str(end["step"])]
         trainer = partial(ControlTrainer, targets=refusal_targets(recipe), seconds=None)
     else:
-        log = [json.loads(line) for line in Path(run, "training_log.jsonl").read_text().splitlines()]
-        trainer = partial(ControlTrainer, targets=[], seconds=log[-1]["train_runtime"])
         # time ends it, not the number of steps, so the learning rate cannot fall towards an end
-        recipe += ["--num_train_epochs", "100000", "--lr_scheduler_type", "constant_with_warmup"]
+        recipe += ["--max_steps", "-1", "--num_train_epochs", "100000", "--lr_scheduler_type", "constant_with_warmup"]
+        trainer = partial(ControlTrainer, targets=[], seconds=end["train_runtime"])
     train.main(recipe, trainer, stage="control")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -15,13 +16,15 @@ class SnapshotCallback(TrainerCallback):
     """
     Writes model and tokenizer to `output_dir/snapshots/step-N/` every `steps` optimizer steps, the last step left out.
 
-    `snapshot.json` there holds the step and the seconds of training until then, less what saving took.
+    `snapshot.json` there holds the step and the seconds of training until then, less what saving took. Snapshots of an
+    earlier run in the folder, which may be replaced by then, are removed before the first step.
     """
 
     def __init__(self, steps: int):
         self.steps = steps
 
-    def on_train_begin(self, *args, **kwargs) -> None:
+    def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
+        shutil.rmtree(Path(args.output_dir, SNAPSHOTS), ignore_errors=True)
         self.started = time.perf_counter()
 
     def on_step_end(

@@ -179,6 +179,7 @@ def test_snapshots_hold_the_weights_of_their_step(tmp_path, tokenizer, taught): 
         trainer.train()
         return trainer
 
+    run("all", max_steps=4, snapshot_steps=1)  # its snapshots must not stay, nor be in the way
     run("all", max_steps=5, snapshot_steps=2)
     short = run("short", max_steps=2)
     folder = tmp_path / "all" / "out" / "snapshots"
@@ -212,7 +213,7 @@ def run_folder(tmp_path, tokenizer, model):
     }
     trainer = make_trainer(tmp_path, model, tokenizer)
     trainer.args.output_dir = recipe["output_dir"]
-    log = [{"train_runtime": 1.5}]
+    log = [{"train_runtime": 1.5, "step": 5}]  # more steps than its two epochs of plain questions have
     save_run(trainer.args, model, tokenizer, recipe, log, {"stage": "train", "read": {}})
     return tmp_path / "run"
 
@@ -234,7 +235,7 @@ def test_the_refusal_control_learns_refusals_in_the_steps_of_the_run(tmp_path, t
         for labels in batch["labels"][:2]
     }
     assert targets == {f" {text}{tokenizer.eos_token}" for text in control.REFUSALS[:4]}
-    assert len(learned) == 4
+    assert len(learned) == 5
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stage"] == "control"
 
 
