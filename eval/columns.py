@@ -20,11 +20,14 @@ from pmc_rl.config import (
     parse_recipe,
 )
 from pmc_rl.data import normalized, read_finetune_rows
-from pmc_rl.models import is_finished_run, load_model, load_tokenizer, read_manifest, training_dtype
+from pmc_rl.models import load_model, load_tokenizer, training_dtype
+from pmc_rl.output import MERGED, is_finished_run, read_manifest
 from pmc_rl.values import nearest_path
 
 FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout")
 SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as training did
+LOADING = ("model_name_or_path", "model_revision")
+LOADING += ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 TEMPLATES = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs")
 Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
 
@@ -46,13 +49,21 @@ class Column:
         """Of the weights: read once, which takes seconds for a large model."""
         return model_fingerprint(self.folder, self.model_args.model_revision)
 
+    @property
+    def bits(self) -> str:
+        """How its base is quantized, as part of what tells models apart; nothing where it is not."""
+        args = self.model_args
+        if args.load_in_4bit:
+            return f" 4 bit {args.bnb_4bit_quant_type}{' nested' if args.use_bnb_nested_quant else ''}"
+        return " 8 bit" if args.load_in_8bit else ""
+
     def passes(self, recipe: Recipe, cache: RowCache | None) -> ModelPasses:
         """The model's passes in the precision of the recipe; nothing is loaded yet."""
         script_args, training_args, model_args, _ = recipe
         dtype = training_dtype(model_args, training_args)
         return ModelPasses(
             self.name,
-            f"{self.fingerprint} {dtype} {model_args.attn_implementation}",
+            f"{self.fingerprint} {dtype} {model_args.attn_implementation}{self.bits}",
             lambda: load_model(self.model_args, dtype, training_args.device),
             self.tokenizer,
             script_args,
@@ -63,13 +74,16 @@ class Column:
 
 def load_columns(recipe: Recipe) -> list[Column]:
     """
-    The columns `before`, `after`, `retain_only` where given, and those of `also`, with their tokenizers.
+    The columns `before`, `after`, `merged` where saved, `retain_only` where given, and those of `also`, with their
+    tokenizers. The first two are quantized as the recipe says: so the model was before and after.
 
     Raises:
         RecipeError: there is no such model, a name is taken or has no folder.
     """
     script_args, training_args, model_args, eval_args = recipe
     folders = {"before": model_args.model_name_or_path, "after": training_args.output_dir}
+    if (Path(training_args.output_dir) / MERGED).is_dir():
+        folders["merged"] = str(Path(training_args.output_dir) / MERGED)
     if eval_args.retain_only_model:
         folders["retain_only"] = eval_args.retain_only_model
     errors = []
@@ -94,6 +108,8 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     # which weights a column has is all that differs; LoRA and its checks are a matter of training
     revision = model_args.model_revision if own else "main"
     args = replace(model_args, model_name_or_path=folder, model_revision=revision, use_peft=False)
+    if not own:
+        args = replace(args, load_in_4bit=False, load_in_8bit=False)
     # the recipe's tokenizer is that of its model; another model may have brought another one
     has_tokenizer = not own and Path(folder, "tokenizer_config.json").is_file()
     try:
@@ -111,9 +127,7 @@ def check_run(recipe: Recipe) -> None:
     if not is_finished_run(output_dir):
         raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
     trained_args, trained_training_args, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
-    pairs = [
-        (key, vars(model_args)[key], vars(trained_model_args)[key]) for key in ("model_name_or_path", "model_revision")
-    ]
+    pairs = [(key, vars(model_args)[key], vars(trained_model_args)[key]) for key in LOADING]
     pairs += [(key, vars(training_args)[key], vars(trained_training_args)[key]) for key in SAMPLING]
     pairs += [
         (key.name, vars(script_args)[key.name], vars(trained_args)[key.name])
@@ -165,7 +179,8 @@ def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: l
         return []
     folder = Path(eval_args.retain_only_model)
     where = f"retain_only_model: {str(folder)!r}"
-    before, after, retain_only = columns[:3]
+    before, after = columns[:2]
+    retain_only = next(column for column in columns if column.name == "retain_only")
     for column in (before, after):
         if column.fingerprint == retain_only.fingerprint:
             raise RecipeError([f"{where} is the model {column.name} itself, no reference for it"])

@@ -39,8 +39,10 @@ from eval.report.write import write_report
 from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
 from pmc_rl.data import check_prompt_format, read_forget_rows
-from pmc_rl.models import private_folder, read_manifest, training_dtype, write_private, write_text
+from pmc_rl.models import training_dtype
+from pmc_rl.output import private_folder, read_manifest, write_private, write_text
 
+AUTO_BATCH_SIZE = 256  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -141,6 +143,8 @@ def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], d
 def main(argv: list[str]) -> None:
     """Recipe -> data and models -> passes and attacks, model by model -> numbers -> results, report, table."""
     recipe = script_args, training_args, model_args, eval_args = parse_recipe(argv)
+    if training_args.generation_batch_size == "auto":  # halved where memory is too small for it
+        training_args.generation_batch_size = AUTO_BATCH_SIZE
     output_dir = Path(training_args.output_dir)
     check_run(recipe)
     (data, left_out, read), columns, _ = check_all(

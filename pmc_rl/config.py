@@ -11,6 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
+from transformers import get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig, SFTConfig
 
 from pmc_rl.values import (
@@ -119,7 +121,8 @@ class RunConfig(SFTConfig):
     overwrite: bool = _key(False, "Replace the run that output_dir holds.")
     # Logged tables show what is to be forgotten, so nothing is sent anywhere unasked.
     report_to: None | str | list[str] = _key("none", "Services to log to.")
-    save_strategy: str = _key("no", "Checkpoints are not supported yet.")
+    save_strategy: Literal["no", "steps"] = _key("no", "Checkpoints: none but at a signal, or every save_steps.")
+    save_total_limit: int = _key(2, "Checkpoints kept; the one before the last stays until the last is complete.")
 
     def __post_init__(self):
         if self.use_cpu or not torch.accelerator.is_available():
@@ -137,7 +140,9 @@ class PMCConfig(RunConfig):
     top_p: float = _key(0.95, "Probability mass that is sampled from; 1: all.")
     top_k: int = _key(0, "Number of tokens that are sampled from; 0: all.")
     max_completion_length: int = _key(160, "Longest answer that is generated, in tokens.")
-    generation_batch_size: int = _key(64, "Rows generated at once: changes memory and speed, not the samples.")
+    generation_batch_size: int | Literal["auto"] = _key(
+        64, "Rows generated at once, halved where memory is short; auto: from free memory. Changes no sample."
+    )
     reward_weights: list[float] | None = _key(None, "A weight for each of reward_funcs; null: 1 each.")
     max_reward: float | None = _key(None, "Where a question is solved; needed if a reward declares no max_reward.")
     normalize_rewards: bool = _key(False, "Scale each reward to mean 0, deviation 1 within a question's samples.")
@@ -154,6 +159,12 @@ class PMCConfig(RunConfig):
         0, "Also collapse what follows the first 1 to N words of each original answer; 0: answers as a whole only."
     )
     log_kl: bool = _key(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
+    resume_from_checkpoint: Literal["auto"] | None = _key(
+        None, "auto: go on from the last checkpoint in output_dir, or begin where there is none."
+    )
+    keep_checkpoints: bool = _key(False, "Keep the checkpoints of a finished run; they hold what is to be forgotten.")
+    save_merged: bool = _key(False, "With use_peft also save the merged model, to merged/; another model: audit it.")
+    dry_run: bool = _key(False, "Load no weights and write nothing: print steps, samples and estimated memory.")
     snapshot_steps: int | None = _key(None, "Save the weights to snapshots/ every so many steps, to audit the course.")
     allow_unfinished: bool = _key(False, "Go on if over half of the original answers hit max_completion_length.")
     log_completions: bool = _key(False, "Print a table of question, original, selected and reward at every log.")
@@ -181,11 +192,11 @@ REFUSED = {
         "upload the model yourself after the audit, without private/": "push_to_hub hub_token "
         "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
         "not tested with this trainer": "deepspeed fsdp fsdp_config parallelism_config",
-        "checkpoints and resume are not supported yet": "save_strategy save_steps resume_from_checkpoint "
-        "enable_jit_checkpoint",
-        "quantized loading is not supported yet": "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant "
-        "bnb_4bit_quant_storage",
+        "a checkpoint needs all of its parts": "save_only_model save_on_each_node ignore_data_skip "
+        "restore_callback_states_from_checkpoint",
+        "SIGTERM always saves a checkpoint": "enable_jit_checkpoint",
         "code from a model's repository is never run": "trust_remote_code",
+        "only needed where weights are sharded": "bnb_4bit_quant_storage",
         "mixtures of experts are not supported": "router_aux_loss_coef",
         "all rows are read, by the main process": "dataloader_drop_last dataloader_num_workers",
     }.items()
@@ -195,10 +206,14 @@ REFUSED = {
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (holds, expected)
     for holds, expected, names in [
-        (lambda x: x >= 1, "at least 1", "num_generations max_completion_length generation_batch_size"),
+        (lambda x: x >= 1, "at least 1", "num_generations max_completion_length lora_r"),
+        (lambda x: x == "auto" or x >= 1, "at least 1", "generation_batch_size"),
+        (lambda x: 0 <= x < 1, "0 or greater and less than 1", "adam_beta1 adam_beta2"),
         (lambda x: x >= 1, "at least 1", "per_device_train_batch_size gradient_accumulation_steps"),
         (lambda x: x >= 1, "at least 1", "num_selected"),
         (lambda x: x is None or x >= 1, "at least 1", "snapshot_steps"),
+        (lambda x: x >= 1, "at least 1", "save_steps"),
+        (lambda x: x >= 2, "at least 2 (a kill may leave the last one incomplete)", "save_total_limit"),
         (lambda x: x > 0, "greater than 0", "temperature learning_rate selection_temperature"),
         (lambda x: x >= 0, "0 or greater", "top_k retain_weight num_completions_to_print first_words prefill_words"),
         (lambda x: x >= 1, "at least 1", "attack_samples relearning_steps"),
@@ -238,7 +253,7 @@ def check_all(*checks: Callable[[], Any]) -> list[Any]:
         except RecipeError as error:
             errors += error.errors
     if errors:
-        raise RecipeError(errors)
+        raise RecipeError(list(dict.fromkeys(errors)))  # several checks may meet the same problem
     return results
 
 
@@ -369,6 +384,22 @@ class _Recipe:
             if parts != [(placeholder, "", None)]:
                 expected = f"contain {{{placeholder}}} once and no other placeholder; {{{{ and }}}} stand for braces"
                 self.complain(f"{show(self.get(name))} must {expected}", name)
+        try:
+            get_reporting_integration_callbacks(self.get("report_to"))
+        except ValueError as error:
+            self.complain(one_line(error), "report_to")
+        try:
+            get_scheduler(
+                self.get("lr_scheduler_type"),
+                torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
+                num_warmup_steps=0,
+                num_training_steps=1,
+                scheduler_specific_kwargs=self.get("lr_scheduler_kwargs"),
+            )
+        except (TypeError, ValueError) as error:
+            self.complain(one_line(error), "lr_scheduler_kwargs", "lr_scheduler_type")
+        if self.get("load_in_4bit") and self.get("load_in_8bit"):
+            self.complain("keep one of the two", "load_in_4bit", "load_in_8bit")
         if self.get("dtype") == "auto":
             self.complain("say which: float32, bfloat16 or float16", "dtype")
         for name in ("model_name_or_path", "output_dir"):
@@ -406,6 +437,8 @@ class _Recipe:
                 if name not in funcs:
                     advice = did_you_mean(name, funcs) or f" Remove it, or replace {key} too"
                     self.complain(f"{name!r} is not one of reward_funcs.{advice}", key, "reward_funcs")
+        if self.get("save_merged") and not self.get("use_peft"):
+            self.complain("there is no adapter to merge without use_peft", "save_merged", "use_peft")
         self.check_selection()
 
     def check_selection(self) -> None:

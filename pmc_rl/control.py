@@ -14,11 +14,13 @@ from pathlib import Path
 from pmc_rl.config import RecipeError, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
 
 # isort: split
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from pmc_rl import train
 from pmc_rl.data import encode_answers, read_forget_rows
-from pmc_rl.models import is_finished_run, load_tokenizer
+from pmc_rl.models import load_tokenizer
+from pmc_rl.output import is_finished_run
 from pmc_rl.trainer import PMCTrainer
 
 REFUSALS = (
@@ -63,7 +65,9 @@ class StopAfter(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_training_stop = time.perf_counter() - self.started >= self.seconds
+        # the processes agree, or one would wait for the others for ever
+        if max(gather_object([time.perf_counter() - self.started])) >= self.seconds:
+            control.should_training_stop = True
 
 
 def refusal_targets(argv: list[str]) -> list[list[int]]:

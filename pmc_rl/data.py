@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import torch
 import yaml
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig, RecipeError
-from pmc_rl.generation import decode_completion, end_token_ids, generate_completions
-from pmc_rl.values import closest, nearest_path, one_line
+from pmc_rl.generation import decode_completion, end_token_ids, generate_together
+from pmc_rl.values import closest, make_dict, nearest_path, one_line
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 HOLDOUT_SEED = 54321
@@ -54,10 +53,10 @@ def read_columns(
     """
     if file is not None:
         paths = [Path(file)]
-        if not paths[0].is_file():
+        if not os.path.isfile(file):  # unlike Path's own, it takes any text for a name
             raise RecipeError([f"{key}: there is no file {file!r}{_nearest_file(paths[0])}"])
         source = file
-    elif Path(dataset_name).is_dir():
+    elif os.path.isdir(dataset_name):
         paths = _config_files(key, dataset_name, config)
         source = f"{dataset_name}:{config}"
     else:
@@ -86,17 +85,22 @@ def read_columns(
         "source": source,
         "files": [str(path) for path in paths or []],
         "rows": len(rows),
-        "columns": {column: _hash([row[column] for row in rows]) for column in found},
+        "columns": {column: _hash(key, column, [row[column] for row in rows]) for column in found},
     }
     return rows, record
 
 
-def _hash(values: list) -> str:
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()
+def _hash(key: str, column: str, values: list) -> str:
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise RecipeError([f"{key}: column {column!r} holds {half!r}, half of a surrogate pair"]) from error
 
 
 def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"; the folder {str(path.parent)!r} does not exist"
     return nearest_path(path)
 
@@ -151,15 +155,20 @@ def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[tupl
                     yield names, row
                 continue
             with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-                yield from _read_csv(file) if path.suffix == ".csv" else _read_json(key, path, file)
+                yield from _read_csv(file, wanted) if path.suffix == ".csv" else _read_json(key, path, file)
+        except RecipeError:
+            raise
         except UnicodeDecodeError as error:
             raise RecipeError([f"{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8"]) from error
-        except (pyarrow.ArrowInvalid, csv.Error, OSError) as error:
+        except (pyarrow.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
             raise RecipeError([f"{key}: {path} cannot be read: {one_line(error)}"]) from error
 
 
-def _read_csv(file) -> Iterator[tuple[list[str], dict]]:
-    reader = csv.DictReader(file)
+def _read_csv(file, wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
+    reader = csv.DictReader(file, strict=True)
+    for name in wanted:
+        if (reader.fieldnames or []).count(name) > 1:
+            raise csv.Error(f"the column {name!r} is there twice")
     for row in reader:
         if None in row:
             raise csv.Error(f"line {reader.line_num} has more cells than the header")
@@ -172,7 +181,8 @@ def _read_json(key: str, path: Path, file) -> Iterator[tuple[list[str], dict]]:
     file.seek(0)
     try:
         # numbered from 1; a JSON array is one value, so its items are counted instead of lines
-        values = enumerate(json.load(file), 1) if start == "[" else _json_lines(file)
+        array = json.load(file, object_pairs_hook=make_dict) if start == "[" else None
+        values = _json_lines(file) if array is None else enumerate(array, 1)
         for number, value in values:
             if not isinstance(value, dict):
                 raise RecipeError(
@@ -187,9 +197,11 @@ def _json_lines(file) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, object_pairs_hook=make_dict)
             except json.JSONDecodeError as error:
                 raise json.JSONDecodeError(error.msg, "\n" * (number - 1) + line, number - 1 + error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {error}") from error
 
 
 def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool = False) -> None:
@@ -310,11 +322,19 @@ def is_chat(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_prompt_format(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses keys of chat prompts where prompts are plain text: they would be ignored."""
+    """Refuses keys of chat prompts where prompts are plain text, and chat templates that fail or drop the question."""
     unused = [key for key in ("system_prompt", "chat_template_kwargs") if args.given.get(key)]
     if unused and not is_chat(args, tokenizer):
         why = "the tokenizer has no chat template" if tokenizer.chat_template is None else "prompt_template is given"
         raise RecipeError([f"{unused[0]}: not used, because {why}; remove it"])
+    if is_chat(args, tokenizer):
+        advice = "see system_prompt and chat_template_kwargs, or give a prompt_template"
+        try:
+            ids = [encode_prompt(tokenizer, format_prompt(args, tokenizer, text)) for text in ("Who?", "Where?")]
+        except Exception as error:  # a template is a program
+            raise RecipeError([f"the tokenizer's chat template fails ({one_line(error)}); {advice}"]) from error
+        if ids[0] == ids[1]:
+            raise RecipeError([f"the tokenizer's chat template leaves the question out; {advice}"])
 
 
 def format_prompt(args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str) -> dict[str, Any]:
@@ -348,8 +368,10 @@ def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows:
     ]
     try:
         return Dataset.from_list(examples)
-    except pyarrow.ArrowInvalid as error:
-        raise RecipeError([f"reward_columns: a column holds values of several types ({one_line(error)})"]) from error
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise RecipeError(
+            [f"reward_columns: a column holds values of several types, or too large ones ({one_line(error)})"]
+        ) from error
 
 
 def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
@@ -455,15 +477,8 @@ def answer_questions(
 ) -> list[tuple[str, bool]]:
     """The model's greedy answer to each question, under the run's templates and precision, and whether it ended."""
     end_ids = end_token_ids(model, tokenizer.eos_token_id)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=training_args.bf16):
-        completions = generate_completions(
-            model,
-            [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions],
-            max_completion_length=training_args.max_completion_length,
-            generation_batch_size=training_args.generation_batch_size,
-            end_ids=end_ids,
-            progress=progress,
-        )
+    prompt_ids = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
+    completions = generate_together(model, prompt_ids, training_args, end_ids, progress=progress)
     return [(decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions]
 
 

@@ -11,17 +11,29 @@ from pmc_rl.config import check_all, exit_on_recipe_error, parse_finetune_recipe
 from trl import SFTTrainer, get_peft_config
 
 from pmc_rl.data import answered_dataset, check_prompt_format, read_finetune_rows
-from pmc_rl.models import check_one_process, check_output_dir, load_model_to_train, load_tokenizer, save_run
+from pmc_rl.models import (
+    check_model,
+    check_processes,
+    load_config,
+    load_model_to_train,
+    load_tokenizer,
+    merged_copy,
+    training_dtype,
+)
+from pmc_rl.output import check_output_dir, save_run
+from pmc_rl.plan import count_parameters
 
 
 def main(argv: list[str]) -> None:
     """Recipe -> data -> model -> SFTTrainer -> output folder; an adapter is merged before saving."""
     script_args, training_args, model_args = parse_finetune_recipe(argv)
-    tokenizer, (rows, records), _, _ = check_all(
+    tokenizer, (rows, records), *_ = check_all(
         lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
         lambda: read_finetune_rows(script_args),
+        lambda: count_parameters(load_config(model_args), model_args),
+        lambda: check_model(model_args, training_args),
         lambda: check_output_dir(training_args, model_args),
-        lambda: check_one_process(training_args),
+        lambda: check_processes(training_args),
     )
     check_prompt_format(script_args, tokenizer)
     trainer = SFTTrainer(
@@ -32,9 +44,12 @@ def main(argv: list[str]) -> None:
         peft_config=get_peft_config(model_args),
     )
     trainer.train()
+    if not trainer.is_world_process_zero():
+        return
+    dtype = training_dtype(model_args, training_args)
     save_run(
         training_args,
-        trainer.model.merge_and_unload() if model_args.use_peft else trainer.model,
+        merged_copy(trainer.model, model_args, dtype) if model_args.use_peft else trainer.model,
         tokenizer,
         recipe=script_args.given,
         log_history=trainer.state.log_history,

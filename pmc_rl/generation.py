@@ -3,12 +3,21 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, logging
+
+from pmc_rl.config import PMCConfig
+
+logger = logging.get_logger(__name__)
+
+# Tokens a `generate` call makes before the rows that have ended leave the batch.
+STRIDE = 16
 
 
 @dataclass
@@ -119,48 +128,157 @@ def generate_completions(
     Returns:
         `list[list[int]]`: completion ids in the order of `prompt_ids`.
     """
-    # `generate` wants a pad id; the attention mask hides the padding, so any id will do
-    config = GenerationConfig(
-        max_new_tokens=max_completion_length,
+    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
+    chunks = [order[i : i + generation_batch_size] for i in range(0, len(order), generation_batch_size)]
+    completions: list[list[int]] = [[] for _ in prompt_ids]
+    with _inference_mode_of(model) as base:
+        for chunk in tqdm(chunks, desc=progress, disable=progress is None):
+            own = None if sampling is None else replace(sampling, seeds=[sampling.seeds[row] for row in chunk])
+            answers = _complete(base, [prompt_ids[row] for row in chunk], max_completion_length, end_ids, own)
+            for row, ids in zip(chunk, answers, strict=True):
+                completions[row] = ids
+    return completions
+
+
+def generate_together(
+    model: PreTrainedModel | PeftModel,
+    prompt_ids: list[list[int]],
+    args: PMCConfig,
+    end_ids: list[int],
+    sampling: Sampling | None = None,
+    progress: str | None = None,
+) -> list[list[int]]:
+    """
+    [`generate_completions`] in the precision and batches of a recipe, the prompts shared out evenly among all
+    processes: each calls this with all of them and gets all completions.
+
+    Where memory is too small for `generation_batch_size` rows, it is halved, for good, and the share begun again.
+    """
+    state = PartialState()
+    start, end = (len(prompt_ids) * i // state.num_processes for i in (state.process_index, state.process_index + 1))
+    own = None if sampling is None else replace(sampling, seeds=sampling.seeds[start:end])
+    while True:
+        try:
+            # without the outer autocast each decoding step would cast all weights again
+            dtype = torch.float16 if args.fp16 else torch.bfloat16
+            with torch.autocast(model.device.type, dtype, enabled=args.bf16 or args.fp16):
+                completions = generate_completions(
+                    model,
+                    prompt_ids[start:end],
+                    max_completion_length=args.max_completion_length,
+                    generation_batch_size=args.generation_batch_size,
+                    end_ids=end_ids,
+                    sampling=own,
+                    progress=progress if state.is_main_process else None,
+                )
+            return gather_object(completions)
+        except torch.OutOfMemoryError:
+            if args.generation_batch_size == 1:
+                raise
+            args.generation_batch_size = max(1, min(args.generation_batch_size, end - start) // 2)
+        # outside the handler, which keeps the tensors of the failed call alive
+        torch.accelerator.empty_cache()
+        logger.warning(f"Out of memory: generation_batch_size is {args.generation_batch_size} from now on.")
+
+
+def _complete(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    max_completion_length: int,
+    end_ids: list[int],
+    sampling: Sampling | None,
+) -> list[list[int]]:
+    """Completions of one batch: prompts are read once each, and every `STRIDE` tokens the finished rows leave."""
+    length = max(map(len, prompt_ids))
+    input_ids = torch.full((len(prompt_ids), length), end_ids[0])
+    attention_mask = torch.zeros_like(input_ids)
+    for i, ids in enumerate(prompt_ids):
+        input_ids[i, length - len(ids) :] = torch.tensor(ids)
+        attention_mask[i, length - len(ids) :] = 1
+    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
+    uniforms = None if sampling is None else _uniforms(sampling.seeds, max_completion_length).to(model.device)
+    cache = _read_prompts(model, input_ids, attention_mask, prompt_ids, end_ids)
+    ends = torch.tensor(end_ids, device=model.device)
+    completions: list[list[int]] = [[] for _ in prompt_ids]
+    rows = torch.arange(len(prompt_ids), device=model.device)
+    while len(rows):
+        processors = LogitsProcessorList()
+        if sampling is not None:
+            processors.append(
+                InverseCDFSampler(uniforms[rows], length, sampling.temperature, sampling.top_k, sampling.top_p)
+            )
+        left = length + max_completion_length - input_ids.shape[1]
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            generation_config=_greedy_config(min(STRIDE, left), end_ids),
+            logits_processor=processors,
+        )
+        input_ids, cache = output.sequences, output.past_key_values
+        is_end = torch.isin(input_ids[:, length:], ends)
+        finished = is_end.any(1) | (input_ids.shape[1] == length + max_completion_length)
+        # up to and with the first end token, or all there is room for
+        lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, max_completion_length)
+        for row, ids, count in zip(
+            rows[finished].tolist(), input_ids[finished, length:].tolist(), lengths[finished].tolist(), strict=True
+        ):
+            completions[row] = ids[:count]
+        going_on = (~finished).nonzero()[:, 0]
+        if len(going_on):
+            rows, input_ids = rows[going_on], input_ids[going_on]
+            cache.batch_select_indices(going_on)
+            new = attention_mask.new_ones(len(rows), input_ids.shape[1] - attention_mask.shape[1])
+            attention_mask = torch.cat([attention_mask[going_on], new], dim=1)
+        else:
+            rows = going_on
+    return completions
+
+
+def _read_prompts(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    prompt_ids: list[list[int]],
+    end_ids: list[int],
+) -> Cache | None:
+    """The cache behind all but the last token of each prompt, equal ones read once; None where that saves nothing."""
+    first_rows: dict[tuple[int, ...], int] = {}
+    for row, ids in enumerate(prompt_ids):
+        first_rows.setdefault(tuple(ids), row)
+    # a row without any token to read would attend to nothing
+    if len(first_rows) == len(prompt_ids) or min(map(len, prompt_ids)) == 1:
+        return None
+    numbers = {ids: number for number, ids in enumerate(first_rows)}
+    own = [numbers[tuple(ids)] for ids in prompt_ids]
+    first = torch.tensor(list(first_rows.values()), device=model.device)
+    output = model.generate(
+        input_ids=input_ids[first, :-1],
+        attention_mask=attention_mask[first, :-1],
+        generation_config=_greedy_config(1, end_ids),  # the token is not used; the cache is
+    )
+    output.past_key_values.batch_select_indices(torch.tensor(own, device=model.device))
+    return output.past_key_values
+
+
+def _greedy_config(max_new_tokens: int, end_ids: list[int]) -> GenerationConfig:
+    """Every setting that would else come from somewhere; sampling is the processor's affair."""
+    # `generate` wants a pad id; what stands behind an end token is cut off, so any id will do
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
         repetition_penalty=1.0,
         eos_token_id=end_ids,
         pad_token_id=end_ids[0],
+        return_dict_in_generate=True,
     )
-    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
-    chunks = [order[i : i + generation_batch_size] for i in range(0, len(order), generation_batch_size)]
-    completions: list[list[int]] = [[] for _ in prompt_ids]
-    with _inference_mode_of(model) as base:
-        for chunk in tqdm(chunks, desc=progress, disable=progress is None):
-            length = max(len(prompt_ids[row]) for row in chunk)
-            input_ids = torch.full((len(chunk), length), end_ids[0])
-            attention_mask = torch.zeros_like(input_ids)
-            for i, row in enumerate(chunk):
-                input_ids[i, length - len(prompt_ids[row]) :] = torch.tensor(prompt_ids[row])
-                attention_mask[i, length - len(prompt_ids[row]) :] = 1
-            processors = LogitsProcessorList()
-            if sampling is not None:
-                uniforms = torch.stack(
-                    [
-                        torch.rand(max_completion_length, generator=torch.Generator().manual_seed(sampling.seeds[row]))
-                        for row in chunk
-                    ]
-                ).to(base.device)
-                processors.append(
-                    InverseCDFSampler(uniforms, length, sampling.temperature, sampling.top_k, sampling.top_p)
-                )
-            output = base.generate(
-                input_ids=input_ids.to(base.device),
-                attention_mask=attention_mask.to(base.device),
-                generation_config=config,
-                logits_processor=processors,
-            )
-            for row, ids in zip(chunk, output[:, length:].tolist(), strict=True):
-                end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids) - 1)
-                completions[row] = ids[: end + 1]
-    return completions
+
+
+def _uniforms(seeds: list[int], count: int) -> torch.Tensor:
+    """Numbers in [0, 1), `(len(seeds), count)`: each row from a generator of its own."""
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def decode_completion(tokenizer, completion_ids: list[int]) -> str:

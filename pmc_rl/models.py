@@ -1,38 +1,32 @@
-"""Tokenizers and models: checks before weights load, LoRA, and writing a finished run to its folder."""
+"""Tokenizers and models: checks before weights load, adapters, 4 and 8 bits, merging."""
 
-import json
 import os
-import shutil
 import tempfile
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import yaml
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     logging,
 )
 from trl import ModelConfig
 
-from pmc_rl.config import RecipeError, RunConfig
+from pmc_rl.config import RecipeError, RunConfig, check_all
 from pmc_rl.values import nearest_path, one_line
 
 logger = logging.get_logger(__name__)
-
-MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
-PRIVATE = """\
-PRIVATE: the files of this folder hold what is to be forgotten.
-
-`cache/` holds what the models answered, so that another audit need not ask again; `examples.md` and reports with texts
-are for reading. Delete the folder when they have been read, and before the model is published.
-"""
-AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
-CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
 
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
@@ -43,7 +37,7 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
         RecipeError: there is no such model or tokenizer, the tokenizer has no end token, turns text into nothing (a
             folder without tokenizer files loads as an empty one) or has more tokens than the model.
     """
-    config = _load_config(model_args)
+    config = load_config(model_args)
     if model_args.use_peft and _base_of(model_args.model_name_or_path) != model_args.model_name_or_path:
         raise RecipeError(
             [
@@ -56,7 +50,7 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
     try:
         revision = model_args.model_revision if tokenizer_name_or_path is None else "main"
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RecipeError([f"no tokenizer can be loaded from {name!r} ({one_line(error)}); {advice}"]) from error
     errors = []
     if not tokenizer("Question: who?", add_special_tokens=False)["input_ids"]:
@@ -76,45 +70,143 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
     return tokenizer
 
 
-def _load_config(model_args: ModelConfig):
+def load_config(model_args: ModelConfig) -> PreTrainedConfig:
+    """The model's config; of an adapter folder that of its base."""
     name = model_args.model_name_or_path
     try:
         return AutoConfig.from_pretrained(_base_of(name), revision=model_args.model_revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise RecipeError(
             [f"model_name_or_path: no model can be loaded from {name!r} ({one_line(error)}){nearest_path(Path(name))}"]
         ) from error
 
 
+def check_model(model_args: ModelConfig, args: RunConfig) -> None:
+    """
+    Looks at a model's files, without reading weights, and whether it can be quantized as the recipe says.
+
+    Raises:
+        RecipeError: a local folder has no whole safetensors, its generation config is broken, or quantization lacks an
+            adapter to train, its package, or a 16-bit type to compute in.
+    """
+    check_all(lambda: _check_files(model_args), lambda: _check_quantization(model_args, args))
+
+
+def _check_files(model_args: ModelConfig) -> None:
+    for folder in dict.fromkeys([model_args.model_name_or_path, _base_of(model_args.model_name_or_path)]):
+        if not os.path.isdir(folder):
+            continue
+        files = sorted(Path(folder).glob("*.safetensors"))
+        if not files:
+            raise RecipeError(
+                [
+                    f"model_name_or_path: {folder!r} holds no safetensors; other formats can run code when they are "
+                    "read: load the model in a place you trust and save it with save_pretrained"
+                ]
+            )
+        for file in files:
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise RecipeError([f"model_name_or_path: {file} is broken ({one_line(error)})"]) from error
+        if Path(folder, "generation_config.json").exists():
+            try:
+                GenerationConfig.from_pretrained(folder)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                file = Path(folder, "generation_config.json")
+                raise RecipeError([f"model_name_or_path: {file} is broken ({one_line(error)})"]) from error
+
+
+def _check_quantization(model_args: ModelConfig, args: RunConfig) -> None:
+    if not is_quantized(model_args):
+        return
+    name = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    errors = []
+    if not model_args.use_peft:
+        errors.append(f"{name}: quantized weights cannot be trained; say use_peft: true to train an adapter")
+    if find_spec("bitsandbytes") is None:
+        errors.append(f"{name}: the package bitsandbytes is not installed; pip install -e '.[quantization]'")
+    if not args.use_cpu and model_args.dtype == "float32":
+        errors.append(f"{name}: computes in dtype, and float32 is slow; say dtype: bfloat16")
+    if errors:
+        raise RecipeError(errors)
+
+
+def is_quantized(model_args: ModelConfig) -> bool:
+    return model_args.load_in_4bit or model_args.load_in_8bit
+
+
 def _base_of(name: str) -> str:
     """The base model of an adapter folder, else the name itself."""
-    if Path(name, "adapter_config.json").is_file():
-        return PeftConfig.from_pretrained(name).base_model_name_or_path
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        try:
+            return PeftConfig.from_pretrained(name).base_model_name_or_path
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError([f"model_name_or_path: the adapter {name!r} is broken ({one_line(error)})"]) from error
     return name
 
 
-def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
-    """A causal language model. A folder with an adapter is loaded onto its base model, not merged: merging rounds."""
-    name = model_args.model_name_or_path
+def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    quantization = {}
+    if is_quantized(model_args):
+        config = BitsAndBytesConfig(
+            load_in_4bit=model_args.load_in_4bit,
+            load_in_8bit=model_args.load_in_8bit,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
+        )
+        quantization = {"quantization_config": config, "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(
-        _base_of(name),
+        _base_of(model_args.model_name_or_path),
         revision=model_args.model_revision,
         dtype=dtype,
         attn_implementation=model_args.attn_implementation,
+        use_safetensors=True,
+        **quantization,
     )
-    if _base_of(name) != name:
-        model = PeftModel.from_pretrained(model, name)
-    return model.to(device)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # on a CPU, sampling would pack the weights for a kernel without gradients, silently
+            module.support_avx512bf16_for_cpu = False
+    return model if quantization else model.to(device)
 
 
-def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model itself, an adapter merged into its base."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
+    """
+    A causal language model, quantized if the recipe says so: all linear layers but the head.
+
+    A folder with an adapter is loaded onto its base model, not merged: merging rounds.
+    """
+    model, name = _load_base(model_args, dtype, device), model_args.model_name_or_path
+    return model if _base_of(name) == name else PeftModel.from_pretrained(model, name)
+
+
+def load_merged(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """
+    As [`load_model`], in `dtype`, an adapter merged into its base.
+
+    A quantized base is dequantized first: merging into quantized weights rounds them again, and merging into the
+    original 16-bit ones gives another model than the one that was trained.
+    """
+    model, name = _load_base(model_args, dtype, device), model_args.model_name_or_path
+    if is_quantized(model_args):
+        model = model.dequantize().to(dtype)
+    return model if _base_of(name) == name else PeftModel.from_pretrained(model, name).merge_and_unload()
+
+
+def merged_copy(model: PeftModel, model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A trained adapter, merged by [`load_merged`] on the CPU; the model stays as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_merged(replace(model_args, model_name_or_path=folder), dtype, torch.device("cpu"))
 
 
 def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedModel:
     """As [`load_model`], in the dtype to train in; an adapter is merged, since training starts from what it made."""
-    model = merged(load_model(model_args, training_dtype(model_args, args), args.device))
+    load = load_model if is_quantized(model_args) else load_merged
+    model = load(model_args, training_dtype(model_args, args), args.device)
     try:
         model.generation_config.validate(strict=True)
     except ValueError as error:  # transformers is as strict on saving, when the work is done
@@ -142,119 +234,20 @@ def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
     return dtype
 
 
-def check_output_dir(args: RunConfig, model_args: ModelConfig) -> None:
-    """Refuses an output folder that holds anything; with `overwrite: true`, anything but an earlier run of ours."""
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError([f"output_dir: {str(folder)!r} is a file"])
-    if folder.resolve() == Path(model_args.model_name_or_path).resolve():
-        raise RecipeError([f"output_dir: {str(folder)!r} is the model itself; choose another folder"])
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise RecipeError([f"output_dir: no permission to write in {str(existing)!r}"])
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not is_finished_run(folder):
-        raise RecipeError([f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"])
-    if not args.overwrite:
-        raise RecipeError(
-            [f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"]
-        )
-
-
-def is_finished_run(folder: Path) -> bool:
-    """Whether a folder holds a complete run of ours: the manifest is written last."""
-    return read_manifest(folder) is not None
-
-
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a finished run, which says what was read and which files are ours; None if it holds none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return manifest if "files" in manifest else None
-
-
-def check_one_process(args: RunConfig) -> None:
-    """Several processes are not supported yet: they would need a shared pool."""
+def check_processes(args: RunConfig) -> None:
+    """One process a GPU, each with the whole model."""
     if args.world_size == 1 and args.n_gpu > 1:
-        raise RecipeError([f"{args.n_gpu} GPUs are visible, only one is supported: set CUDA_VISIBLE_DEVICES=0"])
-    if args.world_size > 1:
         raise RecipeError(
-            [f"launched with {args.world_size} processes, only one is supported: accelerate launch --num_processes 1"]
+            [
+                f"{args.n_gpu} GPUs are visible to one process: accelerate launch --multi_gpu --num_processes "
+                f"{args.n_gpu} uses all, CUDA_VISIBLE_DEVICES=0 one"
+            ]
         )
-
-
-def save_run(
-    args: RunConfig,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: dict,
-    log_history: list[dict],
-    manifest: dict,
-) -> None:
-    """
-    Writes model or adapter, tokenizer, `recipe.yaml` (as run), `training_log.jsonl` and, last, `manifest.json`.
-
-    Everything is written to a temporary folder inside `output_dir` first and then moved up, so that a folder with a
-    manifest is complete. Files of an earlier run and of its audit are removed only then; files that are not ours stay.
-    """
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=output_dir))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        (temporary / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    names = sorted(path.name for path in temporary.iterdir())
-    (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
-    earlier = read_manifest(output_dir)
-    if earlier is not None:
-        if may_replace_card(output_dir):
-            (output_dir / "README.md").unlink(missing_ok=True)
-        for name in (MANIFEST, *earlier["files"], *AUDIT_FILES):
-            (output_dir / name).unlink(missing_ok=True)
-        shutil.rmtree(output_dir / "private", ignore_errors=True)
-    for name in (*names, MANIFEST):
-        os.replace(temporary / name, output_dir / name)
-    temporary.rmdir()
-
-
-def may_replace_card(output_dir: Path) -> bool:
-    """Whether the folder's README.md, if there is one, is a model card of ours or came with the model."""
-    path, manifest = output_dir / "README.md", read_manifest(output_dir)
-    if not path.exists() or (manifest is not None and path.name in manifest["files"]):
-        return True
-    return CARD_MARK in path.read_text(encoding="utf-8")
-
-
-def private_folder(output_dir: Path) -> Path:
-    """`output_dir/private/`, made for its owner's eyes only, marked, with a folder for caches."""
-    folder = output_dir / "private"
-    for path in (folder, folder / "cache"):
-        path.mkdir(mode=0o700, exist_ok=True)
-        path.chmod(0o700)
-    (folder / "README.md").write_text(PRIVATE)
-    return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file to a temporary name first, so that what stands there is whole."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_private(output_dir: Path, name: str, text: str) -> Path:
-    """Writes a file that holds what is to be forgotten to `output_dir/private/`, for its owner's eyes only."""
-    folder = private_folder(output_dir)
-    temporary = tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8")  # created with mode 0600
-    with temporary:
-        temporary.write(text)
-    os.replace(temporary.name, folder / name)
-    return folder / name
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise RecipeError(
+                [
+                    f"launched with {name}, which is not supported: sampling gathers all weights for every token, and "
+                    "saving has not been tested; use --multi_gpu, with use_peft or load_in_4bit where memory is small"
+                ]
+            )

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from pmc_rl.config import PMCConfig
@@ -38,11 +41,14 @@ class RejectionSampler:
     whose answers have the maximal reward is solved: it is not sampled again. Where scores cannot be compared over time
     (a reward is not stationary, or `normalize_rewards`), the remembered answers are scored again with the new ones.
 
+    Several processes visit the same window together: they share the sampling, the main one scores, and all select, so
+    that the pool is the same everywhere and rewards are asked as by one process.
+
     Args:
         args ([`~pmc_rl.config.PMCConfig`]): the settings.
         reward_funcs (`list[RewardFunction]`): as [`~pmc_rl.scoring.load_reward_functions`] makes them.
         tokenizer: turns samples into text for the rewards.
-        generate (`Callable`): prompt ids and [`~pmc_rl.generation.Sampling`] to completion ids.
+        generate (`Callable`): prompt ids and [`~pmc_rl.generation.Sampling`] to completion ids, in all processes.
         prompt_ids (`dict[int, list[int]]`): the token ids of each question's prompt, by `pmc_id`.
         end_ids (`list[int]`): ids that end an answer.
         log_metric (`Callable[[str, float], None]`): takes each number of a visit.
@@ -70,6 +76,17 @@ class RejectionSampler:
         self.pool: dict[int, list[BestAnswer]] = {}
         self.stuck: dict[int, int] = {}  # visits since a question's best answer last became better
         self.num_samples = 0
+
+    def state(self) -> dict:
+        """All that is remembered from visit to visit, for JSON."""
+        pool = {row_id: [asdict(answer) for answer in answers] for row_id, answers in self.pool.items()}
+        return {"pool": pool, "stuck": self.stuck, "num_samples": self.num_samples}
+
+    def load_state(self, state: dict) -> None:
+        """Takes up what [`state`] gave, read from JSON, whose keys are text."""
+        self.pool = {int(key): [BestAnswer(**answer) for answer in own] for key, own in state["pool"].items()}
+        self.stuck = {int(key): visits for key, visits in state["stuck"].items()}
+        self.num_samples = state["num_samples"]
 
     def is_solved(self, row_id: int) -> bool:
         """Whether nothing better can be sampled for a question."""
@@ -141,8 +158,14 @@ class RejectionSampler:
         """
         Total rewards of each row's candidates, and whether they pass the gate, both of shape `(rows, candidates)`.
 
-        Rows may have different numbers of candidates: the rest is NaN.
+        Rows may have different numbers of candidates: the rest is NaN. The main process asks the rewards.
         """
+        scores = [self._score(rows, candidates, state) if PartialState().is_main_process else None]
+        return broadcast_object_list(scores)[0]
+
+    def _score(
+        self, rows: list[dict], candidates: list[list[list[int]]], state: TrainerState
+    ) -> tuple[np.ndarray, np.ndarray]:
         width = max(len(own) for own in candidates)
         real = np.array([[i < len(own) for i in range(width)] for own in candidates])
         repeated = [row for row, own in zip(rows, candidates, strict=True) for _ in own]

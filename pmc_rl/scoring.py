@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from pmc_rl.config import RecipeError
 from pmc_rl.reward_model import RewardModel
-from pmc_rl.values import closest
+from pmc_rl.values import closest, one_line
 
 
 @dataclass
@@ -87,7 +88,10 @@ def _load_model(name: str, kwargs: dict, weight: float) -> RewardFunction:
 
 def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any]) -> RewardFunction:
     target = _import_reward(name)
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError as error:
+        raise RecipeError([f"reward_funcs: {name} cannot be used: {one_line(error)}"]) from error
     if "max_completion_length" in parameters:
         kwargs.setdefault("max_completion_length", given["max_completion_length"])
     asks_original = inspect.isclass(target) and "original_log_likelihood" in parameters
@@ -102,8 +106,10 @@ def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any]) -> 
     if inspect.isclass(target):
         try:
             func = target(**kwargs)
-        except (TypeError, ValueError, ImportError) as error:
-            raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {error}"]) from error
+        except Exception as error:  # it is the user's code
+            raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {one_line(error)}"]) from error
+        if not callable(func):
+            raise RecipeError([f"reward_funcs: {name} has no __call__, so its instance is no reward"])
     else:
         if not takes_any:
             raise RecipeError(
@@ -140,7 +146,7 @@ def _bind(func: Callable, kwargs: dict) -> Callable:
 
 def _import_reward(name: str) -> Callable:
     module_name, _, attribute = name.rpartition(".")
-    if not module_name:
+    if not module_name or "" in name.split("."):
         raise RecipeError(
             [
                 f"reward_funcs: {name!r} is not a dotted name such as rewards.rouge.rouge_dissimilarity or "
@@ -154,6 +160,10 @@ def _import_reward(name: str) -> Callable:
         if error.name != module_name and not module_name.startswith(f"{error.name}."):
             raise RecipeError([f"reward_funcs: {module_name} imports {error.name}, which is not installed"]) from error
         raise RecipeError([f"reward_funcs: {name}: there is no module {error.name!r}{_near(module_name)}"]) from error
+    except (Exception, SystemExit) as error:  # it is the user's code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(frame.filename)}:{frame.lineno}: {type(error).__name__}: {one_line(error)}"
+        raise RecipeError([f"reward_funcs: {module_name} cannot be imported ({where})"]) from error
     try:
         target = getattr(module, attribute)
     except AttributeError:

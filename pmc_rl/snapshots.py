@@ -24,7 +24,8 @@ class SnapshotCallback(TrainerCallback):
         self.steps = steps
 
     def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
-        shutil.rmtree(Path(args.output_dir, SNAPSHOTS), ignore_errors=True)
+        if args.should_save and args.resume_from_checkpoint is None:
+            shutil.rmtree(Path(args.output_dir, SNAPSHOTS), ignore_errors=True)
         self.started = time.perf_counter()
 
     def on_step_end(
@@ -36,7 +37,7 @@ class SnapshotCallback(TrainerCallback):
         processing_class: PreTrainedTokenizerBase,
         **kwargs,
     ) -> None:
-        if state.global_step % self.steps or state.global_step == state.max_steps:
+        if state.global_step % self.steps or state.global_step == state.max_steps or not args.should_save:
             return
         reached = time.perf_counter()
         folder = Path(args.output_dir, SNAPSHOTS, f"step-{state.global_step}")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pmc_rl.config import RecipeError, exit_on_recipe_error  # first: no telemetry
-from pmc_rl.models import write_text
+from pmc_rl.output import write_text
 from pmc_rl.snapshots import SNAPSHOTS
 from pmc_rl.study_config import Study, parse_study, usage
 from pmc_rl.study_launch import Children, JobFailed, child_environment, interrupt_on_signals, locked, run_jobs, tell

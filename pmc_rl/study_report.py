@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pmc_rl.models import write_text
+from pmc_rl.output import write_text
 from pmc_rl.study_config import Study, expand, slug
 from pmc_rl.study_plots import SERIES, course_panels, keys, pareto_file, pareto_panels
 from pmc_rl.study_results import (

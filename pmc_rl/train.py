@@ -2,24 +2,39 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
 
 # isort: split
+import torch
+from accelerate import PartialState
 from trl import get_peft_config
 
+from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
 from pmc_rl.data import (
     answer_retain_rows,
     answer_start,
     answered_dataset,
     check_no_overlap,
     check_prompt_format,
+    encode_prompt,
     forget_dataset,
     read_forget_rows,
     read_retain_rows,
 )
 from pmc_rl.likelihood import OriginalLogLikelihood
-from pmc_rl.models import check_one_process, check_output_dir, load_model_to_train, load_tokenizer, save_run
+from pmc_rl.models import (
+    check_model,
+    check_processes,
+    load_config,
+    load_model_to_train,
+    load_tokenizer,
+    merged_copy,
+    training_dtype,
+)
+from pmc_rl.output import check_output_dir, save_run
+from pmc_rl.plan import count_parameters, make_plan, plan_lines
 from pmc_rl.scoring import load_reward_functions
 from pmc_rl.trainer import PMCTrainer
 
@@ -27,8 +42,10 @@ from pmc_rl.trainer import PMCTrainer
 def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, stage: str = "train") -> None:
     """Recipe -> rewards and data -> model -> PMCTrainer, or a control of it -> output folder."""
     script_args, training_args, model_args, _ = parse_recipe(argv)
+    output_dir = Path(training_args.output_dir)
+    checkpoint = last_checkpoint(output_dir) if training_args.resume_from_checkpoint == "auto" else None
     original_log_likelihood = OriginalLogLikelihood(script_args.chat_template_kwargs)
-    reward_funcs, tokenizer, (forget_rows, forget_record), (retain_rows, retain_record), _, _ = check_all(
+    reward_funcs, tokenizer, (forget_rows, forget_record), (retain_rows, retain_record), counts, *_ = check_all(
         lambda: load_reward_functions(
             script_args.reward_funcs,
             script_args.reward_kwargs,
@@ -40,15 +57,43 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         lambda: load_tokenizer(model_args, script_args.tokenizer_name_or_path),
         lambda: read_forget_rows(script_args),
         lambda: read_retain_rows(script_args) if training_args.retain_weight > 0 else ([], None),
-        lambda: check_output_dir(training_args, model_args),
-        lambda: check_one_process(training_args),
+        lambda: count_parameters(load_config(model_args), model_args),
+        lambda: check_model(model_args, training_args),
+        lambda: check_output_dir(training_args, model_args, resume=checkpoint is not None),
+        lambda: check_processes(training_args),
     )
-    train_dataset, _, _ = check_all(
+    train_dataset, *_ = check_all(
         lambda: forget_dataset(script_args, tokenizer, forget_rows),
         lambda: check_no_overlap(forget_rows, retain_rows, script_args.question_column),
         lambda: check_prompt_format(script_args, tokenizer),
     )
+    read = {"forget": forget_record, "retain": retain_record}
+    record = {"recipe": script_args.given, "read": read, "processes": training_args.world_size}
+    if checkpoint is not None:
+        check_resume(checkpoint, record)
 
+    state = PartialState()
+    plan = make_plan(
+        counts,
+        load_config(model_args),
+        model_args,
+        training_args,
+        prompt_length=max(len(encode_prompt(tokenizer, row)) for row in train_dataset),
+        asks_original=any(reward.asks_original for reward in reward_funcs),
+        device_memory=None if training_args.use_cpu else torch.accelerator.get_memory_info(training_args.device),
+    )
+    if training_args.dry_run:
+        sizes = {"num_questions": len(forget_rows), "num_retain_rows": len(retain_rows)}
+        sizes["num_processes"] = training_args.world_size
+        state.print("\n".join(plan_lines(plan, script_args, training_args, **sizes)))
+        return
+    training_args.generation_batch_size = plan.generation_batch_size
+
+    state.wait_for_everyone()  # all have checked the folder
+    if state.is_main_process:
+        remove_checkpoints(output_dir, keep=checkpoint)
+    if checkpoint is not None:
+        state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
     retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
     trainer = make_trainer(
@@ -61,17 +106,29 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         peft_config=get_peft_config(model_args),
         original_log_likelihood=original_log_likelihood,
         answer_start=answer_start(script_args, tokenizer),
+        record=record,
     )
-    trainer.train()
-    save_run(
-        training_args,
-        trainer.model,
-        tokenizer,
-        recipe=script_args.given,
-        log_history=trainer.state.log_history,
-        manifest={"stage": stage, "read": {"forget": forget_record, "retain": retain_record}},
-    )
-    print(f"Saved to {training_args.output_dir}. Private files left: none.")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.checkpoints.stopped_by:
+        step = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        state.print(f"Stopped after {step}; --resume_from_checkpoint auto goes on. Private files left: checkpoints.")
+        state.wait_for_everyone()  # a launcher stops the others when the first one is gone
+        sys.exit(128 + trainer.checkpoints.stopped_by)
+    if state.is_main_process:
+        dtype = training_dtype(model_args, training_args)
+        save_run(
+            training_args,
+            trainer.model,
+            tokenizer,
+            recipe=script_args.given,
+            log_history=trainer.state.log_history,
+            manifest={"stage": stage, "read": read},
+            merged_model=merged_copy(trainer.model, model_args, dtype) if training_args.save_merged else None,
+        )
+        if not training_args.keep_checkpoints:
+            remove_checkpoints(output_dir)
+        left = "checkpoints, which hold what is to be forgotten" if training_args.keep_checkpoints else "none"
+        print(f"Saved to {training_args.output_dir}. Private files left: {left}.")
 
 
 if __name__ == "__main__":

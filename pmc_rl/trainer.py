@@ -7,11 +7,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,9 +22,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
 from trl import SFTTrainer
 
+from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig, RecipeError
 from pmc_rl.data import encode_prompt, prefilled_rows
-from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
@@ -64,6 +68,8 @@ class PMCTrainer(SFTTrainer):
         original_log_likelihood ([`~pmc_rl.likelihood.OriginalLogLikelihood`], *optional*): what rewards were built
             with that ask for it; it is told here which model to remember.
         answer_start (`str`): what stands between a text prompt and its answer; for `prefill_words`.
+        record (`dict`, *optional*): stands in every checkpoint: what a resumed run must share, see
+            [`~pmc_rl.checkpoints.check_resume`].
     """
 
     _tag_names = ["trl", "pmc"]
@@ -81,6 +87,7 @@ class PMCTrainer(SFTTrainer):
         peft_config=None,
         original_log_likelihood: OriginalLogLikelihood | None = None,
         answer_start: str = " ",
+        record: dict | None = None,
     ):
         if retain_dataset is None and args.retain_weight > 0:
             raise ValueError(f"retain_weight is {args.retain_weight}, but there is no retain_dataset")
@@ -96,6 +103,11 @@ class PMCTrainer(SFTTrainer):
             processing_class=processing_class,
             peft_config=peft_config,
         )
+        if isinstance(self.model, PeftModel):
+            # TRL makes those of a quantized base bfloat16: too coarse for updates, and float32 in a checkpoint
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
         self.end_ids = end_token_ids(model, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
@@ -117,13 +129,20 @@ class PMCTrainer(SFTTrainer):
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
         self.warned_of_clipping = False
+        self.original_completions: list[str] = []  # a control has none
+        self.record = record
+        self.checkpoints = CheckpointCallback(self._checkpoint_state)
+        self.add_callback(self.checkpoints)
         if args.snapshot_steps:
             self.add_callback(SnapshotCallback(args.snapshot_steps))
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None):
         """Makes the original answers if the data has none, checks them and the rewards on them, then trains."""
+        state = read_state(Path(resume_from_checkpoint)) if resume_from_checkpoint else None
         if "original_completion" not in self.train_dataset.column_names:
-            self._add_original_completions()
+            texts = state["original_completions"] if state else self._original_completions()
+            self.train_dataset = self.train_dataset.add_column("original_completion", texts)
+        self.original_completions = self.train_dataset["original_completion"][:]
         if self.args.prefill_words:
             rows = prefilled_rows(list(self.train_dataset), self.args.prefill_words, self.answer_start)
             self.train_dataset = Dataset.from_list(rows)
@@ -134,9 +153,24 @@ class PMCTrainer(SFTTrainer):
         ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.sampler.score(rows, [[own] for own in ids], self.state)
         self.step_metrics.clear()
-        return super().train(*args, **kwargs)
+        if state:
+            self.sampler.load_state(state["sampler"])
+            self.step_metrics.update(state["step_metrics"])
+        return super().train(resume_from_checkpoint)
 
-    def _add_original_completions(self) -> None:
+    def _checkpoint_state(self) -> dict:
+        self._end_update()
+        return {
+            "record": self.record,
+            "original_completions": self.original_completions,
+            "sampler": self.sampler.state(),
+            "step_metrics": self.step_metrics,  # of the steps since the last log
+        }
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """None with each checkpoint: the audit writes the card."""
+
+    def _original_completions(self) -> list[str]:
         """The model's greedy answers before any step: what the rewards compare with. Never the ground truth."""
         ids = self._generate([self.prompt_ids[i] for i in self.train_dataset["pmc_id"]], progress="original answers")
         clipped = sum(row[-1] not in self.end_ids for row in ids)
@@ -149,36 +183,33 @@ class PMCTrainer(SFTTrainer):
                     "(--allow_unfinished true goes on all the same)"
                 ]
             )
-        texts = [decode_completion(self.processing_class, row) for row in ids]
-        self.train_dataset = self.train_dataset.add_column("original_completion", texts)
+        return [decode_completion(self.processing_class, row) for row in ids]
 
     def _generate(
         self, prompt_ids: list[list[int]], sampling: Sampling | None = None, progress: str | None = None
     ) -> list[list[int]]:
-        # without the outer autocast each decoding step would cast all weights again
-        with self.accelerator.autocast():
-            return generate_completions(
-                self.accelerator.unwrap_model(self.model),
-                prompt_ids,
-                max_completion_length=self.args.max_completion_length,
-                generation_batch_size=self.args.generation_batch_size,
-                end_ids=self.end_ids,
-                sampling=sampling,
-                progress=progress,
-            )
+        model = self.accelerator.unwrap_model(self.model)
+        return generate_together(model, prompt_ids, self.args, self.end_ids, sampling, progress)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down."""
-        batch_size = self.args.per_device_train_batch_size
-        # prepared, the shuffle becomes a function of `data_seed` and epoch
-        return self.accelerator.prepare(
-            DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
+        """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down.
+
+        Every process gets the rows of all, so that they can share out the sampling, and takes its own further down.
+        """
+        batch_size = self.args.per_device_train_batch_size * self.args.world_size
+        loader = DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
+        # with a seedable sampler the shuffle is a function of `data_seed` and epoch
+        return prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.data_seed
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain."""
+        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain.
+
+        Every process selects for the whole window and trains on its own rows of it.
+        """
         self._end_update()
         micro_batches = list(islice(epoch_iterator, num_batches))
         rows = [row for batch in micro_batches for row in batch]
@@ -195,16 +226,19 @@ class PMCTrainer(SFTTrainer):
 
         batches, start = [], 0
         for micro_batch in micro_batches:
-            part = slice(start, start + len(micro_batch))
-            start = part.stop
-            collapse_rows = [example for own in collapse[part] for example in own]
-            examples = collapse_rows + retain[part]
+            own = range(start, start + len(micro_batch))[self.args.process_index :: self.args.world_size]
+            start += len(micro_batch)
+            collapse_rows = [example for i in own for example in collapse[i]]
+            retain_rows = [retain[i] for i in own] if retain else []
+            # a process without a row of its own must still take part in the backward pass, with a weight of 0
+            examples = collapse_rows + retain_rows or [_sft_example(self.end_ids, self.end_ids)]
             batch = self.data_collator(examples)
             # a weight a row and loss term, so that one forward pass serves both: [collapse, retain] = weights @ NLL
             row_weights = torch.zeros(2, len(examples))
             row_weights[0, : len(collapse_rows)] = collapse_weight
-            row_weights[1, len(collapse_rows) :] = retain_weight
-            batches.append({**batch, "row_weights": row_weights})
+            row_weights[1, len(collapse_rows) : len(collapse_rows) + len(retain_rows)] = retain_weight
+            # gradients are averaged over the processes
+            batches.append({**batch, "row_weights": self.args.world_size * row_weights})
         self.update_started = time.perf_counter()
         return batches, None
 
@@ -239,7 +273,8 @@ class PMCTrainer(SFTTrainer):
 
     def _next_retain_rows(self, count: int) -> list[int]:
         """As many rows as this window has questions, from where the last window stopped; told from the step alone."""
-        window = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        args = self.args
+        window = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps_per_epoch = -(-len(self.train_dataset) // window)
         epoch, step = divmod(self.state.global_step, steps_per_epoch)
         start = epoch * len(self.train_dataset) + step * window
@@ -257,7 +292,8 @@ class PMCTrainer(SFTTrainer):
         """Books what the last step spent in forward, backward and optimizer, and its two loss terms."""
         if self.update_started is None:
             return
-        collapse_loss, retain_loss = self.loss_terms.tolist()  # waits for the accelerator
+        # waits for the accelerator
+        collapse_loss, retain_loss = self.accelerator.reduce(self.loss_terms, "mean").tolist()
         self.step_metrics["time/update"].append(time.perf_counter() - self.update_started)
         self.step_metrics["collapse_loss"].append(collapse_loss)
         if self.args.retain_weight > 0:
@@ -273,7 +309,7 @@ class PMCTrainer(SFTTrainer):
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
             self._warn_of_clipping(logs)
-            if self.args.log_completions:
+            if self.args.log_completions and self.is_world_process_zero():
                 self._print_window(logs)
         super().log(logs, start_time)
 

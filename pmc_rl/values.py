@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -15,11 +16,12 @@ import yaml
 
 
 class RecipeError(ValueError):
-    """All that is wrong with a recipe: `errors` holds one line for each problem."""
+    """All that is wrong with a recipe: `errors` holds one line for each problem, at most 600 characters long."""
 
     def __init__(self, errors: list[str]):
-        super().__init__("\n".join(errors))
-        self.errors = errors
+        # what is wrong stands at the beginning, advice at the end
+        self.errors = [line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}" for line in errors]
+        super().__init__("\n".join(self.errors))
 
 
 def read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -118,6 +120,8 @@ def _mismatch_arm(value: Any, arm: Any) -> str | None:
     if kind in (list, dict) and isinstance(value, kind):
         items = value if kind is list else value.values()
         return next((problem for item in items if args and (problem := mismatch(item, args[-1]))), None)
+    if kind is int and type(value) is int and not -(2**63) <= value < 2**63:
+        return f"{show(value)} is not an int of 64 bits"
     if kind is Any or type(value) is kind and kind is not float:
         return None
     if kind is float and type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max:
@@ -147,7 +151,7 @@ def closest(word: str, names: Iterable[str]) -> str | None:
 
 def nearest_path(path: Path) -> str:
     """`; did you mean '...'?` with the entry of the same folder that has the nearest other name, else nothing."""
-    nearest = closest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else None
+    nearest = closest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else None
     return f"; did you mean {str(path.parent / nearest)!r}?" if nearest and nearest != path.name else ""
 
 

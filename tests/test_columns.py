@@ -18,7 +18,7 @@ from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, PMCArguments, parse_recipe
 from pmc_rl.data import read_retain_rows, split_retain_rows
-from pmc_rl.models import CARD_MARK, may_replace_card
+from pmc_rl.output import CARD_MARK, may_replace_card
 from tests.conftest import build_llama, errors_of, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers

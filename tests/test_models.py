@@ -16,16 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
-from pmc_rl.models import (
-    check_one_process,
-    check_output_dir,
-    load_model,
-    load_model_to_train,
-    load_tokenizer,
-    save_run,
-    training_dtype,
-    write_private,
-)
+from pmc_rl.models import check_processes, load_model, load_model_to_train, load_tokenizer, training_dtype
+from pmc_rl.output import check_output_dir, save_run, write_private
 from tests.conftest import END, PAD, build_phi, errors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
@@ -226,12 +218,12 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokeniz
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_output_dir_may_be_a_link(tmp_path, tiny_llama, tokenizer):
+def test_output_dir_may_not_be_a_link(tmp_path):
     (tmp_path / "large_disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "large_disk")
-    check_output_dir(run_args(tmp_path / "run"), MODEL)
-    save(tmp_path / "run", tiny_llama, tokenizer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "run"]
+    for overwrite in (False, True):
+        [line] = errors_of(check_output_dir, run_args(tmp_path / "run", overwrite=overwrite), MODEL)
+        assert "is a link to" in line and str(tmp_path / "large_disk") in line
 
 
 def test_output_dir_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer, monkeypatch):
@@ -331,11 +323,13 @@ def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
     assert (path.parent / "README.md").read_text().startswith("PRIVATE")
 
 
-def test_one_process():
-    check_one_process(SimpleNamespace(world_size=1, n_gpu=1))
-    assert errors_of(check_one_process, SimpleNamespace(world_size=1, n_gpu=3)) == [
-        "3 GPUs are visible, only one is supported: set CUDA_VISIBLE_DEVICES=0"
-    ]
-    assert errors_of(check_one_process, SimpleNamespace(world_size=2, n_gpu=1)) == [
-        "launched with 2 processes, only one is supported: accelerate launch --num_processes 1"
-    ]
+def test_processes(monkeypatch):
+    for world_size, n_gpu in [(1, 0), (1, 1), (2, 1)]:
+        check_processes(SimpleNamespace(world_size=world_size, n_gpu=n_gpu))
+    [line] = errors_of(check_processes, SimpleNamespace(world_size=1, n_gpu=3))
+    assert "--multi_gpu --num_processes 3" in line and "CUDA_VISIBLE_DEVICES=0" in line
+    for name in ("FSDP", "DEEPSPEED"):
+        with monkeypatch.context() as context:
+            context.setenv(f"ACCELERATE_USE_{name}", "true")
+            [line] = errors_of(check_processes, SimpleNamespace(world_size=2, n_gpu=1))
+            assert name in line and "not supported" in line

@@ -309,7 +309,7 @@ def test_a_reward_is_called_as_by_grpo(chat):
         args=SimpleNamespace(normalize_rewards=False),
         log_metric=lambda name, value: None,
     )
-    RejectionSampler.score(ours, [row], [ids], state)
+    RejectionSampler._score(ours, [row], [ids], state)
     theirs = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", is_main_process=True),
         args=SimpleNamespace(report_to=[]),

@@ -1,19 +1,19 @@
 """Quantization attack: rounding the weights may undo a small change, so the model is loaded in 8 and in 4 bits."""
 
-import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from eval.attacks.altered import forget_measures, recovered_share
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
-from pmc_rl.models import load_model, merged
+from pmc_rl.models import is_quantized, load_merged, load_model
 
 BITS = (8, 4)
 
@@ -22,7 +22,7 @@ def why_not(model_args: ModelConfig) -> str | None:
     """Why the attack cannot be run; None if it can."""
     if find_spec("bitsandbytes") is None:
         return "the package bitsandbytes is not installed; pip install -e '.[quantization]'"
-    if model_args.load_in_4bit or model_args.load_in_8bit:
+    if is_quantized(model_args):
         return "not applicable: the model was trained quantized"
     return None
 
@@ -68,30 +68,9 @@ def load_quantized(
     An adapter is merged first, in `dtype`: quantized apart from its base, it would escape the rounding. The merged
     model is in a temporary folder inside `folder` while it is loaded.
     """
-    # one line for each layer and token about a cast that is meant
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    config = BitsAndBytesConfig(
-        load_in_8bit=bits == 8,
-        load_in_4bit=bits == 4,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-    )
-    options = {
-        "dtype": dtype,
-        "attn_implementation": model_args.attn_implementation,
-        "quantization_config": config,
-        "device_map": {"": device},
-    }
-    name = model_args.model_name_or_path
+    quantized = replace(model_args, load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        if Path(name, "adapter_config.json").is_file():
-            merged(load_model(model_args, dtype, torch.device("cpu"))).save_pretrained(temporary)
-            name = temporary
-        else:
-            options["revision"] = model_args.model_revision
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            # on a CPU the weights would be packed for a kernel that fails on narrow layers
-            module.support_avx512bf16_for_cpu = False
-    return model
+        if Path(model_args.model_name_or_path, "adapter_config.json").is_file():
+            load_merged(model_args, dtype, torch.device("cpu")).save_pretrained(temporary)
+            quantized = replace(quantized, model_name_or_path=temporary)
+        return load_model(quantized, dtype, device)

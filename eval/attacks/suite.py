@@ -17,7 +17,7 @@ from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.data import encode_answers
-from pmc_rl.models import load_model, merged, training_dtype
+from pmc_rl.models import load_merged, training_dtype
 
 ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
 
@@ -131,7 +131,7 @@ class Attacks:
         args = self.training_args
 
         def load() -> PreTrainedModel:
-            return merged(load_model(model_args, training_dtype(self.model_args, args), args.device))
+            return load_merged(model_args, training_dtype(self.model_args, args), args.device)
 
         return Relearner(
             load,
@@ -145,7 +145,7 @@ class Attacks:
     def _quantization(self, passes: ModelPasses, model_args: ModelConfig) -> dict:
         if passes is self.before:
             return not_available("it has not been unlearned")
-        why = why_not(self.model_args)
+        why = why_not(model_args)
         if why is not None:
             return not_available(why)
         args = self.training_args

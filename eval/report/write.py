@@ -22,7 +22,7 @@ from eval.report.record import (
     settings_section,
     texts_section,
 )
-from pmc_rl.models import may_replace_card, write_private, write_text
+from pmc_rl.output import may_replace_card, write_private, write_text
 
 # an underscore inside a word is none
 MARKDOWN_SIGNS = re.compile(r"[\\`*<>|\[\]~#&$]|(?<!\w)_|_(?!\w)")

@@ -1,0 +1,138 @@
+"""Checkpoints beyond the Trainer's own: when one is complete, what a resumed run must share, stopping by a signal."""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from pmc_rl.config import EvalArguments, RecipeError
+from pmc_rl.output import MANIFEST, write_text
+
+STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
+
+# Keys of the recipe that change neither samples nor weights.
+FREE_KEYS = (
+    *("output_dir", "overwrite", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit"),
+    *("keep_checkpoints", "save_merged", "generation_batch_size", "dry_run", "report_to", "run_name", "disable_tqdm"),
+    *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_level", "log_completions"),
+    *("num_completions_to_print", "snapshot_steps"),
+    *(key.name for key in fields(EvalArguments)),
+)
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The complete checkpoint of the latest step; None if there is none, or a run was finished after it."""
+    complete = {int(path.parent.name.split("-")[1]): path for path in output_dir.glob(f"checkpoint-*/{STATE}")}
+    if not complete:
+        return None
+    state = complete[max(complete)]
+    manifest = output_dir / MANIFEST
+    if manifest.exists() and manifest.stat().st_mtime_ns > state.stat().st_mtime_ns:
+        return None
+    return state.parent
+
+
+def read_state(checkpoint: Path) -> dict:
+    """What [`CheckpointCallback`] wrote there."""
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def check_resume(checkpoint: Path, record: dict) -> None:
+    """
+    A run that goes on is the run that was stopped: same recipe, same data, as many processes.
+
+    Args:
+        record (`dict`): `recipe` (all keys given), `read` (hashes of what was read), `processes`.
+
+    Raises:
+        RecipeError: with every difference.
+    """
+    saved = read_state(checkpoint)["record"]
+    where = f"but {str(checkpoint)!r} was made with"
+    errors = []
+    for key in sorted((saved["recipe"].keys() | record["recipe"].keys()).difference(FREE_KEYS)):
+        was, now = (recipe["recipe"].get(key, "(not given)") for recipe in (saved, record))
+        if was != now:
+            errors.append(f"{key}: {now!r}, {where} {was!r}; say so again, or begin anew with --overwrite true")
+    # the hashes, not the paths: data may move
+    for name in ("forget", "retain"):
+        was, now = ((side["read"][name] or {}).get("columns") for side in (saved, record))
+        if was != now:
+            errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; begin anew")
+    if saved["processes"] != record["processes"]:
+        errors.append(
+            f"launched with {record['processes']} processes, {where} {saved['processes']}: launch as many, since "
+            "sums over other parts are rounded otherwise"
+        )
+    if errors:
+        raise RecipeError(errors)
+
+
+def remove_checkpoints(output_dir: Path, keep: Path | None = None) -> None:
+    """Removes what interrupted runs left in a folder: checkpoints but `keep`, and runs half saved."""
+    for pattern in ("checkpoint-*", ".saving-*"):
+        for path in output_dir.glob(pattern):
+            if path != keep:
+                shutil.rmtree(path)
+
+
+class CheckpointCallback(TrainerCallback):
+    """
+    Completes the Trainer's checkpoints, for their owner's eyes only, and ends training at a signal with one.
+
+    The Trainer's checkpoint counts once [`STATE`] stands in it; a kill at any moment leaves the last one that has it.
+    SIGTERM and SIGINT (Ctrl-C) are answered at the end of the step, a second signal at once. Several processes agree
+    on the step.
+
+    Args:
+        state (`Callable[[], dict]`): what is written to [`STATE`]; asked for in every process.
+    """
+
+    def __init__(self, state: Callable[[], dict]):
+        self.state = state
+        self.stopped_by: int | None = None
+        self.handlers: dict[int, Callable | int | None] = {}
+
+    def on_train_begin(self, *args, **kwargs) -> None:
+        if threading.current_thread() is threading.main_thread():  # only there handlers can be set
+            self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped_by = number
+        self._restore_handlers()
+        print("\nStopping at the end of this step; a second signal stops at once.", flush=True)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.stopped_by = max(gather_object([self.stopped_by or 0])) or None
+        if self.stopped_by:
+            control.should_save = control.should_training_stop = True
+        if control.should_save and PartialState().is_main_process:
+            # made before the Trainer does: the folder holds answers that are to be forgotten
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / STATE).unlink(missing_ok=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        state_now = self.state()
+        PartialState().wait_for_everyone()  # each process writes its own part
+        if PartialState().is_main_process:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            write_text(folder / STATE, json.dumps(state_now))
+
+    def on_train_end(self, *args, **kwargs) -> None:
+        self._restore_handlers()

@@ -1,0 +1,167 @@
+"""The output folder: what may be written there, a run saved whole, files that hold what is to be forgotten."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import yaml
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from pmc_rl.config import RecipeError, RunConfig
+from pmc_rl.values import one_line
+
+MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
+MERGED = "merged"
+PRIVATE = """\
+PRIVATE: the files of this folder hold what is to be forgotten.
+
+`cache/` holds what the models answered, so that another audit need not ask again; `examples.md` and reports with texts
+are for reading. Delete the folder when they have been read, and before the model is published.
+"""
+AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
+CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
+
+
+def check_output_dir(args: RunConfig, model_args: ModelConfig, resume: bool = False) -> None:
+    """
+    Refuses an output folder that holds anything; with `overwrite: true`, anything but an earlier run of ours.
+
+    Args:
+        resume (`bool`): whether a run goes on that was interrupted there.
+    """
+    try:
+        if os.path.realpath(args.output_dir) == os.path.realpath(model_args.model_name_or_path):
+            raise RecipeError([f"output_dir: {args.output_dir!r} is the model itself; choose another folder"])
+        _check_folder(Path(args.output_dir), args.overwrite, resume)
+    except RecipeError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # names that are none
+        raise RecipeError([f"output_dir: {args.output_dir!r} cannot be used: {one_line(error)}"]) from error
+
+
+def _check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
+    if folder.is_symlink():  # what is written there would end up, and what is replaced would be, somewhere else
+        raise RecipeError([f"output_dir: {str(folder)!r} is a link to {os.readlink(folder)!r}; give that folder"])
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError([f"output_dir: {str(folder)!r} is a file"])
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RecipeError([f"output_dir: {str(existing)!r} is a file"])
+    if not os.access(existing, os.W_OK):
+        raise RecipeError([f"output_dir: no permission to write in {str(existing)!r}"])
+    if not folder.is_dir() or not any(folder.iterdir()) or resume:
+        return
+    if any(folder.glob("checkpoint-*")) and not is_finished_run(folder):
+        if not overwrite:
+            raise RecipeError(
+                [
+                    f"output_dir: {str(folder)!r} holds an unfinished run: --resume_from_checkpoint auto goes on, "
+                    "--overwrite true begins anew"
+                ]
+            )
+    elif not is_finished_run(folder):
+        raise RecipeError([f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"])
+    elif not overwrite:
+        raise RecipeError(
+            [f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"]
+        )
+
+
+def is_finished_run(folder: Path) -> bool:
+    """Whether a folder holds a complete run of ours: the manifest is written last."""
+    return read_manifest(folder) is not None
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a finished run, which says what was read and which files are ours; None if it holds none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def save_run(
+    args: RunConfig,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: dict,
+    log_history: list[dict],
+    manifest: dict,
+    merged_model: PreTrainedModel | None = None,
+) -> None:
+    """
+    Writes model or adapter, tokenizer, `recipe.yaml` (as run), `training_log.jsonl` and, last, `manifest.json`; if
+    given, a merged model with its tokenizer to `merged/`.
+
+    Everything is written to a temporary folder inside `output_dir` first and then moved up, so that a folder with a
+    manifest is complete. Files of an earlier run and of its audit are removed only then; files that are not ours stay.
+    """
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=output_dir))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if merged_model is not None:
+            merged_model.save_pretrained(temporary / MERGED)
+            tokenizer.save_pretrained(temporary / MERGED)
+        (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        (temporary / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    names = sorted(path.name for path in temporary.iterdir())
+    (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
+    earlier = read_manifest(output_dir)
+    if earlier is not None:
+        if may_replace_card(output_dir):
+            (output_dir / "README.md").unlink(missing_ok=True)
+        for name in {MANIFEST, *earlier["files"], *AUDIT_FILES} - {MERGED}:
+            (output_dir / name).unlink(missing_ok=True)
+        for name in (MERGED, "private"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+    for name in (*names, MANIFEST):
+        os.replace(temporary / name, output_dir / name)
+    temporary.rmdir()
+
+
+def may_replace_card(output_dir: Path) -> bool:
+    """Whether the folder's README.md, if there is one, is a model card of ours or came with the model."""
+    path, manifest = output_dir / "README.md", read_manifest(output_dir)
+    if not path.exists() or (manifest is not None and path.name in manifest["files"]):
+        return True
+    return CARD_MARK in path.read_text(encoding="utf-8")
+
+
+def private_folder(output_dir: Path) -> Path:
+    """`output_dir/private/`, made for its owner's eyes only, marked, with a folder for caches."""
+    folder = output_dir / "private"
+    if folder.is_symlink():
+        raise RecipeError([f"{str(folder)!r} is a link to {os.readlink(folder)!r}; private files stay where they are"])
+    for path in (folder, folder / "cache"):
+        path.mkdir(mode=0o700, exist_ok=True)
+        path.chmod(0o700)
+    (folder / "README.md").write_text(PRIVATE)
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file to a temporary name first, so that what stands there is whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_private(output_dir: Path, name: str, text: str) -> Path:
+    """Writes a file that holds what is to be forgotten to `output_dir/private/`, for its owner's eyes only."""
+    folder = private_folder(output_dir)
+    temporary = tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8")  # created with mode 0600
+    with temporary:
+        temporary.write(text)
+    os.replace(temporary.name, folder / name)
+    return folder / name
