@@ -17,7 +17,8 @@ PACKAGES = ("pmc_rl", "rewards", "eval")
 FILES = [path for package in PACKAGES for path in sorted((REPO / package).rglob("*.py"))]
 SCRIPTS = [path for path in FILES if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
 STUDIES = sorted((REPO / "recipes" / "studies").glob("*.yaml"))  # name recipes, and are none
-RECIPES = sorted(set((REPO / "recipes").rglob("*.yaml")) - set(STUDIES))
+ACCELERATE = sorted((REPO / "recipes" / "accelerate_configs").glob("*.yaml"))
+RECIPES = sorted(set((REPO / "recipes").rglob("*.yaml")) - set(STUDIES) - set(ACCELERATE))
 
 # what a package may import of the others and of the folders beside them
 ALLOWED = {"pmc_rl": {"pmc_rl"}, "rewards": {"rewards"}, "eval": {"pmc_rl", "rewards", "eval"}}

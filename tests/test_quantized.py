@@ -1,4 +1,4 @@
-"""4 and 8 bits on a CPU: gradients survive sampling, training resumes exactly, the merged model is what was trained."""
+"""4 and 8 bits on a CPU: gradients survive sampling, training resumes exactly, the merged model is the trained one."""
 
 import copy
 

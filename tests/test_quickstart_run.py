@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,30 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-def test_quickstart(tmp_path):
-    out = tmp_path / "quickstart"
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The folder it made, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    out = folder / "quickstart"
     result = subprocess.run(
-        [REPO / "recipes" / "quickstart" / "run.sh", out, "--audit"], capture_output=True, text=True, cwd=tmp_path
+        [REPO / "recipes" / "quickstart" / "run.sh", out, "--audit"], capture_output=True, text=True, cwd=folder
     )
     assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(quickstart, tmp_path):
+    script = [sys.executable, REPO / "tests" / "kill_and_resume.py", quickstart[0], tmp_path, "--kills", "3"]
+    result = subprocess.run(script, capture_output=True, text=True)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 kills," in result.stdout
+
+
+@pytest.mark.slow
+def test_quickstart(quickstart):
+    out, printed = quickstart
     results = json.loads((out / "unlearned" / "results.json").read_text())
     before, after = results["before"], results["after"]
     print(json.dumps(results, indent=2))
@@ -45,7 +63,7 @@ def test_quickstart(tmp_path):
         assert (out / "unlearned" / name).stat().st_size > 1000
 
     # the table is the last thing printed
-    last_lines = result.stdout.rstrip().splitlines()[-30:]
+    last_lines = printed.rstrip().splitlines()[-30:]
     assert any("unlearn quality" in line and f"{after['unlearn_quality']:.1f}" in line for line in last_lines)
     assert last_lines[-1].startswith("└")
 

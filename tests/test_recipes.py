@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from pmc_rl.config import parse_recipe
 from pmc_rl.study_config import parse_study
@@ -59,7 +60,7 @@ def test_paper_recipes_are_the_papers(name):
     [
         path
         for path in RECIPES.rglob("*.yaml")
-        if path.parent.name not in ("paper", "studies") and "finetune" not in path.name
+        if path.parent.name not in ("paper", "studies", "accelerate_configs") and "finetune" not in path.name
     ],
     ids=str,
 )
@@ -68,7 +69,25 @@ def test_other_recipes_penalise_empty_and_cut_answers(path):
     assert {"rewards.length.min_length_penalty", "rewards.length.unfinished_penalty"} <= set(script_args.reward_funcs)
 
 
-@pytest.mark.parametrize("name", ["phi", "llama-3.2-1b", "llama-3.2-3b"])
+@pytest.mark.parametrize("name", ["phi", "llama-3.2-3b"])
+def test_4_bit_recipes_differ_in_nothing_but_their_base(name):
+    plain, quantized = (parse_recipe([str(RECIPES / f"{file}.yaml")])[0].given for file in (name, f"{name}_4bit"))
+    assert {key for key in quantized if quantized[key] != plain.get(key)} == {
+        "load_in_4bit",
+        "use_bnb_nested_quant",
+        "output_dir",
+    }
+    assert quantized["load_in_4bit"] and quantized["use_bnb_nested_quant"] and quantized["dtype"] == "bfloat16"
+
+
+def test_the_accelerate_config_is_read_by_accelerate():
+    [path] = (RECIPES / "accelerate_configs").glob("*.yaml")
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "MULTI_GPU" and config.num_processes == 2
+    assert config.mixed_precision == "no"  # autocast is the recipe's affair
+
+
+@pytest.mark.parametrize("name", ["phi", "phi_4bit", "llama-3.2-1b", "llama-3.2-3b", "llama-3.2-3b_4bit"])
 def test_consumer_recipes_use_lora(name):
     _, training_args, model_args, _ = parse_recipe([str(RECIPES / f"{name}.yaml")])
     assert model_args.use_peft and model_args.lora_r == 32 and model_args.dtype == "bfloat16"
