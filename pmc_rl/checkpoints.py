@@ -70,8 +70,8 @@ def check_resume(checkpoint: Path, record: dict) -> None:
             errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; begin anew")
     if saved["processes"] != record["processes"]:
         errors.append(
-            f"launched with {record['processes']} processes, {where} {saved['processes']}: launch as many, since "
-            "sums over other parts are rounded otherwise"
+            f"num_processes: {record['processes']}, {where} {saved['processes']}: launch as many, since sums over "
+            "other parts are rounded otherwise"
         )
     if errors:
         raise RecipeError(errors)

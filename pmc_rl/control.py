@@ -87,7 +87,8 @@ def main(argv: list[str]) -> None:
     kind, run, *overrides = argv
     if not is_finished_run(Path(run)):
         raise RecipeError([f"{run!r} holds no finished run; run pmc_rl/train.py first"])
-    recipe = [str(Path(run, "recipe.yaml")), *overrides]
+    # a control is begun anew: of the seconds of one that was stopped nothing is known
+    recipe = [str(Path(run, "recipe.yaml")), *overrides, "--resume_from_checkpoint", "null"]
     end = json.loads(Path(run, "training_log.jsonl").read_text().splitlines()[-1])
     if kind == "refusals":
         # not its epochs: with `prefill_words` those of the run had more questions

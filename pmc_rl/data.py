@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import yaml
+from accelerate import PartialState
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -504,7 +505,7 @@ def answer_retain_rows(
     answered = [
         {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
     ]
-    print(
+    PartialState().print(
         f"{len(missing)} retain rows had no answer and got the model's own; "
         f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
     )

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
@@ -66,7 +67,7 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
         raise RecipeError(errors)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-        print(f"The tokenizer has no pad token: its end token {tokenizer.eos_token!r} is used.")
+        PartialState().print(f"The tokenizer has no pad token: its end token {tokenizer.eos_token!r} is used.")
     return tokenizer
 
 

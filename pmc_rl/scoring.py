@@ -16,6 +16,10 @@ from pmc_rl.config import RecipeError
 from pmc_rl.reward_model import RewardModel
 from pmc_rl.values import closest, one_line
 
+# What every reward is called with: TRL's contract, and the columns all our forget rows have.
+CONTRACT = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+CONTRACT += ("original_completion", "pmc_id")
+
 
 @dataclass
 class RewardFunction:
@@ -43,6 +47,7 @@ def load_reward_functions(
     max_completion_length: int,
     original_log_likelihood: Callable[[list, list[list[int]]], list[float]] | None = None,
     floors: dict[str, float] | None = None,
+    reward_columns: list[str] | None = None,
 ) -> list[RewardFunction]:
     """
     Finds rewards by name, binds their keywords and collects every mistake.
@@ -63,10 +68,13 @@ def load_reward_functions(
         sys.path.append(os.getcwd())
     rewards, errors = [], []
     given = {"max_completion_length": max_completion_length, "original_log_likelihood": original_log_likelihood}
+    passed = {*CONTRACT, *(reward_columns or [])}
     for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
         try:
             own = dict(kwargs.get(name, {}))
-            reward = _load_model(name, own, weight) if _names_model(name) else _load_one(name, own, weight, given)
+            reward = (
+                _load_model(name, own, weight) if _names_model(name) else _load_one(name, own, weight, given, passed)
+            )
         except RecipeError as error:
             errors += error.errors
         else:
@@ -86,7 +94,7 @@ def _load_model(name: str, kwargs: dict, weight: float) -> RewardFunction:
     return RewardFunction(os.path.basename(name.rstrip("/")), RewardModel(name), weight, None, True)
 
 
-def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any]) -> RewardFunction:
+def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any], passed: set[str]) -> RewardFunction:
     target = _import_reward(name)
     try:
         parameters = inspect.signature(target).parameters
@@ -120,6 +128,15 @@ def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any]) -> 
             )
         func = _bind(target, kwargs) if kwargs else target
     carrier = func if inspect.isclass(target) else target
+    bound = set() if inspect.isclass(target) else set(kwargs)
+    for key, parameter in inspect.signature(carrier).parameters.items():
+        named = parameter.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if named and parameter.default is inspect.Parameter.empty and key not in passed | bound:
+            raise RecipeError(
+                [
+                    f"reward_funcs: {name} needs {key!r}: name that column in reward_columns, or give it in reward_kwargs"
+                ]
+            )
     return RewardFunction(
         name=name.rpartition(".")[2],
         func=func,

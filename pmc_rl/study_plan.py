@@ -242,4 +242,6 @@ def _names_place(name: str) -> bool:
 
 def _load_rewards(given: dict) -> None:
     names = [name for name in given.get("reward_funcs", []) if "/" not in name]  # not the models: they take time
-    load_reward_functions(names, given.get("reward_kwargs", {}), None, given.get("max_completion_length", 1))
+    columns = given.get("reward_columns", [])
+    kwargs = given.get("reward_kwargs", {})
+    load_reward_functions(names, kwargs, None, given.get("max_completion_length", 1), reward_columns=columns)

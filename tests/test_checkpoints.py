@@ -153,8 +153,8 @@ def test_another_run_is_refused(tmp_path):
         "processes": 2,
     }
     errors = errors_of(check_resume, folder, other)
-    assert [error.split()[0] for error in errors] == ["num_generations:", "seed:", "the", "launched"]
+    assert [error.split()[0] for error in errors] == ["num_generations:", "seed:", "the", "num_processes:"]
     assert "5, but" in errors[0] and "made with 4" in errors[0]
     assert "'(not given)', but" in errors[1]
     assert "forget rows have changed" in errors[2]
-    assert "launched with 2 processes" in errors[3]
+    assert "2, but" in errors[3] and "made with 1" in errors[3]

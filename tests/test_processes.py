@@ -255,7 +255,7 @@ def test_command_line_from_launch_to_the_saved_run(launched):
     state = read_state(launched / "stopped_run" / "checkpoint-2")
     assert state["record"]["processes"] == PROCESSES
     [error] = errors_of(train.main, resume)
-    assert "launched with 1 processes" in error
+    assert "num_processes: 1, but" in error
 
     script = REPO / "pmc_rl" / "train.py"
     result = launch(
