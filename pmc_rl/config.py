@@ -28,8 +28,8 @@ from pmc_rl.values import (
     show,
 )
 
-# TRL turns gradient checkpointing on by a name that transformers calls deprecated; nobody here can act on it.
-warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+# TRL and peft use names that transformers calls deprecated; nobody here can act on it.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _key(default: Any, help: str) -> Any:

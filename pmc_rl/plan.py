@@ -308,8 +308,12 @@ def _step_lines(args: PMCConfig, rows: int, questions: int, retain_rows: int, pr
 def _memory_lines(parts: dict[str, int], device_memory: tuple[int, int] | None) -> list[str]:
     total = held_bytes(parts) + max(parts[name] for name in IN_TURNS)
     sizes = {**parts, "total, with the larger of the last two": total}
-    lines = ["memory, estimated:", *(f"  {name}: {size / 2**30:.2f} GiB" for name, size in sizes.items())]
+    lines = ["memory, estimated:", *(f"  {name}: {_readable(size)}" for name, size in sizes.items())]
     if device_memory is not None:
         free, all_of_it = (size / 2**30 for size in device_memory)
         lines.append(f"accelerator: {free:.2f} GiB free of {all_of_it:.2f}" + " - too little" * (total > free * 2**30))
     return lines
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -72,9 +72,10 @@ def load_reward_functions(
     for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
         try:
             own = dict(kwargs.get(name, {}))
-            reward = (
-                _load_model(name, own, weight) if _names_model(name) else _load_one(name, own, weight, given, passed)
-            )
+            if _names_model(name):
+                reward = _load_model(name, own, weight)
+            else:
+                reward = _load_one(name, own, weight, given, passed)
         except RecipeError as error:
             errors += error.errors
         else:
@@ -133,9 +134,7 @@ def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any], pas
         named = parameter.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if named and parameter.default is inspect.Parameter.empty and key not in passed | bound:
             raise RecipeError(
-                [
-                    f"reward_funcs: {name} needs {key!r}: name that column in reward_columns, or give it in reward_kwargs"
-                ]
+                [f"reward_funcs: {name} needs {key!r}: name the column in reward_columns, or give it in reward_kwargs"]
             )
     return RewardFunction(
         name=name.rpartition(".")[2],
