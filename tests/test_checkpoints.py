@@ -5,14 +5,18 @@ import json
 import os
 import signal
 import stat
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
+from trl import ModelConfig
 
 from pmc_rl.checkpoints import STATE, check_resume, last_checkpoint, read_state, remove_checkpoints
-from pmc_rl.output import MANIFEST
+from pmc_rl.config import RunConfig
+from pmc_rl.control import ControlTrainer
+from pmc_rl.output import MANIFEST, check_output_dir
 from tests.conftest import errors_of
 from tests.test_trainer import make_trainer, model, taught, weights  # noqa: F401
 
@@ -158,3 +162,22 @@ def test_another_run_is_refused(tmp_path):
     assert "'(not given)', but" in errors[1]
     assert "forget rows have changed" in errors[2]
     assert "2, but" in errors[3] and "made with 1" in errors[3]
+
+
+def test_a_control_can_be_stopped_as_well(tmp_path, tokenizer, model):  # noqa: F811
+    """It makes no original answers, which a checkpoint else holds."""
+    make = partial(ControlTrainer, targets=[[5, 1]] * 7, seconds=None)
+    trainer = make_trainer(tmp_path, model, tokenizer, make=make, **SETTINGS)
+    trainer.add_callback(StopAt(2))
+    trainer.train()
+    assert last_checkpoint(tmp_path / "out").name == "checkpoint-2"
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_taken_for_finished(tmp_path):
+    folders(tmp_path, "checkpoint-5")
+    model_args = ModelConfig(model_name_or_path="some/model")
+    args = RunConfig(output_dir=str(tmp_path), use_cpu=True)
+    [line] = errors_of(check_output_dir, args, model_args)
+    assert "--resume_from_checkpoint auto" in line and "--overwrite true" in line
+    check_output_dir(args, model_args, resume=True)
+    check_output_dir(RunConfig(output_dir=str(tmp_path), use_cpu=True, overwrite=True), model_args)

@@ -8,11 +8,14 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from pmc_rl import generation
+from pmc_rl.config import PMCConfig
 from pmc_rl.generation import (
     InverseCDFSampler,
     Sampling,
     end_token_ids,
     generate_completions,
+    generate_together,
     sample_seeds,
 )
 
@@ -188,3 +191,54 @@ def test_uniform_numbers_at_the_ends_pick_valid_tokens():
     uniforms = torch.tensor([[0.0], [1.0 - 2**-24]])
     picked = InverseCDFSampler(uniforms, 1, 1.0, 0, 0.9)(torch.zeros(2, 1, dtype=torch.long), logits).argmax(-1)
     assert picked.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("stride", [1, 5, 100])
+def test_when_finished_rows_leave_changes_no_sample(tiny_phi, tokenizer, monkeypatch, stride):
+    model = end_often(tiny_phi, tokenizer.eos_token_id)
+    ids = prompts(tokenizer, 4)
+    expected = sample(model, ids, tokenizer, k=6)
+    assert min(map(len, expected)) < 5 < max(map(len, expected))
+    monkeypatch.setattr(generation, "STRIDE", stride)
+    sizes = []
+    embed = model.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape)))
+    assert sample(model, ids, tokenizer, k=6) == expected
+    hook.remove()
+    assert sizes[0][0] == 4  # each prompt is read once, for all of its samples
+    rows = [count for count, length in sizes[1:]]
+    assert rows[0] == 24 and rows == sorted(rows, reverse=True)
+    assert (rows[-1] < 24) == (stride < 12)
+
+
+def test_prompts_of_a_single_token(tiny_phi, tokenizer):
+    """Behind nothing but the last token of a prompt there is nothing to read once for all."""
+    model = end_often(tiny_phi, tokenizer.eos_token_id)
+    ids = [[5], tokenizer("Question: Who?\nAnswer:")["input_ids"]]
+    together = sample(model, ids, tokenizer, k=3)
+    assert together[:3] == sample(model, ids[:1], tokenizer, k=3)
+    assert together[3:] == sample(model, ids[1:], tokenizer, row_ids=[1], k=3)
+
+
+def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatch, tmp_path):
+    args = PMCConfig(output_dir=str(tmp_path), use_cpu=True, generation_batch_size=12, max_completion_length=6)
+    ids, calls = prompts(tokenizer, 9), []
+    complete = generation._complete
+
+    def scarce(model, prompt_ids, *rest):
+        calls.append(len(prompt_ids))
+        if len(prompt_ids) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return complete(model, prompt_ids, *rest)
+
+    expected = generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
+    monkeypatch.setattr(generation, "_complete", scarce)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    assert generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id]) == expected
+    assert calls == [9, 4, 2, 2, 2, 2, 1] and args.generation_batch_size == 2
+    generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
+    assert calls[7:] == [2, 2, 2, 2, 1]
+    args.generation_batch_size = 1
+    monkeypatch.setattr(generation, "_complete", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])

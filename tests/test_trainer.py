@@ -65,6 +65,7 @@ def make_trainer(
     peft_config=None,
     autocast=False,
     original=None,
+    make=PMCTrainer,
     **kwargs,
 ):
     settings = {
@@ -91,7 +92,7 @@ def make_trainer(
     if autocast:  # without an accelerator PMCConfig itself turns it off
         args.bf16 = True
         args.mixed_precision = "bf16"
-    return PMCTrainer(
+    return make(
         model=model,
         reward_funcs=functions,
         args=args,
