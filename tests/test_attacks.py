@@ -32,7 +32,7 @@ from eval.metrics.leakage import expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings, TokenScores
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.data import encode_answers
-from pmc_rl.models import load_model, merged
+from pmc_rl.models import load_merged
 from pmc_rl.trainer import retain_rows_at
 from tests.conftest import build_llama, build_phi
 
@@ -502,7 +502,7 @@ def test_an_adapter_is_merged_before_it_is_quantized(model_folder, tokenizer, tm
     assert not isinstance(model, PeftModel)
     assert layer_types(model)["others"] == {"Linear8bitLt" if bits == 8 else "Linear4bit"}
     assert not list(private.iterdir())
-    with_adapter = logits_of(merged(load_model(model_args, torch.float32, CPU)), tokenizer)
+    with_adapter = logits_of(load_merged(model_args, torch.float32, CPU), tokenizer)
     base = logits_of(AutoModelForCausalLM.from_pretrained(model_folder), tokenizer)
     assert (logits_of(model, tokenizer) - with_adapter).norm() < 0.4 * (base - with_adapter).norm()
 
@@ -514,13 +514,11 @@ def test_no_temporary_model_is_left_when_loading_fails(model_folder, tokenizer, 
     get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(adapter)
     found = []
 
-    class Broken:
-        @staticmethod
-        def from_pretrained(name, **options):
-            found.extend(path.parent.parent for path in Path(name).glob("*.safetensors"))
-            raise OSError("no space left")
+    def broken(model_args, dtype, device):
+        found.extend(path.parent.parent for path in Path(model_args.model_name_or_path).glob("*.safetensors"))
+        raise OSError("no space left")
 
-    monkeypatch.setattr(quantization, "AutoModelForCausalLM", Broken)
+    monkeypatch.setattr(quantization, "load_model", broken)
     with pytest.raises(OSError, match="no space"):
         load_quantized(ModelConfig(model_name_or_path=str(adapter)), 8, torch.float32, CPU, private)
     assert found == [private] and not list(private.iterdir())

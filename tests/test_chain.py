@@ -280,16 +280,19 @@ def test_total_collapse_from_files_of_ones_own(tmp_path, tokenizer):
     assert (tmp_path / "unlearned" / "manifest.json").is_file()
 
 
-def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, tokenizer):
-    model = Path(save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained"))
-    for path in model.glob("*.safetensors"):
-        path.unlink()  # loading weights would be another error
+def weights_load(*args):
+    raise AssertionError("too late")
+
+
+def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
+    monkeypatch.setattr(train, "load_model_to_train", weights_load)
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     (tmp_path / "unlearned").mkdir()
     (tmp_path / "unlearned" / "notes.txt").write_text("mine")
     recipe = unlearn_recipe(
         tmp_path,
         data,
-        str(model),
+        model,
         forget_config="forgot",
         question_column="questoin",
         reward_funcs=["rewards.rouge.nope"],
@@ -303,13 +306,12 @@ def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, token
     assert (tmp_path / "unlearned" / "notes.txt").read_text() == "mine"
 
 
-def test_overlap_is_refused_before_weights_load(tmp_path, data, tokenizer):
-    model = Path(save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained"))
-    for path in model.glob("*.safetensors"):
-        path.unlink()
+def test_overlap_is_refused_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
+    monkeypatch.setattr(train, "load_model_to_train", weights_load)
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     write_jsonl(data / "keep.json", [*RETAIN, FORGET[1]])
     with pytest.raises(RecipeError, match="forget row 1 and retain row 4"):
-        train.main([unlearn_recipe(tmp_path, data, str(model))])
+        train.main([unlearn_recipe(tmp_path, data, model)])
 
 
 def test_results_are_not_overwritten_unasked(tmp_path, data, tokenizer):

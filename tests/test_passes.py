@@ -32,6 +32,7 @@ from eval.columns import Column
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
 from pmc_rl.data import answered_dataset, encode_answers, encode_prompt, format_prompt
+from pmc_rl.generation import generate_completions
 from tests.conftest import BOS, build_llama, build_phi, errors_of
 from tests.test_generation import end_often
 
@@ -74,25 +75,43 @@ def make(model, tokenizer, cache, templates=None, **settings) -> ModelPasses:
 
 def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:
     """
-    Fills up with the number of rows of each batch that enters the decoder; of an answer only its prompt counts.
+    Fills up with the number of rows of each batch that is answered, or scored by the decoder.
 
     Raises as an accelerator does on more than `rows_that_fit`, and as Ctrl-C does on the batch after `batches`.
     """
-    sizes = []
+    sizes, answering = [], []
+
+    def count(rows: int) -> None:
+        sizes.append(rows)
+        if rows > rows_that_fit:
+            raise torch.OutOfMemoryError("no memory")
+        if len(sizes) > batches:
+            raise KeyboardInterrupt
+
+    def generate(own, prompt_ids, **kwargs):
+        if own is model:
+            count(len(prompt_ids))
+        answering.append(own)
+        try:
+            return generate_completions(own, prompt_ids, **kwargs)
+        finally:
+            answering.pop()
 
     def look(module, args, kwargs):
-        rows, length = kwargs["input_ids"].shape
-        if length > 1:  # else one more token of answers that have begun
-            sizes.append(rows)
-            if rows > rows_that_fit:
-                raise torch.OutOfMemoryError("no memory")
-            if len(sizes) > batches:
-                raise KeyboardInterrupt
+        if not answering:
+            count(len(kwargs["input_ids"]))
 
     decoder = model.get_decoder()
     decoder._forward_pre_hooks.clear()
     decoder.register_forward_pre_hook(look, with_kwargs=True)
+    eval.passes.generate_completions = generate
     return sizes
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    """What `watch` puts there goes with the test."""
+    monkeypatch.setattr(eval.passes, "generate_completions", generate_completions)
 
 
 def answer_rows(tokenizer, questions=QUESTIONS, answers=ANSWERS, **templates) -> list[tuple[list[int], list[int]]]:

@@ -297,7 +297,7 @@ def read_back(words: list[str], hint: Any) -> Any:
 @given(
     st.one_of(
         st.tuples(st.just(bool), st.booleans()),
-        st.tuples(st.just(int), st.integers()),
+        st.tuples(st.just(int), st.integers(-(2**63), 2**63 - 1)),
         st.tuples(st.just(float), st.floats(allow_nan=False, allow_infinity=False)),
         st.tuples(st.just(str), st.text(max_size=9)),
         st.tuples(st.just(int | None), st.none()),
