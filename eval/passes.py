@@ -219,11 +219,13 @@ class ModelPasses:
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
                     values += compute(batch)
+                continue
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
                 batch_size = max(1, min(batch_size, len(batch)) // 2)
-                torch.accelerator.empty_cache()
+            # outside the handler, which keeps the tensors of the failed call alive
+            torch.accelerator.empty_cache()
         return values, batch_size
 
     def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:

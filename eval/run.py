@@ -42,7 +42,7 @@ from pmc_rl.data import check_prompt_format, read_forget_rows
 from pmc_rl.models import training_dtype
 from pmc_rl.output import private_folder, read_manifest, write_private, write_text
 
-AUTO_BATCH_SIZE = 256  # rows a generate call with generation_batch_size: auto
+AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 

@@ -1,6 +1,7 @@
 """Checkpoints beyond the Trainer's own: when one is complete, what a resumed run must share, stopping by a signal."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -15,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from pmc_rl.config import EvalArguments, RecipeError
-from pmc_rl.output import MANIFEST, write_text
+from pmc_rl.output import MANIFEST, SAVING, checkpoint_folders, make_checkpoint_folder, write_text
 
 STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
 
@@ -31,10 +32,10 @@ FREE_KEYS = (
 
 def last_checkpoint(output_dir: Path) -> Path | None:
     """The complete checkpoint of the latest step; None if there is none, or a run was finished after it."""
-    complete = {int(path.parent.name.split("-")[1]): path for path in output_dir.glob(f"checkpoint-*/{STATE}")}
+    complete = [folder / STATE for folder in checkpoint_folders(output_dir) if (folder / STATE).exists()]
     if not complete:
         return None
-    state = complete[max(complete)]
+    state = complete[-1]
     manifest = output_dir / MANIFEST
     if manifest.exists() and manifest.stat().st_mtime_ns > state.stat().st_mtime_ns:
         return None
@@ -58,16 +59,17 @@ def check_resume(checkpoint: Path, record: dict) -> None:
     """
     saved = read_state(checkpoint)["record"]
     where = f"but {str(checkpoint)!r} was made with"
+    anew = "begin anew with --overwrite true and without --resume_from_checkpoint"
     errors = []
     for key in sorted((saved["recipe"].keys() | record["recipe"].keys()).difference(FREE_KEYS)):
         was, now = (recipe["recipe"].get(key, "(not given)") for recipe in (saved, record))
         if was != now:
-            errors.append(f"{key}: {now!r}, {where} {was!r}; say so again, or begin anew with --overwrite true")
+            errors.append(f"{key}: {now!r}, {where} {was!r}; say so again, or {anew}")
     # the hashes, not the paths: data may move
     for name in ("forget", "retain"):
         was, now = ((side["read"][name] or {}).get("columns") for side in (saved, record))
         if was != now:
-            errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; begin anew")
+            errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; {anew}")
     if saved["processes"] != record["processes"]:
         errors.append(
             f"num_processes: {record['processes']}, {where} {saved['processes']}: launch as many, since sums over "
@@ -79,10 +81,9 @@ def check_resume(checkpoint: Path, record: dict) -> None:
 
 def remove_checkpoints(output_dir: Path, keep: Path | None = None) -> None:
     """Removes what interrupted runs left in a folder: checkpoints but `keep`, and runs half saved."""
-    for pattern in ("checkpoint-*", ".saving-*"):
-        for path in output_dir.glob(pattern):
-            if path != keep:
-                shutil.rmtree(path)
+    for path in [*checkpoint_folders(output_dir), *output_dir.glob(f"{SAVING}*")]:
+        if path != keep:
+            shutil.rmtree(path)
 
 
 class CheckpointCallback(TrainerCallback):
@@ -90,8 +91,8 @@ class CheckpointCallback(TrainerCallback):
     Completes the Trainer's checkpoints, for their owner's eyes only, and ends training at a signal with one.
 
     The Trainer's checkpoint counts once [`STATE`] stands in it; a kill at any moment leaves the last one that has it.
-    SIGTERM and SIGINT (Ctrl-C) are answered at the end of the step, a second signal at once. Several processes agree
-    on the step.
+    SIGTERM and SIGINT (Ctrl-C) are answered at the end of the step, a Ctrl-C after one of them at once. Several
+    processes agree on the step.
 
     Args:
         state (`Callable[[], dict]`): what is written to [`STATE`]; asked for in every process.
@@ -108,8 +109,10 @@ class CheckpointCallback(TrainerCallback):
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = number
-        self._restore_handlers()
-        print("\nStopping at the end of this step; a second signal stops at once.", flush=True)
+        # SIGTERM often comes twice: from the scheduler, and from a launcher that passes it on
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self.handlers[signal.SIGINT])
+        os.write(2, b"\nStopping at the end of this step; Ctrl-C stops at once.\n")  # print may be what it interrupts
 
     def _restore_handlers(self) -> None:
         for number, handler in self.handlers.items():
@@ -121,11 +124,7 @@ class CheckpointCallback(TrainerCallback):
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
         if control.should_save and PartialState().is_main_process:
-            # made before the Trainer does: the folder holds answers that are to be forgotten
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / STATE).unlink(missing_ok=True)
+            make_checkpoint_folder(Path(args.output_dir), state.global_step)  # before the Trainer does
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         state_now = self.state()

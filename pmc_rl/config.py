@@ -456,6 +456,9 @@ class _Recipe:
 
     def check_finetuning(self) -> None:
         self.check_source("train_configs", "train_file")
+        for name in ("save_strategy", "resume_from_checkpoint"):
+            if self.get(name) not in ("no", None):
+                self.complain("only unlearning has checkpoints", name)
         if self.get("answer_column") is None:
             self.complain("null is for unlearning; fine-tuning needs the column with the answers", "answer_column")
 

@@ -49,6 +49,7 @@ class ControlTrainer(PMCTrainer):
 
     def train(self, *args, **kwargs):
         """Trains at once: no original answer is needed."""
+        self.training_started = time.perf_counter()
         return super(PMCTrainer, self).train(*args, **kwargs)
 
     def _select(self, rows: list[dict]) -> list[list[list[int]]]:

@@ -152,7 +152,8 @@ def generate_together(
     [`generate_completions`] in the precision and batches of a recipe, the prompts shared out evenly among all
     processes: each calls this with all of them and gets all completions.
 
-    Where memory is too small for `generation_batch_size` rows, it is halved, for good, and the share begun again.
+    Where memory is too small for `generation_batch_size` rows, it is halved for the rest of the run, and the share
+    begun again.
     """
     state = PartialState()
     start, end = (len(prompt_ids) * i // state.num_processes for i in (state.process_index, state.process_index + 1))
@@ -171,7 +172,7 @@ def generate_together(
                     sampling=own,
                     progress=progress if state.is_main_process else None,
                 )
-            return gather_object(completions)
+            break
         except torch.OutOfMemoryError:
             if args.generation_batch_size == 1:
                 raise
@@ -179,6 +180,7 @@ def generate_together(
         # outside the handler, which keeps the tensors of the failed call alive
         torch.accelerator.empty_cache()
         logger.warning(f"Out of memory: generation_batch_size is {args.generation_batch_size} from now on.")
+    return gather_object(completions)
 
 
 def _complete(
@@ -211,9 +213,10 @@ def _complete(
         output = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             generation_config=_greedy_config(min(STRIDE, left), end_ids),
             logits_processor=processors,
+            # some state space models give none: what stands there is read again at each call
+            **({} if cache is None else {"past_key_values": cache}),
         )
         input_ids, cache = output.sequences, output.past_key_values
         is_end = torch.isin(input_ids[:, length:], ends)
@@ -227,7 +230,8 @@ def _complete(
         going_on = (~finished).nonzero()[:, 0]
         if len(going_on):
             rows, input_ids = rows[going_on], input_ids[going_on]
-            cache.batch_select_indices(going_on)
+            if cache is not None:
+                cache.reorder_cache(going_on)  # unlike batch_select_indices, layers of linear attention know it
             new = attention_mask.new_ones(len(rows), input_ids.shape[1] - attention_mask.shape[1])
             attention_mask = torch.cat([attention_mask[going_on], new], dim=1)
         else:
@@ -257,7 +261,8 @@ def _read_prompts(
         attention_mask=attention_mask[first, :-1],
         generation_config=_greedy_config(1, end_ids),  # the token is not used; the cache is
     )
-    output.past_key_values.batch_select_indices(torch.tensor(own, device=model.device))
+    if output.past_key_values is not None:
+        output.past_key_values.reorder_cache(torch.tensor(own, device=model.device))
     return output.past_key_values
 
 

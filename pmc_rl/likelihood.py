@@ -12,8 +12,8 @@ from pmc_rl.data import encode_prompt
 
 # Tokens of a teacher-forced batch, padding included, and numbers of logits made at a time, never for a whole batch. A
 # CPU is fastest where they fit into its cache; an accelerator wants to be filled.
-TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 32768}
-LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**26}
+TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 8192}
+LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**24}
 
 # What some architectures do to the logits behind the head, by the name in their config.
 LOGIT_TRANSFORMS = {

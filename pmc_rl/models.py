@@ -193,8 +193,10 @@ def load_merged(model_args: ModelConfig, dtype: torch.dtype, device: torch.devic
     """
     model, name = _load_base(model_args, dtype, device), model_args.model_name_or_path
     if is_quantized(model_args):
-        model = model.dequantize().to(dtype)
-    return model if _base_of(name) == name else PeftModel.from_pretrained(model, name).merge_and_unload()
+        model = model.dequantize().to(torch.float32)  # rounded once, at the end
+    if _base_of(name) != name:
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    return model.to(dtype)
 
 
 def merged_copy(model: PeftModel, model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -16,6 +16,13 @@ from pmc_rl.values import one_line
 
 MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
 MERGED = "merged"
+SAVING = ".saving-"  # begins the name of a folder that is being written
+CHECKPOINT_MARK = "PRIVATE.md"
+CHECKPOINT_TEXT = """\
+PRIVATE: this checkpoint holds what is to be forgotten: the model's original answers, and the best ones so far.
+
+It is removed when the run is finished, unless the recipe says keep_checkpoints.
+"""
 PRIVATE = """\
 PRIVATE: the files of this folder hold what is to be forgotten.
 
@@ -43,6 +50,20 @@ def check_output_dir(args: RunConfig, model_args: ModelConfig, resume: bool = Fa
         raise RecipeError([f"output_dir: {args.output_dir!r} cannot be used: {one_line(error)}"]) from error
 
 
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Checkpoints of ours, complete or not, by their steps; those of other programs lack the mark."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if (path / CHECKPOINT_MARK).is_file()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def make_checkpoint_folder(output_dir: Path, step: int) -> None:
+    """For its owner's eyes only from the first moment, and marked."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=SAVING, dir=output_dir))  # of mode 0700
+    (temporary / CHECKPOINT_MARK).write_text(CHECKPOINT_TEXT)
+    os.rename(temporary, output_dir / f"checkpoint-{step}")
+
+
 def _check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.is_symlink():  # what is written there would end up, and what is replaced would be, somewhere else
         raise RecipeError([f"output_dir: {str(folder)!r} is a link to {os.readlink(folder)!r}; give that folder"])
@@ -55,7 +76,7 @@ def _check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
         raise RecipeError([f"output_dir: no permission to write in {str(existing)!r}"])
     if not folder.is_dir() or not any(folder.iterdir()) or resume:
         return
-    if any(folder.glob("checkpoint-*")) and not is_finished_run(folder):
+    if checkpoint_folders(folder) and not is_finished_run(folder):
         if not overwrite:
             raise RecipeError(
                 [
@@ -103,7 +124,7 @@ def save_run(
     """
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=output_dir))
+    temporary = Path(tempfile.mkdtemp(prefix=SAVING, dir=output_dir))
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
 from pmc_rl.config import PMCArguments, PMCConfig
+from pmc_rl.likelihood import LOGITS_PER_CHUNK, TOKENS_PER_BATCH
 from pmc_rl.models import is_quantized, training_dtype
 from pmc_rl.values import RecipeError, one_line
 
 # Tokens and vocabulary entries of the tiles in which TRL's fused head makes logits (trl.kernels.chunked_logprob).
 LOGITS_TILE = (4096, 32768)
 CPU_GENERATION_BATCH_SIZE = 64  # `auto` without an accelerator
-IN_TURNS = ("activations", "KV cache")  # it trains or it generates: only the larger of these parts counts
+# It trains, it generates or it scores: only the largest of these parts counts.
+IN_TURNS = ("activations", "KV cache", "scores by the model before")
 
 
 @dataclass
@@ -95,9 +97,14 @@ def layer_activation_bytes(config: PreTrainedConfig, rows: int, length: int, ite
     (`saved_tensors_hooks`, Phi and Llama, with LoRA and without), 0 to 25 % too large. Eager attention keeps scores.
     """
     settings = config.get_text_config()
-    intermediate = settings.to_dict().get("intermediate_size") or 4 * settings.hidden_size
+    intermediate = _intermediate_size(config)
     scores = 7 * rows * settings.num_attention_heads * length**2 if eager else 0
     return rows * length * (30 * settings.hidden_size + 5 * itemsize * intermediate) + scores
+
+
+def _intermediate_size(config: PreTrainedConfig) -> int:
+    settings = config.get_text_config()
+    return settings.to_dict().get("intermediate_size") or 4 * settings.hidden_size  # GPT-2 and the like: null
 
 
 def kv_bytes_per_row(
@@ -143,6 +150,7 @@ def estimate_memory(
     prompt_length: int,
     generation_batch_size: int,
     asks_original: bool,
+    num_processes: int = 1,
 ) -> dict[str, int]:
     """
     Estimates the memory of one process, by part.
@@ -167,6 +175,9 @@ def estimate_memory(
     else:
         parts["gradients and optimizer"] = counts.trainable * (trained + moments)
 
+    if num_processes > 1:
+        parts["gradients in DDP's buckets"] = counts.trainable * trained
+
     autocast = args.bf16 or args.fp16
     if autocast and dtype == torch.float32 and not is_quantized(model_args):
         parts["16-bit weights of autocast"] = 2 * counts.linear
@@ -184,6 +195,14 @@ def estimate_memory(
     tile = min(rows * args.max_completion_length, tokens) * min(settings.vocab_size, entries) * itemsize
     parts["activations"] = activations + tile
 
+    if asks_original:
+        # of one layer what goes in, queries, keys and values, what comes out, the inside of its MLP; logits and their
+        # float32 copies
+        tokens = TOKENS_PER_BATCH["cpu" if args.use_cpu else "accelerator"]
+        inside = 6 * settings.hidden_size + 3 * _intermediate_size(config)
+        chunk = LOGITS_PER_CHUNK["cpu" if args.use_cpu else "accelerator"]
+        parts["scores by the model before"] = tokens * inside * itemsize + 12 * chunk
+
     # of `dtype` also under autocast, where rotary embeddings make the keys float32 again
     per_row = kv_bytes_per_row(config, prompt_length, args.max_completion_length, dtype)
     parts["KV cache"] = generation_batch_size * (per_row + sampling_bytes_per_row(config, args.top_k))
@@ -200,6 +219,13 @@ def count_steps(args: PMCConfig, num_questions: int, num_processes: int) -> tupl
     batches = ceil(num_questions / (args.per_device_train_batch_size * num_processes))
     per_epoch = ceil(batches / args.gradient_accumulation_steps)
     return per_epoch, args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * per_epoch)
+
+
+def accelerator_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes; None where nobody tells (a CPU, MPS)."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    return torch.get_device_module(device).mem_get_info(device)
 
 
 @dataclass
@@ -228,6 +254,7 @@ def make_plan(
     *,
     prompt_length: int,
     asks_original: bool,
+    num_processes: int,
     device_memory: tuple[int, int] | None,
 ) -> Plan:
     """
@@ -247,6 +274,7 @@ def make_plan(
         dtype=training_dtype(model_args, training_args),
         prompt_length=prompt_length,
         asks_original=asks_original,
+        num_processes=num_processes,
     )
     rows = training_args.generation_batch_size
     if rows == "auto":
@@ -306,8 +334,8 @@ def _step_lines(args: PMCConfig, rows: int, questions: int, retain_rows: int, pr
 
 
 def _memory_lines(parts: dict[str, int], device_memory: tuple[int, int] | None) -> list[str]:
-    total = held_bytes(parts) + max(parts[name] for name in IN_TURNS)
-    sizes = {**parts, "total, with the larger of the last two": total}
+    total = held_bytes(parts) + max(size for name, size in parts.items() if name in IN_TURNS)
+    sizes = {**parts, f"total, with the largest of {', '.join(name for name in IN_TURNS if name in parts)}": total}
     lines = ["memory, estimated:", *(f"  {name}: {_readable(size)}" for name, size in sizes.items())]
     if device_memory is not None:
         free, all_of_it = (size / 2**30 for size in device_memory)

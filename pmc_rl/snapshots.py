@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
@@ -20,13 +20,14 @@ class SnapshotCallback(TrainerCallback):
     earlier run in the folder, which may be replaced by then, are removed before the first step.
     """
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, training_seconds: Callable[[], float]):
         self.steps = steps
+        self.training_seconds = training_seconds
+        self.saving = 0.0
 
     def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
         if args.should_save and args.resume_from_checkpoint is None:
             shutil.rmtree(Path(args.output_dir, SNAPSHOTS), ignore_errors=True)
-        self.started = time.perf_counter()
 
     def on_step_end(
         self,
@@ -39,12 +40,12 @@ class SnapshotCallback(TrainerCallback):
     ) -> None:
         if state.global_step % self.steps or state.global_step == state.max_steps or not args.should_save:
             return
-        reached = time.perf_counter()
+        reached = self.training_seconds()
         folder = Path(args.output_dir, SNAPSHOTS, f"step-{state.global_step}")
         temporary = folder.with_name(f".{folder.name}")
         model.save_pretrained(temporary)
         processing_class.save_pretrained(temporary)
-        record = {"step": state.global_step, "seconds": reached - self.started}
+        record = {"step": state.global_step, "seconds": reached - self.saving}
         (temporary / "snapshot.json").write_text(json.dumps(record) + "\n")
         os.replace(temporary, folder)
-        self.started += time.perf_counter() - reached
+        self.saving += self.training_seconds() - reached

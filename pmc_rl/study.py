@@ -138,7 +138,7 @@ def _keep(job: Job, root: Path, out: Path) -> None:
 
 def private_folders(out: Path) -> list[Path]:
     """Folders of the study's runs that hold what is to be forgotten."""
-    return sorted(out.glob("seed*/*/private"))
+    return sorted([*out.glob("seed*/*/private"), *out.glob("seed*/*/checkpoint-*")])
 
 
 def run_study(study: Study, path: str, root: Path = REPO) -> int:

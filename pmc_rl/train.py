@@ -7,8 +7,8 @@ from pathlib import Path
 from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
 
 # isort: split
-import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from trl import get_peft_config
 
 from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
@@ -34,7 +34,7 @@ from pmc_rl.models import (
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.plan import count_parameters, make_plan, plan_lines
+from pmc_rl.plan import accelerator_memory, count_parameters, make_plan, plan_lines
 from pmc_rl.scoring import load_reward_functions
 from pmc_rl.trainer import PMCTrainer
 
@@ -43,7 +43,9 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     """Recipe -> rewards and data -> model -> PMCTrainer, or a control of it -> output folder."""
     script_args, training_args, model_args, _ = parse_recipe(argv)
     output_dir = Path(training_args.output_dir)
+    # the main process decides: a folder on a network may look older elsewhere
     checkpoint = last_checkpoint(output_dir) if training_args.resume_from_checkpoint == "auto" else None
+    [checkpoint] = broadcast_object_list([checkpoint])
     original_log_likelihood = OriginalLogLikelihood(script_args.chat_template_kwargs)
     reward_funcs, tokenizer, (forget_rows, forget_record), (retain_rows, retain_record), counts, *_ = check_all(
         lambda: load_reward_functions(
@@ -81,7 +83,8 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         training_args,
         prompt_length=max(len(encode_prompt(tokenizer, row)) for row in train_dataset),
         asks_original=any(reward.asks_original for reward in reward_funcs),
-        device_memory=None if training_args.use_cpu else torch.accelerator.get_memory_info(training_args.device),
+        num_processes=training_args.world_size,
+        device_memory=accelerator_memory(training_args.device),
     )
     if training_args.dry_run:
         sizes = {"num_questions": len(forget_rows), "num_retain_rows": len(retain_rows)}

@@ -128,13 +128,15 @@ class PMCTrainer(SFTTrainer):
         self.window_table: list[tuple[str, str, str, float]] = []
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
+        self.seconds_before = 0.0
+        self.training_started = 0.0
         self.warned_of_clipping = False
         self.original_completions: list[str] = []  # a control has none
         self.record = record
         self.checkpoints = CheckpointCallback(self._checkpoint_state)
         self.add_callback(self.checkpoints)
         if args.snapshot_steps:
-            self.add_callback(SnapshotCallback(args.snapshot_steps))
+            self.add_callback(SnapshotCallback(args.snapshot_steps, self.training_seconds))
 
     def train(self, resume_from_checkpoint: str | None = None):
         """Makes the original answers if the data has none, checks them and the rewards on them, then trains."""
@@ -156,7 +158,13 @@ class PMCTrainer(SFTTrainer):
         if state:
             self.sampler.load_state(state["sampler"])
             self.step_metrics.update(state["step_metrics"])
+            self.seconds_before = state["seconds"]
+        self.training_started = time.perf_counter()
         return super().train(resume_from_checkpoint)
+
+    def training_seconds(self) -> float:
+        """Since training began, without the time that it was interrupted."""
+        return self.seconds_before + time.perf_counter() - self.training_started
 
     def _checkpoint_state(self) -> dict:
         self._end_update()
@@ -165,6 +173,7 @@ class PMCTrainer(SFTTrainer):
             "original_completions": self.original_completions,
             "sampler": self.sampler.state(),
             "step_metrics": self.step_metrics,  # of the steps since the last log
+            "seconds": self.training_seconds(),
         }
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -303,6 +312,8 @@ class PMCTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._end_update()
+        if "train_runtime" in logs:  # the Trainer's is of this process alone
+            logs["train_runtime"] += self.seconds_before
         if self.step_metrics:  # the summary at the end takes the steps after the last log
             logs.update({name: float(np.mean(values)) for name, values in self.step_metrics.items()})
             self.step_metrics.clear()

@@ -16,7 +16,7 @@ from trl import ModelConfig
 from pmc_rl.checkpoints import STATE, check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.config import RunConfig
 from pmc_rl.control import ControlTrainer
-from pmc_rl.output import MANIFEST, check_output_dir
+from pmc_rl.output import CHECKPOINT_MARK, MANIFEST, check_output_dir
 from tests.conftest import errors_of
 from tests.test_trainer import make_trainer, model, taught, weights  # noqa: F401
 
@@ -26,7 +26,7 @@ TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", 
 
 
 class StopAt(TrainerCallback):
-    """Sends this process a signal in the middle of a step."""
+    """Sends this process a signal in the middle of a step; SIGTERM twice, as a scheduler and a launcher do."""
 
     def __init__(self, step: int, number: int = signal.SIGTERM):
         self.step = step
@@ -35,6 +35,8 @@ class StopAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step - 1:
             os.kill(os.getpid(), self.number)
+            if self.number == signal.SIGTERM:
+                os.kill(os.getpid(), self.number)
 
 
 def figures(trainer) -> list[dict]:
@@ -82,6 +84,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, tokenizer, taught,
     assert torch.equal(weights(resumed.model), weights(whole.model))
     assert not torch.equal(weights(stopped.model), weights(whole.model))
     assert figures(resumed) == figures(whole)
+    seconds = [run.state.log_history[-1]["train_runtime"] for run in (stopped, resumed)]
+    assert seconds[1] > seconds[0] > 0  # the whole time, not that since it went on
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert resumed.sampler.state() == whole.sampler.state()
 
 
@@ -105,6 +110,7 @@ def test_checkpoints_are_private_and_the_last_two_are_kept(tmp_path, tokenizer, 
     assert [folder.name for folder in folders] == ["checkpoint-6", "checkpoint-8"]  # 3 went; no model card was made
     for folder in folders:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert "PRIVATE" in (folder / CHECKPOINT_MARK).read_text()
         assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE} <= set(os.listdir(folder))
     state = read_state(folders[0])
     assert state["original_completions"] == trainer.original_completions
@@ -117,6 +123,7 @@ def folders(tmp_path, *names):
         (tmp_path / name / "model.safetensors").touch()
         if not name.startswith("."):
             (tmp_path / name / STATE).write_text("{}")
+            (tmp_path / name / CHECKPOINT_MARK).touch()
 
 
 def test_only_a_complete_checkpoint_counts(tmp_path):
@@ -124,8 +131,11 @@ def test_only_a_complete_checkpoint_counts(tmp_path):
     folders(tmp_path, "checkpoint-9", "checkpoint-10", "checkpoint-20", ".saving-x")
     (tmp_path / "checkpoint-20" / STATE).unlink()  # killed before it was written
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-500").mkdir()  # of another program, and so is this:
+    (tmp_path / "checkpoint-best").touch()
     remove_checkpoints(tmp_path, keep=tmp_path / "checkpoint-10")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-500", "checkpoint-best"]
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
 
 
 def test_a_finished_run_is_not_resumed_but_one_begun_after_it_is(tmp_path):
@@ -181,3 +191,11 @@ def test_an_unfinished_run_is_neither_overwritten_nor_taken_for_finished(tmp_pat
     assert "--resume_from_checkpoint auto" in line and "--overwrite true" in line
     check_output_dir(args, model_args, resume=True)
     check_output_dir(RunConfig(output_dir=str(tmp_path), use_cpu=True, overwrite=True), model_args)
+
+
+def test_a_folder_with_checkpoints_of_another_program_is_refused(tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    model_args = ModelConfig(model_name_or_path="some/model")
+    args = RunConfig(output_dir=str(tmp_path), use_cpu=True, overwrite=True)
+    [line] = errors_of(check_output_dir, args, model_args)
+    assert "no finished run" in line

@@ -84,6 +84,7 @@ def lines_of(tmp_path, config=PHI, model=None, num_questions=400, device_memory=
         training_args,
         prompt_length=60,
         asks_original=False,
+        num_processes=num_processes,
         device_memory=device_memory,
     )
     return plan_lines(
@@ -217,7 +218,9 @@ def test_activations_are_close_to_what_autograd_keeps(make, intermediate, dtype,
 
 @pytest.fixture
 def memory(tmp_path):
-    def estimate(model=None, dtype=torch.bfloat16, asks_original=False, use_cpu=False, config=PHI, **kwargs):
+    def estimate(
+        model=None, dtype=torch.bfloat16, asks_original=False, use_cpu=False, config=PHI, num_processes=1, **kwargs
+    ):
         training_args = make_args(tmp_path)
         own = {"use_cpu": use_cpu, "bf16": True, "per_device_train_batch_size": 4, **kwargs}
         for name, value in own.items():
@@ -233,6 +236,7 @@ def memory(tmp_path):
             prompt_length=40,
             generation_batch_size=8,
             asks_original=asks_original,
+            num_processes=num_processes,
         )
         assert all(isinstance(size, int) and size > 0 for size in parts.values())
         return counts, parts
@@ -257,6 +261,15 @@ def test_an_adapter_shares_the_model_before(memory):
     assert parts["adapter and optimizer"] == 16 * counts.trainable
     quantized = {"use_peft": True, "load_in_4bit": True}
     assert memory(quantized)[1]["adapter and optimizer"] == 16 * counts.trainable
+
+
+def test_scoring_takes_its_turn_and_processes_hold_gradients_twice(memory):
+    counts, parts = memory({"use_peft": True}, asks_original=True, num_processes=2)
+    assert parts["scores by the model before"] == 8192 * (6 * 128 + 3 * 384) * 2 + 12 * 2**24
+    assert parts["gradients in DDP's buckets"] == 4 * counts.trainable
+    alone = memory({"use_peft": True})[1]
+    assert "scores by the model before" not in alone
+    assert held_bytes(parts) - held_bytes(alone) == 4 * counts.trainable
 
 
 def test_activations_follow_rows_length_and_checkpointing(memory):

@@ -137,6 +137,23 @@ def test_merged_it_answers_as_the_adapter_does(tmp_path, folder, bits, tokenizer
     assert bits == "8 bit" or other > 20 * error
 
 
+def test_merged_in_16_bit(tmp_path, folder, tokenizer):
+    """As the shipped recipes do: what is left is the rounding of the merged weights, and of 16-bit sums."""
+    own = model_args(folder, "4 bit", use_peft=True)
+    trainer = make_trainer(
+        tmp_path, load_model(own, torch.bfloat16, CPU), tokenizer, peft_config=lora(), **SETTINGS, learning_rate=3e-2
+    )
+    trainer.train()
+    trainer.model.eval()
+    prompt = torch.tensor([next(iter(trainer.prompt_ids.values()))])
+    trained = trainer.model(prompt).logits.float().detach()
+    merged = merged_copy(trainer.model, own, torch.bfloat16).eval()
+    assert merged.dtype == torch.bfloat16
+    error = (merged(prompt).logits.float() - trained).norm() / trained.norm()
+    print(f"merged in 16 bit {error:.5f}")
+    assert error < 0.02
+
+
 def test_an_adapter_folder_is_merged_on_its_quantized_base(tmp_path, folder, tokenizer):
     trainer = trainer_of(tmp_path, folder, "4 bit", tokenizer, max_steps=2)
     trainer.train()
