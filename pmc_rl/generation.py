@@ -214,9 +214,8 @@ def _complete(
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=_greedy_config(min(STRIDE, left), end_ids),
+            past_key_values=cache,
             logits_processor=processors,
-            # some state space models give none: what stands there is read again at each call
-            **({} if cache is None else {"past_key_values": cache}),
         )
         input_ids, cache = output.sequences, output.past_key_values
         is_end = torch.isin(input_ids[:, length:], ends)
@@ -230,8 +229,7 @@ def _complete(
         going_on = (~finished).nonzero()[:, 0]
         if len(going_on):
             rows, input_ids = rows[going_on], input_ids[going_on]
-            if cache is not None:
-                cache.reorder_cache(going_on)  # unlike batch_select_indices, layers of linear attention know it
+            cache.reorder_cache(going_on)  # unlike batch_select_indices, layers of linear attention know it
             new = attention_mask.new_ones(len(rows), input_ids.shape[1] - attention_mask.shape[1])
             attention_mask = torch.cat([attention_mask[going_on], new], dim=1)
         else:
@@ -261,8 +259,7 @@ def _read_prompts(
         attention_mask=attention_mask[first, :-1],
         generation_config=_greedy_config(1, end_ids),  # the token is not used; the cache is
     )
-    if output.past_key_values is not None:
-        output.past_key_values.reorder_cache(torch.tensor(own, device=model.device))
+    output.past_key_values.reorder_cache(torch.tensor(own, device=model.device))
     return output.past_key_values
 
 

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import GenerationConfig
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+)
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from pmc_rl import generation
@@ -242,3 +248,30 @@ def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatc
     monkeypatch.setattr(generation, "_complete", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
+
+
+SMALL = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "eos_token_id": 1}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+OTHERS = {
+    "sliding window": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(**SMALL, **HEADS, head_dim=8, sliding_window=9, sliding_window_pattern=2)
+    ),
+    "convolutions": lambda: Lfm2ForCausalLM(
+        Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention", "conv", "full_attention"])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_with_other_caches(tokenizer, kind, monkeypatch):
+    """Each sample is what it is alone, in one call, whatever leaves the batch and however long the answers are."""
+    torch.manual_seed(0)
+    model = OTHERS[kind]().eval()
+    ids = [prompts(tokenizer, 2)[1]] * 2  # of equal length: convolutions do not know padding
+    settings = {"k": 4, "temperature": 0.2}  # untrained, it finds all tokens nearly equally likely
+    together = sample(model, ids, tokenizer, **settings)
+    monkeypatch.setattr(generation, "STRIDE", 4)
+    assert sample(model, ids, tokenizer, **settings) == together
+    assert len({tuple(row) for row in together}) > 4 and max(map(len, together)) == 12
+    monkeypatch.setattr(generation, "STRIDE", 100)
+    assert sample(model, ids, tokenizer, **settings, generation_batch_size=1) == together
