@@ -60,7 +60,8 @@ def test_the_linear_layers_are_quantized_but_not_the_head(folder, bits):
 @both
 def test_gradients_are_the_same_before_and_after_sampling(tmp_path, folder, bits, tokenizer):
     trainer = trainer_of(tmp_path, folder, bits, tokenizer)
-    batch = tokenizer([row["prompt"] for row in forget_prompts()], return_tensors="pt", padding=True)
+    prompts = [row["prompt"] for row in forget_prompts()]
+    batch = copy.deepcopy(tokenizer)(prompts, return_tensors="pt", padding=True)  # padding is remembered
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
 
     def gradients() -> torch.Tensor:

@@ -30,8 +30,11 @@ def test_paths_exist():
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
 def test_launch_lines_parse(words):
-    script, *argv = words[2:]
+    start = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    script, *argv = words[start:]
     assert (REPO / script).is_file()
+    launcher = words[2:start]  # options and their values
+    assert set(launcher[::2]) <= {"--config_file", "--num_processes"}
     if argv[0].startswith("runs/"):  # a recipe that an earlier line makes
         return
     argv[0] = str(REPO / argv[0])

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.schedule import SCORER, Naive, Ours, print_table
-from tests import test_trainer
 from tests.conftest import build_llama
 from tests.test_trainer import make_trainer, taught, weights  # noqa: F401
 
@@ -19,10 +18,10 @@ def test_naive_schedule_equals_ours(tmp_path, tokenizer, taught, monkeypatch, ca
     monkeypatch.setattr(SCORER, "score", lambda *texts: scored.append(texts) or score(*texts))
     runs = {}
     for trainer_class in (Ours, Naive):
-        monkeypatch.setattr(test_trainer, "PMCTrainer", trainer_class)
         model = copy.deepcopy(taught) if kind == "phi" else build_llama(tokenizer)
         settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, "optim": "sgd"}
-        trainer = make_trainer(tmp_path, model, tokenizer, max_reward=0.6, allow_unfinished=True, **settings)
+        settings |= {"max_reward": 0.6, "allow_unfinished": True, "make": trainer_class}
+        trainer = make_trainer(tmp_path, model, tokenizer, **settings)
         before = weights(model)
         trainer.train()
         assert (weights(model) - before).abs().max() > 1e-3

@@ -23,6 +23,7 @@ NAMES = ["bacorden", "filummor", "napelquin rosta", "velba", "cordenfi lummorna 
 def taught(tokenizer):
     """A tiny Phi that half knows its answers: samples end, differ in length and share words with the greedy one."""
     model = build_phi(tokenizer).train()
+    tokenizer = copy.deepcopy(tokenizer)  # padding is remembered
     texts = [row["prompt"] + " " + " ".join(NAMES[i:] + NAMES[:i]) for i, row in enumerate(forget_prompts())]
     texts += [row["prompt"] + row["completion"] for row in retain_rows()]
     batch = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True)
