@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from eval import run as eval_run
-from eval.columns import check_retain_only, load_columns
+from eval.columns import check_retain_only, check_run, load_columns
 from eval.data import load_option_sets, load_question_sets
 from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
@@ -364,3 +365,36 @@ def test_a_readme_of_ones_own_is_kept(tmp_path):
     assert not may_replace_card(tmp_path)
     (tmp_path / "README.md").write_text(f"# A model\n\nBy {CARD_MARK} 2026-11-21.")
     assert may_replace_card(tmp_path)
+
+
+# quantized, and merged
+
+
+def test_before_and_after_are_quantized_as_trained_and_the_merged_model_is_another_column(trained):
+    pytest.importorskip("bitsandbytes")
+    args = ["--use_peft", "true", "--load_in_4bit", "true", "--save_merged", "true", "--output_dir"]
+    train.main([str(trained / "unlearned.yaml"), *args, str(trained / "quantized")])
+    recipe = parse_recipe(
+        [str(trained / "quantized" / "recipe.yaml"), "--retain_only_model", str(trained / "retain_only")]
+    )
+    columns = load_columns(recipe)
+    assert {column.name: column.model_args.load_in_4bit for column in columns} == {
+        "before": True,
+        "after": True,
+        "merged": False,
+        "retain_only": False,
+    }
+    quantized = column_modules(columns[1].passes(recipe, None).loaded())
+    assert "Linear4bit" in quantized and "Linear4bit" not in column_modules(columns[2].passes(recipe, None).loaded())
+    fingerprints = {column.passes(recipe, None).fingerprint for column in columns}
+    assert len(fingerprints) == 4
+    plain = replace(columns[0], model_args=replace(columns[0].model_args, load_in_4bit=False))
+    assert plain.passes(recipe, None).fingerprint not in fingerprints  # 16-bit answers are not served for 4-bit ones
+    assert check_retain_only(recipe, columns, QUESTIONS) == []
+    other = parse_recipe([str(trained / "quantized" / "recipe.yaml"), "--load_in_4bit", "false"])
+    [line] = errors_of(check_run, other)
+    assert "load_in_4bit" in line
+
+
+def column_modules(model) -> set[str]:
+    return {type(module).__name__ for module in model.modules()}
