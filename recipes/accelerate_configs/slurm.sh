@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Slurm, one or more nodes: sbatch recipes/accelerate_configs/slurm.sh recipes/phi.yaml [--key value ...]
-# Set gpus-per-node, and nodes, to what you have. The same line again goes on where the run stopped.
+# Set gpus-per-node, and nodes, to what you have; output_dir must be a folder that all nodes share. The same line again goes on
+# where the run stopped; --requeue does so by itself after preemption, not after the time limit. Not run on a cluster yet.
 #SBATCH --job-name=pmc_rl
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -10,8 +11,9 @@
 #SBATCH --signal=TERM@180      # to the steps, three minutes before the end: saves a checkpoint
 #SBATCH --requeue
 set -euo pipefail
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"   # else every process of a node would share one core
 export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export PET_SHUTDOWN_TIMEOUT=170   # seconds that torch's launcher leaves its workers after a signal, to end their step
+export PET_SHUTDOWN_TIMEOUT=170   # seconds that torch's launcher (2.13) leaves its workers after a signal, to end their step
 
 # one launcher a node, which starts a process a GPU
 srun bash -c 'exec accelerate launch --multi_gpu --mixed_precision no \
