@@ -159,14 +159,20 @@ def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
             bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
         )
         quantization = {"quantization_config": config, "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(
-        _base_of(model_args.model_name_or_path),
-        revision=model_args.model_revision,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
-        use_safetensors=True,
-        **quantization,
-    )
+    base = _base_of(model_args.model_name_or_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=model_args.model_revision,
+            dtype=dtype,
+            attn_implementation=model_args.attn_implementation,
+            use_safetensors=True,
+            **quantization,
+        )
+    except OSError as error:  # what the Hub has is not known before
+        raise RecipeError(
+            [f"model_name_or_path: {base!r} cannot be loaded; only safetensors are read ({one_line(error)})"]
+        ) from error
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # on a CPU, sampling would pack the weights for a kernel without gradients, silently
