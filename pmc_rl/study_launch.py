@@ -93,6 +93,7 @@ def run_jobs(to_do: list[Job], total: int, parallel: int, children: Children, ru
             run(job)
         except JobFailed as error:
             failures.append(str(error))
+            tell(f"failed {job.name}; no other run is begun")
             return
         taken = time.perf_counter() - started
         with counting:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from pmc_rl import study as study_script
+from pmc_rl import study_launch
 from pmc_rl.study_config import Study, expand, parse_study, slug
-from pmc_rl.study_launch import Children, child_environment, locked, run_jobs, time_left
+from pmc_rl.study_launch import Children, JobFailed, child_environment, locked, run_jobs, time_left
 from pmc_rl.study_plan import Job, check_inputs, fill, make_jobs, option_words, read_settings
 from pmc_rl.study_plots import LIGHT, draw_pareto, staircase, style_of
 from pmc_rl.study_results import (
@@ -598,7 +600,26 @@ def test_parallel_runs_end_when_another_one_fails(root, monkeypatch, capfd):
     monkeypatch.setenv("FAKE_FAIL", "train out/seed0/plain")
     assert start(root, **SMALL | {"parallel_runs": 2}) == 1
     assert (root / "out/seed0/hot/manifest.json").exists()
-    assert "train out/seed0/cold" not in calls(root) and "plain failed" in capfd.readouterr().err
+    output = capfd.readouterr()
+    assert "failed seed0/plain" in output.out and "plain failed (exit code 3)" in output.err
+
+
+def test_after_a_failure_no_run_is_begun_and_those_that_run_end(monkeypatch):
+    other_begun, failed, begun, ended = threading.Event(), threading.Event(), [], []
+    monkeypatch.setattr(study_launch, "tell", lambda line: failed.set() if line.startswith("failed a0") else None)
+
+    def run(job: Job) -> None:
+        begun.append(job.name)
+        if job.name == "a0":
+            assert other_begun.wait(30)
+            raise JobFailed("a0 broke")
+        other_begun.set()
+        assert failed.wait(30)
+        ended.append(job.name)
+
+    jobs = [Job(f"a{i}", "train", "x", ()) for i in range(5)] + [Job("b", "audit", "x", ())]
+    assert run_jobs(jobs, len(jobs), 2, Children(), run) == ["a0 broke"]
+    assert sorted(begun) == ["a0", "a1"] and ended == ["a1"]
 
 
 def remove(folder: Path) -> None:
