@@ -15,6 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pmc_rl.output import read_training_log
+
 REPO = Path(__file__).resolve().parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart"
 
@@ -36,7 +38,7 @@ def unlearn(folder: Path, seed: int, adaptive: bool) -> dict[str, float]:
             *("--overwrite", "true"),
         )
         run("eval/run.py", output_dir / "recipe.yaml", "--attacks", "[]")
-    log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    log = read_training_log(output_dir)
     after = json.loads((output_dir / "results.json").read_text())["after"]
     samples = max(entry.get("num_samples", 0) for entry in log)
     return {"samples": samples, "unlearn_quality": after["unlearn_quality"], "utility": after["utility"]}

@@ -40,7 +40,7 @@ from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
 from pmc_rl.data import check_prompt_format, read_forget_rows
 from pmc_rl.models import training_dtype
-from pmc_rl.output import private_folder, read_manifest, write_private, write_text
+from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> None:
     check_data(recipe, read["questions"])
     forget_rows_read, _ = read_forget_rows(script_args)
     left_out += check_retain_only(recipe, columns, [row[script_args.question_column] for row in forget_rows_read])
-    log = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    log = read_training_log(output_dir)
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
 

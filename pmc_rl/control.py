@@ -5,7 +5,6 @@ IDK baseline); `retain_only` learns nothing but the rows to retain, for the seco
 answer to be forgotten; data, loss and settings are those of the run.
 """
 
-import json
 import sys
 import time
 from functools import partial
@@ -20,7 +19,7 @@ from transformers import TrainerCallback
 from pmc_rl import train
 from pmc_rl.data import encode_answers, read_forget_rows
 from pmc_rl.models import load_tokenizer
-from pmc_rl.output import is_finished_run
+from pmc_rl.output import is_finished_run, read_training_log
 from pmc_rl.trainer import PMCTrainer
 
 REFUSALS = (
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> None:
         raise RecipeError([f"{run!r} holds no finished run; run pmc_rl/train.py first"])
     # a control is begun anew: of the seconds of one that was stopped nothing is known
     recipe = [str(Path(run, "recipe.yaml")), *overrides, "--resume_from_checkpoint", "null"]
-    end = json.loads(Path(run, "training_log.jsonl").read_text().splitlines()[-1])
+    end = read_training_log(Path(run))[-1]
     if kind == "refusals":
         # not its epochs: with `prefill_words` those of the run had more questions
         recipe += ["--max_steps", str(end["step"])]

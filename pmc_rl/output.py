@@ -15,6 +15,7 @@ from pmc_rl.config import RecipeError, RunConfig
 from pmc_rl.values import one_line
 
 MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
+TRAINING_LOG = "training_log.jsonl"
 MERGED = "merged"
 SAVING = ".saving-"  # begins the name of a folder that is being written
 CHECKPOINT_MARK = "PRIVATE.md"
@@ -106,6 +107,11 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest if isinstance(manifest, dict) and "files" in manifest else None
 
 
+def read_training_log(folder: Path) -> list[dict]:
+    """What a finished run logged, a row each time; its summary is the last one."""
+    return [json.loads(line) for line in (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()]
+
+
 def save_run(
     args: RunConfig,
     model: PreTrainedModel | PeftModel,
@@ -132,7 +138,7 @@ def save_run(
             merged_model.save_pretrained(temporary / MERGED)
             tokenizer.save_pretrained(temporary / MERGED)
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        (temporary / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
+        (temporary / TRAINING_LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
     except BaseException:
         shutil.rmtree(temporary)
         raise

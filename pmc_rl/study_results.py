@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from pmc_rl.output import read_training_log
 from pmc_rl.snapshots import SNAPSHOTS
 from pmc_rl.study_config import Study, expand, slug
 
@@ -82,7 +83,7 @@ def _number(value: object, *path: str) -> float | None:
 def read_log(run: Path) -> list[dict]:
     """The training log of a run; empty where there is none."""
     try:
-        return [json.loads(line) for line in (run / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
+        return read_training_log(run)
     except FileNotFoundError:
         return []
 
