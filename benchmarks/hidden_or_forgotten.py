@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pmc_rl.config import parse_recipe  # first: it switches telemetry off
+from pmc_rl.recipe import parse_recipe  # first: it switches telemetry off
 
 # isort: split
 import torch
@@ -24,8 +24,9 @@ from trl import ModelConfig
 from eval.attacks.relearning import Relearner
 from eval.data import load_question_sets
 from eval.verdict import leakage_by_attack
-from pmc_rl.data import encode_answers, read_retain_rows
+from pmc_rl.data import read_retain_rows
 from pmc_rl.models import load_model, load_tokenizer
+from pmc_rl.prompts import encode_answers
 
 REPO = Path(__file__).resolve().parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart"

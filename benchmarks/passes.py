@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from pmc_rl.config import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.recipe import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
 
 # isort: split
 import torch
@@ -23,8 +23,8 @@ from rich.table import Table
 from eval.cache import RowCache
 from eval.data import load_option_sets
 from eval.passes import TOKENS_PER_BATCH, ModelPasses
-from pmc_rl.data import encode_answers
 from pmc_rl.models import load_model, load_tokenizer, training_dtype
+from pmc_rl.prompts import encode_answers
 
 RUNS = 5
 

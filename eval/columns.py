@@ -9,20 +9,12 @@ from trl import ModelConfig
 
 from eval.cache import RowCache, model_fingerprint
 from eval.passes import ModelPasses
-from pmc_rl.config import (
-    DataArguments,
-    EvalArguments,
-    PMCArguments,
-    PMCConfig,
-    RecipeError,
-    check_all,
-    parse_finetune_recipe,
-    parse_recipe,
-)
+from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows
 from pmc_rl.models import load_model, load_tokenizer, training_dtype
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
-from pmc_rl.values import nearest_path
+from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
+from pmc_rl.values import RecipeError, nearest_path
 
 FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout")
 SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as training did

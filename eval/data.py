@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
-from pmc_rl.config import EvalArguments, PMCArguments, RecipeError
-from pmc_rl.data import config_names, drop_blank, normalized, read_columns, require_text, split_retain_rows
-from pmc_rl.values import one_line
+from pmc_rl.config import EvalArguments, PMCArguments
+from pmc_rl.data import drop_blank, normalized, require_text, split_retain_rows
+from pmc_rl.reading import config_names, read_columns
+from pmc_rl.values import RecipeError, one_line
 from rewards.rouge import check_references
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.

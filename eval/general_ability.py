@@ -12,8 +12,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pmc_rl.config import RecipeError
-from pmc_rl.values import did_you_mean, one_line
+from pmc_rl.values import RecipeError, did_you_mean, one_line
 
 # it warns of every model that is handed over loaded, and of every default a task leaves to it
 logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.data import answer_start, encode_answers, encode_prompt, format_prompt
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
+from pmc_rl.prompts import answer_start, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
 CACHE_VERSION = 1

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first: no telemetry
+from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first: no telemetry
 
 # isort: split
 from accelerate import PartialState
@@ -38,9 +38,10 @@ from eval.passes import ModelPasses
 from eval.report.write import write_report
 from eval.tables import examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
-from pmc_rl.data import check_prompt_format, read_forget_rows
+from pmc_rl.data import read_forget_rows
 from pmc_rl.models import training_dtype
 from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
+from pmc_rl.prompts import check_prompt_format
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")

@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pmc_rl.config import EvalArguments, RecipeError
+from pmc_rl.config import EvalArguments
 from pmc_rl.output import MANIFEST, SAVING, checkpoint_folders, make_checkpoint_folder, write_text
+from pmc_rl.values import RecipeError
 
 STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
 

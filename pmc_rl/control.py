@@ -10,16 +10,18 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pmc_rl.config import RecipeError, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.recipe import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.values import RecipeError
 
 # isort: split
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from pmc_rl import train
-from pmc_rl.data import encode_answers, read_forget_rows
+from pmc_rl.data import read_forget_rows
 from pmc_rl.models import load_tokenizer
 from pmc_rl.output import is_finished_run, read_training_log
+from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import PMCTrainer
 
 REFUSALS = (

@@ -5,12 +5,12 @@ Makes the model that has something to forget, or a retain-only model to compare 
 
 import sys
 
-from pmc_rl.config import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
+from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
 
 # isort: split
 from trl import SFTTrainer, get_peft_config
 
-from pmc_rl.data import answered_dataset, check_prompt_format, read_finetune_rows
+from pmc_rl.data import read_finetune_rows
 from pmc_rl.models import (
     check_model,
     check_processes,
@@ -22,6 +22,7 @@ from pmc_rl.models import (
 )
 from pmc_rl.output import check_output_dir, save_run
 from pmc_rl.plan import count_parameters
+from pmc_rl.prompts import answered_dataset, check_prompt_format
 
 
 def main(argv: list[str]) -> None:

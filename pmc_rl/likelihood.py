@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pmc_rl.data import encode_prompt
+from pmc_rl.prompts import encode_prompt
 
 # Tokens of a teacher-forced batch, padding included, and numbers of logits made at a time, never for a whole batch. A
 # CPU is fastest where they fit into its cache; an accelerator wants to be filled.

@@ -24,8 +24,9 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from pmc_rl.config import RecipeError, RunConfig, check_all
-from pmc_rl.values import nearest_path, one_line
+from pmc_rl.config import RunConfig
+from pmc_rl.recipe import check_all
+from pmc_rl.values import RecipeError, nearest_path, one_line
 
 logger = logging.get_logger(__name__)
 

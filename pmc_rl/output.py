@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from pmc_rl.config import RecipeError, RunConfig
-from pmc_rl.values import one_line
+from pmc_rl.config import RunConfig
+from pmc_rl.values import RecipeError, one_line
 
 MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
 TRAINING_LOG = "training_log.jsonl"

@@ -11,14 +11,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pmc_rl.config import RecipeError, exit_on_recipe_error  # first: no telemetry
 from pmc_rl.output import write_text
+from pmc_rl.recipe import exit_on_recipe_error
 from pmc_rl.snapshots import SNAPSHOTS
 from pmc_rl.study_config import Study, parse_study, usage
 from pmc_rl.study_launch import Children, JobFailed, child_environment, interrupt_on_signals, locked, run_jobs, tell
 from pmc_rl.study_plan import Job, check_inputs, make_jobs, option_words, read_settings
 from pmc_rl.study_report import write_report
 from pmc_rl.study_results import course_points
+from pmc_rl.values import RecipeError
 
 REPO = Path(__file__).resolve().parents[1]
 LOG_LINES = 15

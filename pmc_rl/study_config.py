@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from pmc_rl.config import DataArguments  # first: no telemetry
+from pmc_rl.config import DataArguments
 from pmc_rl.values import RecipeError, construct, default, did_you_mean, mismatch, one_line, read_words, read_yaml
 
 ON_COMMAND_LINE = ("output_dir", "seeds", "parallel_runs")

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
-from pmc_rl.config import RecipeError  # first: no telemetry
 from pmc_rl.study_plan import Job
+from pmc_rl.values import RecipeError
 
 LOCK = ".study.lock"
 # what `accelerate launch` leaves behind: a run would take itself for one process of the study

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pmc_rl.config import check_all, parse_finetune_recipe, parse_recipe  # first: no telemetry
 from pmc_rl.output import MANIFEST
+from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions
 from pmc_rl.study_config import Study, expand, slug
 from pmc_rl.values import RecipeError, nearest_path, show

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pmc_rl.config import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
 
 # isort: split
 from accelerate import PartialState
@@ -12,17 +12,7 @@ from accelerate.utils import broadcast_object_list
 from trl import get_peft_config
 
 from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
-from pmc_rl.data import (
-    answer_retain_rows,
-    answer_start,
-    answered_dataset,
-    check_no_overlap,
-    check_prompt_format,
-    encode_prompt,
-    forget_dataset,
-    read_forget_rows,
-    read_retain_rows,
-)
+from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.models import (
     check_model,
@@ -35,6 +25,14 @@ from pmc_rl.models import (
 )
 from pmc_rl.output import check_output_dir, save_run
 from pmc_rl.plan import accelerator_memory, count_parameters, make_plan, plan_lines
+from pmc_rl.prompts import (
+    answer_retain_rows,
+    answer_start,
+    answered_dataset,
+    check_prompt_format,
+    encode_prompt,
+    forget_dataset,
+)
 from pmc_rl.scoring import load_reward_functions
 from pmc_rl.trainer import PMCTrainer
 

@@ -23,13 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
 from trl import SFTTrainer
 
 from pmc_rl.checkpoints import CheckpointCallback, read_state
-from pmc_rl.config import PMCConfig, RecipeError
-from pmc_rl.data import encode_prompt, prefilled_rows
+from pmc_rl.config import PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
+from pmc_rl.prompts import encode_prompt, prefilled_rows
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.snapshots import SnapshotCallback
+from pmc_rl.values import RecipeError
 
 logger = logging.get_logger(__name__)
 

@@ -31,8 +31,8 @@ from eval.data import QuestionSet
 from eval.metrics.leakage import expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings, TokenScores
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
-from pmc_rl.data import encode_answers
 from pmc_rl.models import load_merged
+from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import retain_rows_at
 from tests.conftest import build_llama, build_phi
 
@@ -49,7 +49,7 @@ RETAIN = QuestionSet(["Where was Lum born?", "What does Lum write?"], ["cor den"
 
 
 def encode_answer(args, tokenizer, question, answer):
-    """One row of [`~pmc_rl.data.encode_answers`]."""
+    """One row of [`~pmc_rl.prompts.encode_answers`]."""
     return encode_answers(args, tokenizer, [question], [answer])[0]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from eval import run as eval_run
 from pmc_rl import finetune, train
-from pmc_rl.config import RecipeError
+from pmc_rl.values import RecipeError
 from tests.conftest import build_llama, build_phi, write_jsonl
 
 REPO = Path(__file__).parents[1]

@@ -17,9 +17,10 @@ from eval.columns import check_retain_only, check_run, load_columns
 from eval.data import load_option_sets, load_question_sets
 from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
-from pmc_rl.config import EvalArguments, PMCArguments, parse_recipe
+from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import read_retain_rows, split_retain_rows
 from pmc_rl.output import CARD_MARK, may_replace_card
+from pmc_rl.recipe import parse_recipe
 from tests.conftest import build_llama, errors_of, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers

@@ -11,19 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig
 
-from pmc_rl.config import (
-    REFUSED,
-    EvalArguments,
-    FinetuneArguments,
-    FinetuneConfig,
-    PMCArguments,
-    PMCConfig,
-    RecipeError,
-    check_all,
-    exit_on_recipe_error,
-    parse_finetune_recipe,
-    parse_recipe,
-)
+from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
+from pmc_rl.recipe import REFUSED, check_all, exit_on_recipe_error, parse_finetune_recipe, parse_recipe
+from pmc_rl.values import RecipeError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own defaults cause some
 

@@ -15,19 +15,16 @@ import torch
 from datasets import load_dataset
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
-from pmc_rl.data import (
+from pmc_rl.data import check_no_overlap, read_finetune_rows, read_forget_rows, read_retain_rows
+from pmc_rl.prompts import (
     answer_retain_rows,
     answered_dataset,
-    check_no_overlap,
     encode_prompt,
     forget_dataset,
     format_completion,
     format_prompt,
-    read_columns,
-    read_finetune_rows,
-    read_forget_rows,
-    read_retain_rows,
 )
+from pmc_rl.reading import read_columns
 from tests.conftest import errors_of, write_jsonl
 
 REPO = Path(__file__).resolve().parents[1]
@@ -466,7 +463,8 @@ READ_IN_A_FRESH_PROCESS = """
 import sys
 from types import SimpleNamespace
 from pmc_rl.config import PMCArguments
-from pmc_rl.data import forget_dataset, read_forget_rows
+from pmc_rl.data import read_forget_rows
+from pmc_rl.prompts import forget_dataset
 
 args = PMCArguments(dataset_name=sys.argv[1], forget_config="forget10")
 rows, record = read_forget_rows(args)

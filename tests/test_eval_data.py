@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from eval.data import QuestionSet, load_question_sets
-from pmc_rl.config import EvalArguments, PMCArguments, parse_recipe
+from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
+from pmc_rl.recipe import parse_recipe
 from tests.conftest import errors_of, write_jsonl
 
 REPO = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from pmc_rl import control
-from pmc_rl.data import encode_prompt, prefilled_rows
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.output import save_run
+from pmc_rl.prompts import encode_prompt, prefilled_rows
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from rewards.fluency import FluencyPenalty
 from tests.conftest import errors_of, write_jsonl

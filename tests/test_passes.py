@@ -31,8 +31,8 @@ from eval.cache import RowCache, model_fingerprint
 from eval.columns import Column
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
-from pmc_rl.data import answered_dataset, encode_answers, encode_prompt, format_prompt
 from pmc_rl.generation import generate_completions
+from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of
 from tests.test_generation import end_often
 
@@ -47,7 +47,7 @@ CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_stri
 
 
 def encode_answer(args, tokenizer, question, answer):
-    """One row of [`~pmc_rl.data.encode_answers`]."""
+    """One row of [`~pmc_rl.prompts.encode_answers`]."""
     return encode_answers(args, tokenizer, [question], [answer])[0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pmc_rl.config import parse_finetune_recipe, parse_recipe
+from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions, score_completions
 
 REPO = Path(__file__).parents[1]

@@ -9,10 +9,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from rouge_score.rouge_scorer import RougeScorer
 
-from pmc_rl.config import PMCConfig, RecipeError
+from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
+from pmc_rl.values import RecipeError
 from tests.conftest import build_llama, build_phi
 
 ROUGE = "rewards.rouge.rouge_dissimilarity"

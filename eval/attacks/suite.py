@@ -16,8 +16,8 @@ from eval.data import QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.config import EvalArguments, PMCConfig
-from pmc_rl.data import encode_answers
 from pmc_rl.models import load_merged, training_dtype
+from pmc_rl.prompts import encode_answers
 
 ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from pmc_rl.config import RecipeError, exit_on_recipe_error
-from pmc_rl.data import read_columns
+from pmc_rl.reading import read_columns
+from pmc_rl.recipe import exit_on_recipe_error
+from pmc_rl.values import RecipeError
 
 PAD, END = "<|pad|>", "<|end|>"
 
