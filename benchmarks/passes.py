@@ -22,7 +22,8 @@ from rich.table import Table
 
 from eval.cache import RowCache
 from eval.data import load_option_sets
-from eval.passes import TOKENS_PER_BATCH, ModelPasses
+from eval.passes import ModelPasses
+from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device
 from pmc_rl.models import load_model, load_tokenizer, training_dtype
 from pmc_rl.prompts import encode_answers
 
@@ -60,8 +61,7 @@ def main(argv: list[str]) -> None:
     questions, answers = [q for q, _ in pairs], [text for _, text in pairs]
     encoded = {str(row): sum(row, []) for row in encode_answers(script_args, tokenizer, questions, answers)}
     rows = sorted(encoded.values(), key=len, reverse=True)
-    kind = "cpu" if args.device.type == "cpu" else "accelerator"
-    batch_size = max(1, TOKENS_PER_BATCH[kind] // len(rows[0]))
+    batch_size = max(1, TOKENS_PER_BATCH[kind_of_device(args.device)] // len(rows[0]))
 
     seconds: dict[str, list[float]] = {"bare forward": [], "teacher-forced pass": []}
     for _ in range(RUNS):

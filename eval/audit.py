@@ -257,7 +257,10 @@ def membership_numbers(data: AuditData, said: Said, retain_only: Said | None) ->
 
 @dataclass
 class Judge:
-    """Who tells gibberish by perplexity: a model that no reward saw, and its limit on rows it has not seen either."""
+    """
+    Who tells gibberish by perplexity: the retain-only model, which no reward saw, else the one before; `limit` is the
+    95th percentile of its own perplexity on held-out answers.
+    """
 
     name: str
     passes: ModelPasses

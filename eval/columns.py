@@ -11,7 +11,7 @@ from eval.cache import RowCache, model_fingerprint
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows
-from pmc_rl.models import load_model, load_tokenizer, training_dtype
+from pmc_rl.models import check_files, load_model, load_tokenizer, training_dtype
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.values import RecipeError, nearest_path
@@ -105,7 +105,9 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     # the recipe's tokenizer is that of its model; another model may have brought another one
     has_tokenizer = not own and Path(folder, "tokenizer_config.json").is_file()
     try:
-        return Column(name, args, load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path))
+        tokenizer = load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path)
+        check_files(args)
+        return Column(name, args, tokenizer)
     except RecipeError as error:
         if own:
             raise
@@ -116,6 +118,8 @@ def check_run(recipe: Recipe) -> None:
     """The folder holds a finished run of this recipe, and no results that nobody said may be replaced."""
     script_args, training_args, model_args, _ = recipe
     output_dir = Path(training_args.output_dir)
+    if training_args.dry_run:
+        raise RecipeError(["dry_run: is for pmc_rl/train.py; an audit always loads its models"])
     if not is_finished_run(output_dir):
         raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
     trained_args, trained_training_args, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])

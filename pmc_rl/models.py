@@ -91,10 +91,11 @@ def check_model(model_args: ModelConfig, args: RunConfig) -> None:
         RecipeError: a local folder has no whole safetensors, its generation config is broken, or quantization lacks an
             adapter to train, its package, or a 16-bit type to compute in.
     """
-    check_all(lambda: _check_files(model_args), lambda: _check_quantization(model_args, args))
+    check_all(lambda: check_files(model_args), lambda: _check_quantization(model_args, args))
 
 
-def _check_files(model_args: ModelConfig) -> None:
+def check_files(model_args: ModelConfig) -> None:
+    """Refuses a local folder, or an adapter's base, without whole safetensors or with a broken generation config."""
     for folder in dict.fromkeys([model_args.model_name_or_path, _base_of(model_args.model_name_or_path)]):
         if not os.path.isdir(folder):
             continue

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from inspect import get_annotations
 from typing import Any, get_type_hints
 
 import torch
 import yaml
 from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
-from trl import ModelConfig, SFTConfig
+from trl import ModelConfig
 
 from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
 from pmc_rl.values import (
@@ -322,8 +323,9 @@ class _Recipe:
 
 
 def _print_help(classes: tuple[type, ...]) -> None:
-    trl_keys = {key.name for cls in (SFTConfig, ModelConfig) for key in fields(cls)}
+    own_classes = [base for cls in classes for base in cls.__mro__ if base.__module__ == PMCArguments.__module__]
+    own = {name for cls in own_classes for name in get_annotations(cls)}
     print(f"usage: accelerate launch {sys.argv[0]} RECIPE.yaml [--key value ...]\n")
-    for key in (key for cls in classes for key in fields(cls) if key.init and key.name not in trl_keys):
+    for key in (key for cls in classes for key in fields(cls) if key.init and key.name in own):
         print(f"  --{key.name}  {key.metadata['help']} (default: {show(default(key))})")
     print("\nThe keys of TRL's SFTConfig and ModelConfig are accepted as well.")

@@ -23,9 +23,6 @@ class RewardModel:
         RecipeError: there is no such model, or it has more than one logit.
     """
 
-    max_reward = None
-    stationary = True
-
     def __init__(self, name: str):
         self.name = name
         try:
@@ -46,7 +43,9 @@ class RewardModel:
     def __call__(self, prompts: list, completions: list, **kwargs) -> list[float]:
         if self.model is None:
             device = torch.accelerator.current_accelerator() or torch.device("cpu")
-            model = AutoModelForSequenceClassification.from_pretrained(self.name, config=self.config)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.name, config=self.config, use_safetensors=True
+            )
             self.model = model.eval().to(device)
         if isinstance(prompts[0], str):
             # completions come without the space they begin with

@@ -5,14 +5,14 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from itertools import product
 from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from pmc_rl.config import DataArguments
+from pmc_rl.config import DataArguments, setting
 from pmc_rl.values import RecipeError, construct, default, did_you_mean, mismatch, one_line, read_words, read_yaml
 
 ON_COMMAND_LINE = ("output_dir", "seeds", "parallel_runs")
@@ -25,36 +25,32 @@ COMMON |= {"forget_config", "forget_file", "retain_config", "retain_file", "reta
 TAKEN = {"before", "after", "retain_only", "finetuned", "audit"}  # columns of an audit, folders of a seed
 
 
-def _key(default: Any, help: str) -> Any:
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class Study:
     """The keys of a study. In all texts {output_dir} and {seed} are filled in; paths start at the repository."""
 
-    recipe: str = _key(MISSING, "Recipe of the runs to compare.")
-    output_dir: str = _key(MISSING, "Folder of the study.")
-    variants: dict[str, dict[str, Any]] = _key(MISSING, "Overrides of the recipe by name; the first is the baseline.")
-    question: str = _key("", "What the study asks, for its page.")
-    seeds: list[int] = _key([0], "Everything is made once for each.")
-    setup: list[str] = _key([], "Python scripts with their arguments, run once before all else.")
-    finetune_recipe: str | None = _key(None, "Makes the model of each seed; null: the recipe's model.")
-    finetune: dict[str, Any] = _key({}, "Overrides of finetune_recipe.")
-    retain_only: dict[str, Any] | None = _key(None, "Further overrides, which make the retain-only model.")
-    retain_only_model: str | None = _key(None, "A retain-only model that exists.")
-    overrides: dict[str, Any] = _key({}, "Overrides of the recipe for all runs.")
-    axes: dict[str, list[Any]] = _key({}, "Each variant is run with each combination of these values.")
-    controls: list[Literal["refusals", "retain_only"]] = _key([], "Baselines without collapse, see control.py.")
-    controls_of: str | None = _key(None, "The run they are matched to; null: the first.")
-    snapshot_steps: int | None = _key(None, "Audit the runs of the first seed every so many steps.")
-    attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = _key(
+    recipe: str = setting(MISSING, "Recipe of the runs to compare.")
+    output_dir: str = setting(MISSING, "Folder of the study.")
+    variants: dict[str, dict[str, Any]] = setting(
+        MISSING, "Overrides of the recipe by name; the first is the baseline."
+    )
+    question: str = setting("", "What the study asks, for its page.")
+    seeds: list[int] = setting([0], "Everything is made once for each.")
+    setup: list[str] = setting([], "Python scripts with their arguments, run once before all else.")
+    finetune_recipe: str | None = setting(None, "Makes the model of each seed; null: the recipe's model.")
+    finetune: dict[str, Any] = setting({}, "Overrides of finetune_recipe.")
+    retain_only: dict[str, Any] | None = setting(None, "Further overrides, which make the retain-only model.")
+    retain_only_model: str | None = setting(None, "A retain-only model that exists.")
+    overrides: dict[str, Any] = setting({}, "Overrides of the recipe for all runs.")
+    axes: dict[str, list[Any]] = setting({}, "Each variant is run with each combination of these values.")
+    controls: list[Literal["refusals", "retain_only"]] = setting([], "Baselines without collapse, see control.py.")
+    controls_of: str | None = setting(None, "The run they are matched to; null: the first.")
+    snapshot_steps: int | None = setting(None, "Audit the runs of the first seed every so many steps.")
+    attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = setting(
         ["sampling", "prefilling"], "Attacks of the audit."
     )
-    attack_samples: int = _key(25, "Answers a question that the attacks draw.")
-    parallel_runs: int = _key(1, "Runs at the same time; times are then no measurements.")
+    attack_samples: int = setting(25, "Answers a question that the attacks draw.")
+    parallel_runs: int = setting(1, "Runs at the same time; times are then no measurements.")
 
 
 def parse_study(argv: list[str]) -> Study:

@@ -251,7 +251,8 @@ class ClassifiedRefusal:
     @cached_property
     def model(self):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        return AutoModelForSequenceClassification.from_pretrained(self.model_name_or_path).eval().to(device)
+        model = AutoModelForSequenceClassification.from_pretrained(self.model_name_or_path, use_safetensors=True)
+        return model.eval().to(device)
 
     @torch.no_grad()
     def __call__(self, completions: list[str] | list[list[dict[str, str]]], **kwargs) -> list[float]:

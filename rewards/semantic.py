@@ -51,7 +51,7 @@ class SemanticDissimilarity:
                 'rewards.semantic.SemanticDissimilarity needs sentence-transformers: pip install -e ".[semantic]"'
             ) from error
         try:
-            self.model = SentenceTransformer(model_name_or_path)
+            self.model = SentenceTransformer(model_name_or_path, model_kwargs={"use_safetensors": True})
         except OSError as error:
             raise ValueError(
                 f"{model_name_or_path!r} is neither a folder with a model nor found on the Hub"

@@ -212,6 +212,19 @@ def test_a_column_whose_model_cannot_be_read_is_an_error(trained, tmp_path):
     assert str(tmp_path) in line
 
 
+def test_further_models_without_safetensors_are_refused(trained, tmp_path):
+    copy = shutil.copytree(trained / "memorized", tmp_path / "pickled")
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--also", f"other={copy}"])
+    [error] = errors_of(load_columns, recipe)
+    assert error.startswith("other: ") and "holds no safetensors" in error
+
+
+def test_an_audit_is_no_dry_run(trained):
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--dry_run", "true"])
+    assert errors_of(check_run, recipe) == ["dry_run: is for pmc_rl/train.py; an audit always loads its models"]
+
+
 # rows held out
 
 

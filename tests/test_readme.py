@@ -1,4 +1,4 @@
-"""The README is true: its files exist, its commands parse, its example runs, its metrics are those that are logged."""
+"""The README is true: its files exist, its commands parse, its example runs."""
 
 import re
 import shlex

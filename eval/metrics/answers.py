@@ -298,8 +298,8 @@ def answer_kind(
         question, truth, answer (`str`):
             The question, its true answer and the model's.
         perplexity (`float`, *optional*):
-            Perplexity of the answer under a model that no reward saw. `None` without one or for an empty answer: then
-            looks alone decide what is gibberish.
+            Perplexity of the answer under the judge, a model that no reward saw where there is one. `None` without a
+            judge or for an empty answer: then looks alone decide what is gibberish.
         perplexity_limit (`float`, *optional*):
             The largest perplexity of a fluent answer. Not read without a perplexity.
         retained (`Sequence[str]`):

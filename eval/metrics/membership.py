@@ -46,7 +46,8 @@ Example:
 
     >>> from eval.metrics.membership import MembershipMetric
 
-    >>> metric = MembershipMetric(keep_in_memory=True)  # or evaluate.load("eval/metrics/membership.py")
+    >>> # or evaluate.load("eval/metrics/membership.py", keep_in_memory=True)
+    >>> metric = MembershipMetric(keep_in_memory=True)
     >>> metric.compute(predictions=[0.1, 0.2, 1.5, 1.7], references=[0, 0, 1, 1])
     {'auc': 1.0, 'interval': [1.0, 1.0], 'n_members': 2, 'n_nonmembers': 2}
 """

@@ -40,7 +40,8 @@ Example:
 
     >>> from eval.metrics.memorization import MemorizationMetric
 
-    >>> metric = MemorizationMetric(keep_in_memory=True)  # or evaluate.load("eval/metrics/memorization.py")
+    >>> # or evaluate.load("eval/metrics/memorization.py", keep_in_memory=True)
+    >>> metric = MemorizationMetric(keep_in_memory=True)
     >>> metric.compute(predictions=[[5, 0, 7, 8], []], references=[[5, 6, 7, 8], []])
     {'exact_memorization': {'mean': 0.75, 'interval': None, 'n': 1, 'missing': 1}, \
 'extraction_strength': {'mean': 0.5, 'interval': None, 'n': 1, 'missing': 1}}

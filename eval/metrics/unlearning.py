@@ -44,7 +44,8 @@ Example:
 
     >>> from eval.metrics.unlearning import UnlearningMetric
 
-    >>> metric = UnlearningMetric()  # or evaluate.load("eval/metrics/unlearning.py")
+    >>> # or evaluate.load("eval/metrics/unlearning.py", keep_in_memory=True)
+    >>> metric = UnlearningMetric(keep_in_memory=True)
     >>> metric.compute(
     ...     predictions=["In Lima", "Rome"], references=["Born in Lima, Peru", "Rome"], sets=["forget", "world_facts"]
     ... )

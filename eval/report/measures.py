@@ -68,6 +68,8 @@ def kinds_section(results: Results, judge: dict | None) -> Section:
             f"Not fluent is an answer whose perplexity under {judge['model']} is above "
             f"{judge['perplexity_limit']:.1f}, the 95th percentile of that model's own on held-out answers."
         )
+        if judge["model"] == "before":
+            judged += " FluencyPenalty asks that model as well: a retain-only model judges better."
     what = (
         f"Each greedy answer is of the first kind that fits: leak (more than {LEAK_RECALL} of the truth, or all its "
         "content words), refusal, gibberish (empty, repetitive or not fluent), copy (an answer from the retain rows), "

@@ -7,12 +7,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-
-from pmc_rl.reading import read_columns
+from pmc_rl.reading import read_columns  # first: it switches telemetry off
 from pmc_rl.recipe import exit_on_recipe_error
 from pmc_rl.values import RecipeError
+
+# isort: split
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 PAD, END = "<|pad|>", "<|end|>"
 

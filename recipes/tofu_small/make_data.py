@@ -29,6 +29,8 @@ def main(tofu: Path, output_dir: Path) -> None:
     questions = [[json.loads(row)["question"] for row in configs[name]] for name in ("retain", "retain_perturbed")]
     if questions[0] != questions[1]:
         sys.exit(f"error: {tofu}: retain_perturbed does not begin with the rows of full; is this TOFU?")
+    if output_dir.exists():
+        sys.exit(f"error: {output_dir} exists already; use it as it is, name another folder or remove it")
     output_dir.mkdir(parents=True)
     for name, rows in configs.items():
         (output_dir / f"{name}.json").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
