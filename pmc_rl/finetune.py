@@ -11,6 +11,7 @@ from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe
 from trl import SFTTrainer, get_peft_config
 
 from pmc_rl.data import read_finetune_rows
+from pmc_rl.memory import count_parameters
 from pmc_rl.models import (
     check_model,
     check_processes,
@@ -21,7 +22,6 @@ from pmc_rl.models import (
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.plan import count_parameters
 from pmc_rl.prompts import answered_dataset, check_prompt_format
 
 

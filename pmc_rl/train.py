@@ -14,6 +14,7 @@ from trl import get_peft_config
 from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.likelihood import OriginalLogLikelihood
+from pmc_rl.memory import accelerator_memory, count_parameters
 from pmc_rl.models import (
     check_model,
     check_processes,
@@ -24,7 +25,7 @@ from pmc_rl.models import (
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.plan import accelerator_memory, count_parameters, make_plan, plan_lines
+from pmc_rl.plan import make_plan, plan_lines
 from pmc_rl.prompts import (
     answer_retain_rows,
     answer_start,

@@ -21,19 +21,17 @@ from transformers import (
 from trl import ModelConfig
 
 from pmc_rl.config import PMCArguments, PMCConfig
-from pmc_rl.plan import (
+from pmc_rl.memory import (
     auto_generation_batch_size,
     count_parameters,
-    count_steps,
     estimate_memory,
     held_bytes,
     kv_bytes_per_row,
     layer_activation_bytes,
-    make_plan,
-    plan_lines,
     sampling_bytes_per_row,
     weight_bytes,
 )
+from pmc_rl.plan import count_steps, make_plan, plan_lines
 from tests.test_trainer import make_trainer
 
 SIZES = {

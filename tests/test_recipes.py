@@ -98,7 +98,7 @@ def test_consumer_recipes_use_lora(name):
 def test_the_guided_quickstart_is_the_variant_of_its_study():
     study = parse_study([str(RECIPES / "studies" / "guidance_quickstart.yaml")])
     base = str(RECIPES.parent / study.recipe)
-    variant = parse_recipe([base, *option_words(study.variants["guided_strong"])])
+    variant = parse_recipe([base, *option_words(study.variants["guided"])])
     recipe = parse_recipe([str(RECIPES / "quickstart" / "guided.yaml")])
     keys = variant[0].given.keys() | recipe[0].given.keys()
     values = [
