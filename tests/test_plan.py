@@ -1,6 +1,7 @@
 """The plan of a run: counts and bytes against real models, caches and trainers, and what is printed."""
 
 import math
+import tempfile
 
 import pytest
 import torch
@@ -301,7 +302,7 @@ def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
 @settings(max_examples=60, deadline=None)
 def test_steps_are_those_of_the_trainer(questions, batch, accumulated, epochs):
     args = PMCConfig(
-        output_dir="unused",
+        output_dir=tempfile.gettempdir(),  # the Trainer makes it
         use_cpu=True,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulated,
