@@ -12,10 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pmc_rl.output import read_training_log  # first: it switches telemetry off
+
+# isort: split
 from rich.console import Console
 from rich.table import Table
-
-from pmc_rl.output import read_training_log
 
 REPO = Path(__file__).resolve().parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart"
