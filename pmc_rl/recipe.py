@@ -122,40 +122,61 @@ def exit_on_recipe_error() -> Iterator[None]:
 
 
 def _parse(argv: list[str], classes: tuple[type, ...]) -> tuple:
-    if "-h" in argv or "--help" in argv:
-        _print_help(classes)
-        sys.exit(0)
-    if not argv or argv[0].startswith("-"):
-        raise RecipeError(["command line: the path of a recipe must come first, such as recipes/phi.yaml"])
-    recipe = _Recipe(argv[0], classes)
-    recipe.read_overrides(argv[1:])
-    try:
-        recipe.read_entries(read_yaml(argv[0]))
-    except RecipeError as error:
-        raise RecipeError(error.errors + recipe.errors) from None
-    recipe.check_run()
+    reader = StrictReader(argv, classes, "recipes/phi.yaml")
+    reader.check_run()
     if PMCArguments in classes:
-        recipe.check_unlearning()
+        reader.check_unlearning()
     else:
-        recipe.check_finetuning()
-    configs = tuple(recipe.build(cls) for cls in classes)
-    if recipe.errors:
-        raise RecipeError(recipe.errors)
-    configs[0].given = recipe.values
+        reader.check_finetuning()
+    configs = reader.finish()
+    configs[0].given = reader.values
     return configs
 
 
-class _Recipe:
-    """The values given, where each comes from, and all that is wrong with them."""
+class StrictReader:
+    """
+    The values that a YAML file and a command line give to dataclasses, where each comes from, and all that is wrong.
 
-    def __init__(self, path: str, classes: tuple[type, ...]):
-        self.path = path
+    Args:
+        argv (`list[str]`): the file, then overrides `--key value ...`; `--help` prints the keys and exits.
+        classes (`tuple[type, ...]`): dataclasses whose fields are the keys.
+        example (`str`): such a file, for the message when none is given.
+
+    Raises:
+        RecipeError: there is no file, or it is no YAML mapping. Other problems are kept for [`finish`].
+    """
+
+    def __init__(self, argv: list[str], classes: tuple[type, ...], example: str):
+        if "-h" in argv or "--help" in argv:
+            _print_help(classes)
+            sys.exit(0)
+        if not argv or argv[0].startswith("-"):
+            raise RecipeError([f"command line: the path of a recipe must come first, such as {example}"])
+        self.path = argv[0]
+        self.classes = classes
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
         self.broken: set[str] = set()
         self.errors: list[str] = []
+        self.read_overrides(argv[1:])
+        try:
+            self.read_entries(read_yaml(self.path))
+        except RecipeError as error:
+            raise RecipeError(error.errors + self.errors) from None
+
+    def finish(self) -> tuple:
+        """
+        An instance of each class.
+
+        Raises:
+            RecipeError: with every problem.
+        """
+        configs = tuple(self.build(cls) for cls in self.classes)
+        if self.errors:
+            raise RecipeError(self.errors)
+        return configs
 
     def read_overrides(self, argv: list[str]) -> None:
         options: dict[str, list[str]] = {}

@@ -1,0 +1,1 @@
+"""Studies: several runs compared, or settings searched for; on Optuna."""

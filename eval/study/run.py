@@ -1,0 +1,83 @@
+"""Study: `python eval/study/run.py STUDY.yaml [--key value ...]`. Launches trainings and audits and compares them.
+
+The same command goes on where a study was stopped, and helps where it runs on another machine with the same folder.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from pmc_rl.recipe import exit_on_recipe_error  # first: it switches telemetry off
+
+# isort: split
+from optuna.trial import TrialState
+
+from eval.study.report import write_report
+from eval.study.settings import check_study, parse_study
+from eval.study.trials import JOURNAL, TrialFailed, Trials
+from pmc_rl.values import RecipeError
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def main(argv: list[str], root: Path = REPO) -> int:
+    """Study -> trials -> report; returns the exit code."""
+    study = parse_study(argv)
+    if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:  # its runs would inherit these
+        raise RecipeError(["a study launches its runs itself: start it with python, not accelerate launch"])
+    out = root / study.output_dir
+    if out.is_relative_to(root):  # so that both ways of giving the folder are the same study
+        study.output_dir = str(out.relative_to(root))
+    settings = check_study(study, argv[0], root)
+    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).exists():
+        raise RecipeError([f"output_dir: {str(out)!r} holds files, but no study; choose another folder"])
+    out.mkdir(parents=True, exist_ok=True)
+    workers = [Trials(study, settings, out, root) for _ in range(study.parallel_runs)]
+    workers[0].enqueue()
+    failures = work(workers)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if not failures:
+        write_report(study, workers[0].get(TrialState.COMPLETE), out)
+        for folder in private_folders(out):
+            shutil.rmtree(folder)
+    left = ", ".join(map(str, private_folders(out)))
+    print(f"Private files left: {left or 'none'}.{' They go when the study is done.' if left else ''}", flush=True)
+    return 1 if failures else 0
+
+
+def work(workers: list[Trials]) -> list[str]:
+    """Lets all workers work until nothing is left; after a failure or a signal no trial is begun. What failed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a study that is told to end does so as on Ctrl-C
+    failures = []
+    with ThreadPoolExecutor(len(workers)) as pool:
+        futures = [pool.submit(worker.work) for worker in workers]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            failures.append("Stopped; the same command goes on from here.")
+            for worker in workers:
+                worker.end_command()
+        for worker in workers:
+            worker.stopped = True
+    if failures:
+        return failures
+    for future in futures:
+        try:
+            future.result()
+        except TrialFailed as error:
+            failures.append(f"{error}\nMend it and give the same command again.")
+    return failures
+
+
+def private_folders(out: Path) -> list[Path]:
+    """Folders of the study's runs that hold what is to be forgotten."""
+    return sorted([*out.glob("seed*/private"), *out.glob("seed*/*/private"), *out.glob("seed*/*/checkpoint-*")])
+
+
+if __name__ == "__main__":
+    with exit_on_recipe_error():
+        sys.exit(main(sys.argv[1:]))

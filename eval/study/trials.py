@@ -1,0 +1,315 @@
+"""The trials of a study: taken from its Optuna journal by any number of workers, each a training with its audit."""
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from eval.study.results import trial_numbers
+from eval.study.settings import (
+    Run,
+    StudySettings,
+    fill,
+    grid_runs,
+    model_overrides,
+    option_words,
+    ranges,
+    replace_ranges,
+    run_overrides,
+    slug,
+)
+from pmc_rl.output import MANIFEST
+from pmc_rl.values import RecipeError, show
+
+JOURNAL = "journal.log"
+CACHE = "private/cache/rows.sqlite"  # of an audit, below the folder of its run
+LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+LOG_LINES = 15
+POLL = 2.0  # seconds between two looks at trials that others work on
+
+
+class TrialFailed(Exception):
+    """A command failed; the message tells which, and the end of its log."""
+
+
+def run_of(trial: FrozenTrial | Trial) -> Run:
+    return Run(**trial.user_attrs["run"])
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int]:
+    """
+    Holds a file's lock. The kernel takes it back when everything that holds it is dead, commands included that got the
+    file descriptor: nothing has to guess from a clock whether somebody still works.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield stream.fileno()
+
+
+class Trials:
+    """
+    The journal of a study and what is done with it. Several workers, threads of one process or processes of several
+    machines with one folder, each with a journal object of its own, share the trials.
+
+    Args:
+        study ([`~eval.study.settings.StudySettings`]): the settings.
+        settings (`dict[str, dict]`): what each run of the grid is given, by its folder, from `check_study`.
+        out, root (`Path`): the study's folder, and the repository, whose scripts are run in it.
+    """
+
+    def __init__(self, study: StudySettings, settings: dict[str, dict], out: Path, root: Path):
+        self.study = study
+        self.settings = settings
+        self.out = out
+        self.root = root
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.journal = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
+            study_name="study",
+            directions=list(study.objectives.values()),
+            load_if_exists=True,
+        )
+        self.command: subprocess.Popen | None = None
+        self.stopped = False
+
+    def get(self, *states: TrialState) -> list[FrozenTrial]:
+        """Trials in their order."""
+        return self.journal.get_trials(deepcopy=False, states=states)
+
+    def enqueue(self) -> None:
+        """
+        Puts every run of the grid into the journal that is not there.
+
+        Raises:
+            RecipeError: a run was made, or begun, with other settings than those of now.
+        """
+        with locked(self.out / "locks" / "queue"):
+            self._give_back()
+            waiting = {run_of(trial).folder for trial in self.get(TrialState.WAITING)}
+            known = {run_of(trial).folder: trial for trial in self.get(TrialState.COMPLETE, TrialState.RUNNING)}
+            was = {folder: trial.user_attrs["settings"] for folder, trial in known.items()}
+            now = {
+                **self.settings,
+                **{folder: {"search": self.study.search} for folder in was if "/search_" in folder},
+            }
+            errors = []
+            for folder in was.keys() & now.keys():
+                keys = [key for key in was[folder] | now[folder] if was[folder].get(key) != now[folder].get(key)]
+                changes = ", ".join(f"{k} was {show(was[folder].get(k))}, is {show(now[folder].get(k))}" for k in keys)
+                if keys:
+                    where = f"{self.out / folder}: it was made with other settings"
+                    errors.append(f"{where} ({changes}); choose another output_dir")
+            if errors:
+                raise RecipeError(sorted(errors))
+            for run in grid_runs(self.study):
+                if run.folder not in waiting | known.keys():
+                    self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
+
+    def _give_back(self) -> None:
+        """What was begun by somebody who is dead, or failed, waits again, with the values it had."""
+        for trial in self.get(TrialState.RUNNING):
+            try:
+                with locked(self._lock_of(trial), wait=False):
+                    self.journal.tell(trial.number, state=TrialState.FAIL)
+            except BlockingIOError:
+                continue
+        live = {run_of(trial).folder for trial in self.get(*LIVE)}
+        for trial in self.get(TrialState.FAIL):
+            run = run_of(trial)
+            if run.folder not in live and (run.searched or run.folder in self.settings):
+                live.add(run.folder)
+                self.journal.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+
+    def _lock_of(self, trial: FrozenTrial | Trial) -> Path:
+        return self.out / "locks" / f"trial_{trial.number}"
+
+    def work(self) -> None:
+        """
+        Does trials until all are done; waits while others work on the last ones, since they may die.
+
+        Raises:
+            TrialFailed: a command failed.
+        """
+        while not self.stopped:
+            with ExitStack() as stack:
+                with locked(self.out / "locks" / "queue"):
+                    self._give_back()
+                    trial = self._take()
+                    if trial is not None:
+                        lock = stack.enter_context(locked(self._lock_of(trial)))
+                if trial is not None:
+                    self._do(trial, lock)
+                    continue
+            if not self.get(TrialState.RUNNING):
+                return
+            time.sleep(POLL)
+
+    def _take(self) -> Trial | None:
+        """The trial that waits longest, else a new one of the search; None if there is none."""
+        searched = [trial for trial in self.get(*LIVE) if run_of(trial).searched]
+        if not self.get(TrialState.WAITING):
+            if not self.study.search or len(searched) >= self.study.search_trials:
+                return None
+            # seeded by how many are known: the same trials give the same values, whoever asks
+            self.journal.sampler = optuna.samplers.TPESampler(
+                seed=self.study.seeds[0] + len(searched),
+                n_startup_trials=max(4, self.study.search_trials // 3),
+                constant_liar=True,
+            )
+            self.journal.enqueue_trial(
+                {}, user_attrs={"run": asdict(Run(f"search_{len(searched) + 1}", self.study.seeds[0], {}))}
+            )
+        trial = self.journal.ask()
+        run, settings = run_of(trial), {"search": self.study.search}
+        if run.searched:
+            found = {name: suggest(trial, name, own) for name, own in ranges(self.study.search)}
+            run = Run(run.name, run.seed, replace_ranges(self.study.search, found))
+        elif run.folder in self.settings:
+            run = next(own for own in grid_runs(self.study) if own.folder == run.folder)
+            settings = self.settings[run.folder]
+        else:  # the study names it no longer
+            self.journal.tell(trial, state=TrialState.FAIL)
+            return self._take()
+        trial.set_user_attr("run", asdict(run))
+        trial.set_user_attr("settings", settings)
+        return trial
+
+    def _do(self, trial: Trial, lock: int) -> None:
+        run, started = run_of(trial), time.perf_counter()
+        tell(f"start  {run.folder}")
+        try:
+            numbers = self._train_and_audit(run, lock)
+        except BaseException:
+            self.journal.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("numbers", numbers)
+        trial.set_user_attr("seconds", time.perf_counter() - started)
+        # Optuna takes no missing values: what cannot be had counts as the worst there is
+        worst = {"maximize": -math.inf, "minimize": math.inf}
+        values = {name: numbers["after"][name] for name in self.study.objectives}
+        self.journal.tell(
+            trial,
+            [worst[way] if values[name] is None else values[name] for name, way in self.study.objectives.items()],
+        )
+        tell(f"done   {run.folder} in {trial.user_attrs['seconds']:.0f} s{self._progress()}")
+
+    def _progress(self) -> str:
+        done = self.get(TrialState.COMPLETE)
+        total = len(grid_runs(self.study)) + (self.study.search_trials if self.study.search else 0)
+        seconds = fmean(trial.user_attrs["seconds"] for trial in done) / self.study.parallel_runs
+        minutes = (total - len(done)) * seconds / 60
+        return f", {len(done)} of {total}" + (f"; some {minutes:.0f} min left" if len(done) < total else "")
+
+    def _train_and_audit(self, run: Run, lock: int) -> dict[str, dict]:
+        study, out, folder = self.study, self.out, self.out / run.folder
+        self._make_models(run.seed, lock)
+        own = f"{study.output_dir}/seed{run.seed}"
+        also = {}
+        if run.name == (study.controls_of or grid_runs(study)[0].name):
+            also = {f"control_{kind}": f"{run.folder}_control_{kind}" for kind in study.controls}
+        for place in (run.folder, *also.values()):  # what an attempt that was stopped has left
+            shutil.rmtree(out / place, ignore_errors=True)
+        self._call(run.folder, ["pmc_rl/train.py", study.recipe, *option_words(run_overrides(study, run))], lock)
+        for kind, (_, place) in zip(study.controls, also.items(), strict=False):
+            words = option_words({"output_dir": f"{study.output_dir}/{place}"})
+            self._call(place, ["pmc_rl/control.py", kind, f"{study.output_dir}/{run.folder}", *words], lock)
+
+        overrides: dict[str, Any] = {"overwrite": True, "log_completions": False}
+        if study.retain_only is not None:
+            overrides["retain_only_model"] = f"{own}/retain_only"
+        elif study.retain_only_model is not None:
+            overrides["retain_only_model"] = fill(study.retain_only_model, study, run.seed)
+        if also:
+            overrides["also"] = [f"{name}={study.output_dir}/{place}" for name, place in also.items()]
+        overrides |= {"attacks": study.attacks, "attack_samples": study.attack_samples}
+        # what the models before and retain-only answer has been asked by the seed's first audit
+        shared = out / f"seed{run.seed}" / "private" / "rows.sqlite"
+        if shared.exists():
+            (folder / CACHE).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copy(shared, folder / CACHE)
+        recipe = f"{study.output_dir}/{run.folder}/recipe.yaml"
+        self._call(f"{run.folder}_audit", ["eval/run.py", recipe, *option_words(overrides)], lock)
+        if not shared.exists():
+            shared.parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy(folder / CACHE, f"{shared}.{slug(run.name)}")
+            os.replace(f"{shared}.{slug(run.name)}", shared)
+        return trial_numbers(folder, {name: out / place for name, place in also.items()})
+
+    def _make_models(self, seed: int, lock: int) -> None:
+        """Setup scripts, once, and the models of a seed, once each."""
+        with locked(self.out / "locks" / "setup"):
+            for i, line in enumerate(self.study.setup, 1):
+                done = self.out / f"setup_{i}.done"
+                if not done.exists():
+                    self._call(f"setup_{i}", shlex.split(fill(line, self.study, None)), lock)
+                    done.touch()
+        with locked(self.out / "locks" / f"models_{seed}"):
+            for name, overrides in model_overrides(self.study, seed).items():
+                place = f"seed{seed}/{name}"
+                if not (self.out / place / MANIFEST).exists():
+                    shutil.rmtree(self.out / place, ignore_errors=True)
+                    command = ["pmc_rl/finetune.py", self.study.finetune_recipe, *option_words(overrides)]
+                    self._call(place, command, lock)
+
+    def _call(self, name: str, command: list[str], lock: int) -> None:
+        """Runs a command of the repository, which holds the trial's lock as long as it lives."""
+        log = self.out / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        log.touch(mode=0o600)  # a traceback may show what is to be forgotten
+        if self.stopped:
+            raise TrialFailed(f"{name}: stopped before it began")
+        with log.open("w", encoding="utf-8") as stream:
+            self.command = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+            )
+            code = self.command.wait()
+            self.command = None
+        if code != 0:
+            end = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            lines = [f"{name} failed (exit code {code}); the end of {log}:", *(f"    {line}" for line in end)]
+            raise TrialFailed("\n".join(lines))
+
+    def end_command(self) -> None:
+        """Ends the command that runs now, if any; no other is started."""
+        self.stopped = True
+        if self.command is not None:
+            self.command.terminate()
+
+
+def suggest(trial: Trial, name: str, own: dict) -> Any:
+    """A value of a range: {low, high} of whole numbers gives whole numbers, {choices} one of them, lists included."""
+    if "choices" in own:
+        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in own["choices"]]))
+    kind = trial.suggest_int if type(own["low"]) is type(own["high"]) is int else trial.suggest_float
+    return kind(name, own["low"], own["high"], log=own.get("log", False))
+
+
+def tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}\n", end="", flush=True)
