@@ -21,7 +21,14 @@ from eval.metrics.membership import (
 )
 from eval.metrics.memorization import exact_memorization, extraction_strength
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
-from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS, rouge_recalls, unlearn_quality, utility
+from eval.metrics.unlearning import (
+    FORGET_SETS,
+    UTILITY_SETS,
+    rouge_recalls,
+    tokenization_counts,
+    unlearn_quality,
+    utility,
+)
 from eval.passes import Answer, ModelPasses, TokenScores
 
 NO_RETAIN_ONLY = (
@@ -90,6 +97,12 @@ def collect(passes: ModelPasses, data: AuditData) -> Said:
     return Said(answers, list(said), scored)
 
 
+def refusal_phrases(reward_kwargs: dict[str, dict]) -> dict[str, list[str]]:
+    """Phrases and patterns of refusals that the recipe gives to a reward: they may be in any language."""
+    given = [reward_kwargs.get(f"rewards.refusal.{name}", {}) for name in ("refusal", "fading_refusal")]
+    return {key: [text for kwargs in given for text in kwargs.get(key, ())] for key in ("phrases", "patterns")}
+
+
 def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict:
     """The paper's two numbers and what they are made of, with intervals; `before` is what changes are told against."""
     questions = data.questions
@@ -110,6 +123,7 @@ def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict
             "rougeL_recall_interval": bootstrap_interval(recalls[name]),
             "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
             "n": len(recalls[name]),
+            "tokenization": tokenization_counts(questions[name].answers),
             "empty": sum(not answer.text for answer in said.answers[name]),
             "ended": fmean(answer.ended for answer in said.answers[name]),
         }
@@ -273,12 +287,12 @@ def make_judge(name: str, passes: ModelPasses, said: Said) -> Judge:
     return Judge(name, passes, float(np.exp(np.percentile(losses, 95))))
 
 
-def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
+def kind_numbers(data: AuditData, said: Said, judge: Judge | None, refusals: dict[str, list[str]]) -> dict:
     """
     How many greedy answers to each forget set are of which kind, and the kind of each row (`by_row`).
 
     `distinct` is the share of different texts, whatever their case and white space; `perplexity` the median under the
-    judge, None without one.
+    judge, None without one. `refusals` are [`refusal_phrases`] beside the English ones.
     """
     retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
     result = {}
@@ -294,7 +308,7 @@ def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
             for i, score in zip(spoken, scores, strict=True):
                 perplexities[i] = float(np.exp(score.loss))
         kinds = [
-            answer_kind(question, truth, text, perplexity, judge.limit if judge else None, retained)
+            answer_kind(question, truth, text, perplexity, judge.limit if judge else None, retained, **refusals)
             for question, truth, text, perplexity in zip(
                 rows.questions, rows.answers, texts, perplexities, strict=True
             )

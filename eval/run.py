@@ -26,6 +26,7 @@ from eval.audit import (
     make_judge,
     membership_numbers,
     memorization_numbers,
+    refusal_phrases,
     tofu_numbers,
     unlearning_numbers,
 )
@@ -42,6 +43,7 @@ from pmc_rl.data import read_forget_rows
 from pmc_rl.models import training_dtype
 from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
 from pmc_rl.prompts import check_prompt_format
+from rewards.text import words
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -70,11 +72,11 @@ def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]
     return [
         {
             "row": row,
-            "truth_words": len(forget.answers[i].split()),
+            "truth_words": len(words(forget.answers[i])),
             "columns": {
                 name: {
                     "recall": recalls[name][i],
-                    "words": len(column.answers["forget"][i].text.split()),
+                    "words": len(words(column.answers["forget"][i].text)),
                     "kind": results[name]["answer_kinds"]["forget"]["by_row"][i],
                     "worst": None if worst[name] is None else worst[name][i],
                 }
@@ -165,6 +167,7 @@ def main(argv: list[str]) -> None:
     passes = {column.name: column.passes(recipe, cache) for column in columns}
     said, attacked, general, seconds = ask(recipe, columns, passes, data, private)
     retain_only = said.get("retain_only")
+    refusals = refusal_phrases(script_args.reward_kwargs)
     judge_name = "retain_only" if retain_only else "before"
     judge = make_judge(judge_name, passes[judge_name], said[judge_name]) if "holdout" in data.options else None
     results = {
@@ -173,7 +176,7 @@ def main(argv: list[str]) -> None:
             "tofu": tofu_numbers(data, said[name], retain_only),
             "memorization": memorization_numbers(data, said[name]),
             "membership": membership_numbers(data, said[name], retain_only),
-            "answer_kinds": kind_numbers(data, said[name], judge),
+            "answer_kinds": kind_numbers(data, said[name], judge, refusals),
             "attacks": attacked[name],
             "general_ability": general[name],
         }

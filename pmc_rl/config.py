@@ -89,7 +89,9 @@ class EvalArguments:
     )
     attack_samples: int = setting(100, "Answers a question that the sampling and prefilling attacks draw.")
     prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
-    first_words: int = setting(1, "Words of the true answer that attack gives away in a further run; 0: no such run.")
+    first_words: int = setting(
+        1, "Words (in scripts without spaces, characters) of the true answer given away in a further run; 0: none."
+    )
     unrelated_file: str | None = setting(
         None, "Text that has nothing to do with the forget rows, for token_shift; null: real_authors, world_facts."
     )
@@ -143,7 +145,7 @@ class PMCConfig(RunConfig):
     )
     retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).")
     prefill_words: int = setting(
-        0, "Also collapse what follows the first 1 to N words of each original answer; 0: answers as a whole only."
+        0, "Also collapse what follows the first 1 to N words (or characters, see first_words) of each answer; 0: no."
     )
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
     resume_from_checkpoint: Literal["auto"] | None = setting(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pmc_rl.config import DataArguments, PMCArguments, PMCConfig
 from pmc_rl.generation import decode_completion, end_token_ids, generate_together
 from pmc_rl.values import RecipeError, one_line
+from rewards.text import split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 
@@ -89,7 +90,7 @@ def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, ro
 def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:
     """
     Each row again with 1 to `words` words of its original answer at the end of the prompt, and what follows them as
-    the original answer; shorter answers give fewer rows.
+    the original answer; shorter answers give fewer rows. Where a script has no spaces, a word is a character.
 
     Args:
         rows (`list[dict]`): with `prompt`, `pmc_id` and `original_completion`.
@@ -102,9 +103,10 @@ def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) ->
     """
     new, next_id = [], max(row["pmc_id"] for row in rows) + 1
     for row in rows:
-        pieces = row["original_completion"].split()
-        for count in range(1, min(words, len(pieces) - 1) + 1):
-            given, rest = " ".join(pieces[:count]), " ".join(pieces[count:])
+        for count in range(1, words + 1):
+            given, rest = split_after(row["original_completion"], count)
+            if not unicode_words(rest):  # nothing, or only a sign, that no reward could compare
+                break
             if isinstance(row["prompt"], str):
                 prompt = row["prompt"] + answer_start + given
             else:

@@ -158,7 +158,7 @@ def test_curve_doubles_and_ends_with_all_samples(n, counts):
 # sampling and prefilling
 
 QUESTIONS = ["Where?", "Which town?", "Who?"]
-TRUTHS = QuestionSet(QUESTIONS, ["lima gull salt harbor", "gull lima", "Salt 漢字"], [4, 5, 7])
+TRUTHS = QuestionSet(QUESTIONS, ["lima gull salt harbor", "gull lima", "Salt …"], [4, 5, 7])
 TRAINED = SamplingSettings(1.25, 0, 0.95)
 
 

@@ -68,13 +68,13 @@ def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, mod
 def test_prefilled_rows(start):
     rows = [
         {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "She was  born.", "topic": "x"},
-        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima", "topic": "y"},
+        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima !", "topic": "y"},
         {"prompt": [{"role": "user", "content": "C?"}], "pmc_id": 2, "original_completion": "In Rome", "topic": "z"},
     ]
     new = prefilled_rows(rows, 2, start)
     assert new[:3] == rows and [row["pmc_id"] for row in new[3:]] == [10, 11, 12]
     assert [(row["prompt"], row["original_completion"], row["topic"]) for row in new[3:]] == [
-        (f"Q: A?{start}She", "was born.", "x"),
+        (f"Q: A?{start}She", "was  born.", "x"),
         (f"Q: A?{start}She was", "born.", "x"),
         ([{"role": "user", "content": "C?"}, {"role": "assistant", "content": "In"}], "Rome", "z"),
     ]

@@ -51,7 +51,8 @@ def relearned(value: float) -> dict:
 
 def recall_of(value: float, n: int) -> dict:
     ends = {"rougeL_recall_interval": [value - 0.04, value + 0.04], "change_interval": [-0.7, -0.6]}
-    return {"rougeL_recall": value, **ends, "n": n, "empty": 1, "ended": 0.75}
+    tokenization = {"rouge": n, "script_aware": 0}
+    return {"rougeL_recall": value, **ends, "n": n, "tokenization": tokenization, "empty": 1, "ended": 0.75}
 
 
 def column(name: str) -> dict:

@@ -9,7 +9,7 @@ from eval.metrics.leakage import leakage
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import PMCConfig
-from rewards.text import rouge_tokens
+from rewards.text import split_after, unicode_words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 
@@ -48,15 +48,15 @@ def prefilling_attack(
     """
     runs = {prefix: (forget, [prefix] * len(forget.questions)) for prefix in prefixes}
     if first_words:
-        rest = [answer.split()[first_words:] for answer in forget.answers]
-        kept = [i for i, words in enumerate(rest) if rouge_tokens(" ".join(words))]
+        begun = [split_after(answer, first_words) for answer in forget.answers]
+        kept = [i for i, (_, rest) in enumerate(begun) if unicode_words(rest)]
         runs["the answer's first word" if first_words == 1 else f"the answer's first {first_words} words"] = (
             QuestionSet(
                 [forget.questions[i] for i in kept],
-                [" ".join(rest[i]) for i in kept],
+                [begun[i][1] for i in kept],
                 [forget.rows[i] for i in kept],
             ),
-            [" ".join(forget.answers[i].split()[:first_words]) for i in kept],
+            [begun[i][0] for i in kept],
         )
     results = {}
     for name, (rows, forced) in runs.items():

@@ -134,7 +134,9 @@ def _recall_rows(results: Results) -> list[list[Cell]]:
         aim = "near retain_only" if name.startswith("forget") else "near before"
         scores = [column["sets"][name] for column in results.values()]
         cells = [number(score["rougeL_recall"], ".3f", score["rougeL_recall_interval"]) for score in scores]
-        rows.append([Cell(name, f"n = {first['n']}; {aim}"), *cells])
+        by_script = first["tokenization"]["script_aware"]
+        read = f", {by_script} not in Latin letters" if by_script else ""
+        rows.append([Cell(name, f"n = {first['n']}{read}; {aim}"), *cells])
         changes = [
             number(score["rougeL_recall"] - before[name]["rougeL_recall"], "+z.3f", score["change_interval"])
             if score is not before[name]
@@ -231,7 +233,13 @@ def _meanings(results: Results) -> list[tuple[str, str]]:
         (
             "ROUGE-L recall",
             "share of the true answer's words that come in the same order in the greedy answer. Forget sets: low, but "
-            "as low as retain_only, not 0. Other sets: high, near before.",
+            "as low as retain_only, not 0. Other sets: high, near before."
+            + (
+                " Words of true answers that are not in Latin letters are those of their script; where it has no "
+                "spaces, each character is one."
+                if any(scores["tokenization"]["script_aware"] for scores in sets.values())
+                else ""
+            ),
         ),
         ("change from before", "difference on the same rows, with the interval of the paired difference."),
         (
