@@ -34,7 +34,7 @@ from pmc_rl.prompts import (
     encode_prompt,
     forget_dataset,
 )
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.trainer import PMCTrainer
 
 
@@ -68,6 +68,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         lambda: forget_dataset(script_args, tokenizer, forget_rows),
         lambda: check_no_overlap(forget_rows, retain_rows, script_args.question_column),
         lambda: check_prompt_format(script_args, tokenizer),
+        lambda: maximal_reward(reward_funcs, training_args.max_reward),
     )
     read = {"forget": forget_record, "retain": retain_record}
     record = {"recipe": script_args.given, "read": read, "processes": training_args.world_size}

@@ -1,5 +1,6 @@
 """PMCTrainer: one step against plain torch, invariance to accumulation, the pool, and what must stop a run."""
 
+import asyncio
 import copy
 
 import numpy as np
@@ -492,3 +493,20 @@ def test_retain_stream_visits_every_row_once_a_pass_in_a_new_order():
     assert len({tuple(part) for part in passes}) > 1
     assert retain_rows_at(7, 6, 5, seed=3) == stream[7:13]
     assert retain_rows_at(0, 15, 5, seed=4) != stream
+
+
+def test_training_in_a_running_loop(tmp_path, model, tokenizer):
+    """As in a notebook, with a reward that waits and one that does not."""
+
+    async def brevity(completions, **kwargs):
+        await asyncio.sleep(0)
+        return [-float(len(text)) for text in completions]
+
+    async def notebook():
+        rewards = (ROUGE, RewardFunction("brevity", brevity, 0.01, 0.0, True))
+        trainer = make_trainer(tmp_path, model, tokenizer, rewards, max_steps=2)
+        trainer.train()
+        return trainer.state
+
+    state = asyncio.run(notebook())
+    assert state.global_step == 2 and all(log["rewards/brevity/mean"] < 0 for log in state.log_history[:2])
