@@ -3,7 +3,7 @@
 import string
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from inspect import get_annotations
@@ -55,6 +55,9 @@ REFUSED = {
     }.items()
     for name in names.split()
 }
+
+# Values that are for certain rewards, in their order: of the recipe's they say nothing about others.
+OF_REWARDS = {"reward_weights": ("reward_funcs",), "max_reward": ("reward_funcs", "reward_weights")}
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (holds, expected)
@@ -154,6 +157,7 @@ class _Recipe:
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
+        self.replaced: dict[str, Any] = {}  # what the recipe says where the command line has another word
         self.broken: set[str] = set()
         self.errors: list[str] = []
 
@@ -190,8 +194,11 @@ class _Recipe:
                 self.errors.append(f"{origin}: {name!r} is given twice (first at line {first_lines[name]})")
             else:
                 first_lines[name] = line
-                if name not in self.origins:  # else the command line replaces it
+                if name not in self.origins:
                     self.take(name, origin, lambda node=value_node: [construct(node)])
+                else:
+                    with suppress(ValueError, RecursionError):  # an override mends a broken value
+                        self.replaced[name] = construct(value_node)
 
     def take(self, name: str, origin: str, read: Callable[[], list]) -> None:
         """Keeps the first reading that fits the field's type; where nothing fits, the default stays."""
@@ -224,6 +231,11 @@ class _Recipe:
 
     def get(self, name: str) -> Any:
         return self.values[name] if name in self.values else default(self.keys[name])
+
+    def replaces(self, name: str) -> bool:
+        """Whether the command line gives another value than the recipe, or than the default of one that is silent."""
+        before = self.replaced.get(name, default(self.keys[name]))
+        return self.origins.get(name) == "command line" and self.values.get(name, before) != before
 
     def check_run(self) -> None:
         if self.get("num_train_epochs") <= 0 and self.get("max_steps") <= 0:
@@ -276,6 +288,12 @@ class _Recipe:
             self.complain("needs at least one reward", "reward_funcs")
         for name in dict.fromkeys(name for name in funcs if funcs.count(name) > 1):
             self.complain(f"{name!r} is given twice", "reward_funcs")
+        for key, belongs in OF_REWARDS.items():
+            inherited = self.get(key) is not None and self.origins[key] != "command line"
+            if inherited and any(self.replaces(name) for name in belongs):
+                problem = f"{show(self.get(key))} is for the recipe's {' and '.join(belongs)}"
+                self.complain(f"{problem}; beside others give {key} too, or null", key)
+                self.broken.add(key)
         if weights is not None and len(weights) != len(funcs):
             self.complain(f"{len(weights)} weights for {len(funcs)} rewards", "reward_weights", "reward_funcs")
         if self.get("log_completions") and self.get("report_to") not in ("none", ["none"]):
@@ -283,7 +301,7 @@ class _Recipe:
                 "the table shows what is to be forgotten, and services record the console", "log_completions"
             )
         for key in ("reward_kwargs", "reward_floors"):
-            if "command line" == self.origins.get("reward_funcs") != self.origins.get(key):
+            if key in self.values and self.replaces("reward_funcs") and self.origins[key] != "command line":
                 # other rewards were asked for than those of the recipe: what it says of these goes with them
                 self.values[key] = {name: value for name, value in self.get(key).items() if name in funcs}
             for name in self.get(key):
@@ -304,6 +322,8 @@ class _Recipe:
             for name in ("adaptive_generations", "max_reward"):
                 if self.get(name):
                     self.complain("needs selection: best, which remembers answers", name, "selection")
+        if min(self.get("reward_weights") or [0]) < 0 and self.get("max_reward") is not None:
+            self.complain("with a negative weight nothing is ever solved", "max_reward", "reward_weights")
         if self.get("normalize_rewards") and self.get("max_reward") is not None:
             self.complain("normalized rewards have no maximum, so nothing is ever solved", "max_reward")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from pmc_rl.config import DataArguments, setting
+from pmc_rl.recipe import OF_REWARDS
 from pmc_rl.values import RecipeError, construct, default, did_you_mean, mismatch, one_line, read_words, read_yaml
 
 ON_COMMAND_LINE = ("output_dir", "seeds", "parallel_runs")
@@ -158,6 +159,11 @@ def problems_of(study: Study) -> list[tuple[str, str]]:
             problem = "one audit asks all runs alike, so it belongs into overrides"
             found += [(key, f"{label}{word}: {problem}") for word in own if word in COMMON]
             found += [(key, f"{label}{word}: axes give it as well") for word in own if name and word in study.axes]
+            for word, belongs in OF_REWARDS.items():
+                inherited = study.overrides.get(word) is not None and word not in {*own, *study.axes}
+                if inherited and any(given in own and own[given] != study.overrides.get(given) for given in belongs):
+                    problem = f"{word} of overrides is for other rewards; give {word} here too, or null"
+                    found.append((key, label + problem))
     if not any(key == "axes" for key, _ in found):
         found += _problems_of_names(study)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from pmc_rl.output import MANIFEST
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.study_config import Study, expand, slug
 from pmc_rl.values import RecipeError, nearest_path, show
 
@@ -225,7 +225,8 @@ def check_inputs(study: Study, jobs: list[Job], settings: dict[str, dict], root:
         if (key == "setup" or key.endswith("_file") or _names_place(place)) and not (root / place).exists()
     ]
     rewards = {
-        json.dumps([given.get(key) for key in ("reward_funcs", "reward_kwargs")]): given for given in settings.values()
+        json.dumps([given.get(key) for key in ("reward_funcs", "reward_kwargs", "max_reward")]): given
+        for given in settings.values()
     }
     try:
         check_all(*(lambda given=given: _load_rewards(given) for given in rewards.values()))
@@ -244,4 +245,6 @@ def _load_rewards(given: dict) -> None:
     names = [name for name in given.get("reward_funcs", []) if "/" not in name]  # not the models: they take time
     columns = given.get("reward_columns", [])
     kwargs = given.get("reward_kwargs", {})
-    load_reward_functions(names, kwargs, None, given.get("max_completion_length", 1), reward_columns=columns)
+    length = given.get("max_completion_length", 1)
+    rewards = load_reward_functions(names, kwargs, None, length, reward_columns=columns)
+    maximal_reward(rewards, given.get("max_reward"))
