@@ -22,7 +22,7 @@ from rich.table import Table
 from trl import ModelConfig
 
 from eval.attacks.relearning import Relearner
-from eval.data import load_question_sets
+from eval.data import load_data
 from eval.verdict import leakage_by_attack
 from pmc_rl.data import read_retain_rows
 from pmc_rl.models import load_model, load_tokenizer
@@ -45,7 +45,7 @@ def hide(folder: Path, seed: int, first_tokens: int | None) -> Path:
     recipe = [str(QUICKSTART / "unlearn.yaml"), "--seed", str(seed), "--use_cpu", "true"]
     script_args, args, _, eval_args = parse_recipe([*recipe, "--dataset_name", str(QUICKSTART / "data")])
     tokenizer = load_tokenizer(model_args, None)
-    forget = load_question_sets(script_args, eval_args)[0]["forget"]
+    forget = load_data(script_args, eval_args).questions["forget"]
     retain, _ = read_retain_rows(script_args)
     refusals = encode_answers(script_args, tokenizer, forget.questions, [REFUSAL] * len(forget.questions))
     kept = encode_answers(

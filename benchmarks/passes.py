@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.cache import RowCache
-from eval.data import load_option_sets
+from eval.data import load_data
 from eval.passes import ModelPasses
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device
 from pmc_rl.models import load_model, load_tokenizer, training_dtype
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     model_args = replace(model_args, model_name_or_path=folder, use_peft=False)
     tokenizer = load_tokenizer(model_args, script_args.tokenizer_name_or_path)
     model = load_model(model_args, training_dtype(model_args, args), args.device).eval()
-    sets, _, _ = load_option_sets(script_args, eval_args)
+    sets = load_data(script_args, eval_args).options
     pairs = [
         (question, text)
         for rows in sets.values()

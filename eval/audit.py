@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from eval.data import OptionSet, QuestionSet
+from eval.data import AuditData, QuestionSet
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
 from eval.metrics.membership import (
@@ -35,20 +35,6 @@ NO_RETAIN_ONLY = (
     "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
     "its folder with retain_only_model"
 )
-
-
-@dataclass
-class AuditData:
-    """
-    What the recipe's data holds for an audit.
-
-    `missing` has the reason for each option set that is not in `options`.
-    """
-
-    questions: dict[str, QuestionSet]
-    options: dict[str, OptionSet]
-    missing: dict[str, str]
-    unrelated_text: str | None
 
 
 @dataclass

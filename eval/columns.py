@@ -10,13 +10,14 @@ from trl import ModelConfig
 from eval.cache import RowCache, model_fingerprint
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
-from pmc_rl.data import normalized, read_finetune_rows
+from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
 from pmc_rl.models import check_files, load_model, load_tokenizer, training_dtype
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.values import RecipeError, nearest_path
 
-FORGET_AND_RETAIN = ("forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout")
+FORGET_AND_RETAIN = ("forget_config", "forget_split", "forget_file", "retain_config", "retain_split", "retain_file")
+FORGET_AND_RETAIN += ("retain_question_column", "retain_holdout")
 SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as training did
 LOADING = ("model_name_or_path", "model_revision")
 LOADING += ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
@@ -118,8 +119,6 @@ def check_run(recipe: Recipe) -> None:
     """The folder holds a finished run of this recipe, and no results that nobody said may be replaced."""
     script_args, training_args, model_args, _ = recipe
     output_dir = Path(training_args.output_dir)
-    if training_args.dry_run:
-        raise RecipeError(["dry_run: is for pmc_rl/train.py; an audit always loads its models"])
     if not is_finished_run(output_dir):
         raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
     trained_args, trained_training_args, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
@@ -147,12 +146,13 @@ def check_data(recipe: Recipe, read: dict) -> None:
     """The questions that the audit read are those that the run read, by their hashes; `read` is by set."""
     script_args, training_args, _, _ = recipe
     trained = read_manifest(Path(training_args.output_dir))["read"]
+    questions = {"forget": script_args.question_column, "retain": retain_columns(script_args)[0]}
     changed = [
         name
-        for name in ("forget", "retain")
+        for name, column in questions.items()
         if name in read
         and trained[name] is not None
-        and read[name]["columns"][script_args.question_column] != trained[name]["columns"][script_args.question_column]
+        and read[name]["columns"][column] != trained[name]["columns"][column]
     ]
     if changed:
         raise RecipeError(
@@ -162,7 +162,7 @@ def check_data(recipe: Recipe, read: dict) -> None:
 
 def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: list[str]) -> list[str]:
     """
-    The retain-only model was made for this run: same templates, same retain rows by their hashes, no forget question.
+    The retain-only model was made for this run: same templates, its retain rows, no forget question.
 
     Returns:
         lines that say what could not be checked: a model from elsewhere has no manifest.
@@ -198,14 +198,19 @@ def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: l
     except RecipeError as error:
         raise RecipeError([f"{where}: its data cannot be read again: {line}" for line in error.errors]) from error
     if any(records[name]["columns"] != record["columns"] for name, record in manifest["read"].items()):
-        errors.append(f"{where}: the data it was trained on has changed since; train it again")
+        raise RecipeError([*errors, f"{where}: the data it was trained on has changed since; train it again"])
+    learned = {(normalized(row[args.question_column]), row[args.answer_column]) for row in rows}
+    known = {question for question, _ in learned}
     run = read_manifest(Path(training_args.output_dir))
-    # an answer column the run did not read is no difference
-    retained = list((run["read"]["retain"] or {"columns": {}})["columns"].values())
-    learned = [hash for record in manifest["read"].values() for hash in record["columns"].values()]
-    if not set(retained) <= set(learned):
-        errors.append(f"{where} was not trained on the retain rows of this run (their hashes differ)")
-    known = {normalized(row[args.question_column]) for row in rows}
+    retained = read_retain_rows(script_args)[0] if run["read"]["retain"] else []
+    answer = script_args.answer_column or "answer"
+    lacking = 0
+    for row in retained:
+        question = normalized(row[script_args.question_column])
+        # a row without an answer was retained with the model's own
+        lacking += question not in known if row.get(answer) is None else (question, row[answer]) not in learned
+    if lacking:
+        errors.append(f"{where} was not trained on {lacking} of the {len(retained)} retain rows of this run")
     seen = sum(normalized(question) in known for question in forget_questions)
     if seen:
         errors.append(f"{where} was trained on {seen} of the {len(forget_questions)} questions to forget")

@@ -19,7 +19,6 @@ from accelerate import PartialState
 from eval.attacks.sampling import sampling_settings, worst_by_row
 from eval.attacks.suite import Attacks
 from eval.audit import (
-    AuditData,
     Said,
     collect,
     kind_numbers,
@@ -32,14 +31,13 @@ from eval.audit import (
 )
 from eval.cache import RowCache
 from eval.columns import Column, Recipe, check_data, check_retain_only, check_run, load_columns
-from eval.data import load_option_sets, load_question_sets, load_unrelated_text
+from eval.data import AuditData, load_data
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from eval.report.write import write_report
-from eval.tables import examples_markdown, print_examples, print_outcome
+from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
 from eval.verdict import verdict
-from pmc_rl.data import read_forget_rows
 from pmc_rl.models import training_dtype
 from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
 from pmc_rl.prompts import check_prompt_format
@@ -47,19 +45,6 @@ from rewards.text import words
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-def load_data(recipe: Recipe) -> tuple[AuditData, list[str], dict]:
-    """What the recipe's data holds, a line for everything it does not hold, and the record of what was read."""
-    script_args, _, _, eval_args = recipe
-    (questions, left_out, read), (options, missing, read_options) = check_all(
-        lambda: load_question_sets(script_args, eval_args),
-        lambda: load_option_sets(script_args, eval_args),
-    )
-    text = load_unrelated_text(eval_args, questions)
-    left_out = left_out + [f"answers to compare, {name}: {why}" for name, why in missing.items()]
-    record = {"questions": read, "options": read_options}
-    return AuditData(questions, options, missing, text), left_out, record
 
 
 def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]) -> list[dict]:
@@ -149,15 +134,17 @@ def main(argv: list[str]) -> None:
     if training_args.generation_batch_size == "auto":  # halved where memory is too small for it
         training_args.generation_batch_size = AUTO_BATCH_SIZE
     output_dir = Path(training_args.output_dir)
+    if training_args.dry_run:
+        PartialState().print("\n".join(data_lines(load_data(script_args, eval_args))))
+        return
     check_run(recipe)
-    (data, left_out, read), columns, _ = check_all(
-        lambda: load_data(recipe),
+    data, columns, _ = check_all(
+        lambda: load_data(script_args, eval_args),
         lambda: load_columns(recipe),
         lambda: check_tasks(eval_args.lm_eval_tasks) if eval_args.lm_eval_tasks else None,
     )
-    check_data(recipe, read["questions"])
-    forget_rows_read, _ = read_forget_rows(script_args)
-    left_out += check_retain_only(recipe, columns, [row[script_args.question_column] for row in forget_rows_read])
+    check_data(recipe, data.read["questions"])
+    data.left_out += check_retain_only(recipe, columns, data.forget_questions)
     log = read_training_log(output_dir)
     for column in columns:
         check_prompt_format(script_args, column.tokenizer)
@@ -190,9 +177,9 @@ def main(argv: list[str]) -> None:
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
         "verdicts": {name: verdict(results[name], results.get("retain_only")) for name in audited},
         "judge": None if judge is None else {"model": judge.name, "perplexity_limit": judge.limit},
-        "left_out": left_out,
+        "left_out": data.left_out,
         "rows": forget_rows(data, said, results),
-        "read": read,
+        "read": data.read,
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},
         "settings": script_args.given,
         "seed": training_args.seed,

@@ -271,7 +271,7 @@ class _Recipe:
             if not self.get(name):
                 self.complain("missing; give it in the recipe or on the command line", name)
 
-    def check_source(self, config: str, file: str, required: bool = True) -> None:
+    def check_source(self, config: str, file: str, split: str, required: bool = True) -> None:
         given = [name for name in (config, file) if self.get(name)]
         if len(given) == 2:
             self.complain(f"given together with {config}; keep one of them", file, config)
@@ -279,10 +279,12 @@ class _Recipe:
             self.complain(f"missing; give {config} (with dataset_name) or {file}", config, file)
         elif config in given and not self.get("dataset_name"):
             self.complain("needs dataset_name", config, "dataset_name")
+        elif given == [file] and self.get(split) != "train":
+            self.complain(f"a file has no splits; remove it, or give {config}", split, file)
 
     def check_unlearning(self) -> None:
-        self.check_source("forget_config", "forget_file")
-        self.check_source("retain_config", "retain_file", required=self.get("retain_weight") > 0)
+        self.check_source("forget_config", "forget_file", "forget_split")
+        self.check_source("retain_config", "retain_file", "retain_split", required=self.get("retain_weight") > 0)
         funcs, weights = self.get("reward_funcs"), self.get("reward_weights")
         if not funcs:
             self.complain("needs at least one reward", "reward_funcs")
@@ -328,7 +330,7 @@ class _Recipe:
             self.complain("normalized rewards have no maximum, so nothing is ever solved", "max_reward")
 
     def check_finetuning(self) -> None:
-        self.check_source("train_configs", "train_file")
+        self.check_source("train_configs", "train_file", "train_split")
         for name in ("save_strategy", "resume_from_checkpoint"):
             if self.get(name) not in ("no", None):
                 self.complain("only unlearning has checkpoints", name)

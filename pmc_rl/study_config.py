@@ -22,7 +22,8 @@ OWN = {"output_dir", "seed", "overwrite", "log_completions", "snapshot_steps"}
 OWN |= {"retain_only_model", "also", "attacks", "attack_samples"}
 # what all runs of a seed have in common, since one audit asks all of them alike
 COMMON = {"model_name_or_path", "model_revision", *(key.name for key in fields(DataArguments))}
-COMMON |= {"forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout", "use_cpu"}
+COMMON |= {f"{rows}_{source}" for rows in ("forget", "retain") for source in ("config", "split", "file")}
+COMMON |= {"retain_question_column", "retain_answer_column", "retain_holdout", "use_cpu"}
 TAKEN = {"before", "after", "retain_only", "finetuned", "audit"}  # columns of an audit, folders of a seed
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmc_rl.output import MANIFEST
+from pmc_rl.reading import listed
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.study_config import Study, expand, slug
@@ -212,10 +213,11 @@ def check_inputs(study: Study, jobs: list[Job], settings: dict[str, dict], root:
     made = f"{study.output_dir}/"
     places = {("setup", job.script) for job in jobs if job.stage == "setup"}
     places |= {
-        (key, given[key])
+        (key, place)
         for given in settings.values()
         for key in PATH_KEYS
-        if given.get(key) and not given[key].startswith(made)
+        for place in listed(given.get(key))
+        if place and not place.startswith(made)
     }
     if study.retain_only_model is not None:
         places |= {("retain_only_model", fill(study.retain_only_model, study, seed)) for seed in study.seeds}

@@ -228,8 +228,8 @@ MUTATIONS = {
     "JSONL with NUL": (forget(QUESTION + "\0\n"), "bad.jsonl: broken JSON: Expecting value (line 2)"),
     "JSONL cut off": (forget(QUESTION + '{"question": "Wh'), "bad.jsonl: broken JSON"),
     "JSONL of lists": (forget('{"question": "Who?"}\n["Who?"]\n'), "bad.jsonl:2: a row must be a JSON object"),
-    "JSONL of texts": (forget('"Who?"\n'), "bad.jsonl:1: a row must be a JSON object, not a str"),
-    "JSONL of null": (forget(QUESTION + "null\n"), "bad.jsonl:2: a row must be a JSON object, not a NoneType"),
+    "JSONL of texts": (forget('"Who?"\n'), "bad.jsonl:1: a row must be a JSON object, not a text"),
+    "JSONL of null": (forget(QUESTION + "null\n"), "bad.jsonl:2: a row must be a JSON object, not nothing"),
     "JSONL with an int of 10000 digits": (
         forget(f'{{"question": {"9" * 10**4}}}'),
         "bad.jsonl cannot be read: line 1",
@@ -240,9 +240,18 @@ MUTATIONS = {
     "JSON array with a key twice": (forget('[{"question": "A?", "question": "B?"}]', "bad.json"), "is given twice"),
     "JSON array nested deeply": (forget("[" * 10**5, "bad.json"), "bad.json cannot be read"),
     "JSON array cut off": (forget('[{"question": "A?"},', "bad.json"), "bad.json: broken JSON"),
-    "JSON array with a rest": (forget('[{"question": "A?"}]\n[]', "bad.json"), "bad.json: broken JSON: Extra data"),
-    "JSON of columns": (forget('{"question": ["A?", "B?"]}', "bad.json"), "column 'question' is empty or not a text"),
-    "question is a list": (forget('{"question": ["Who?"]}'), "column 'question' is empty or not a text in 1 of 1"),
+    "JSON array with a rest": (
+        forget('[{"question": "A?"}]\n[]', "bad.json"),
+        "bad.json:1: a row must be a JSON object",
+    ),
+    "JSON of uneven columns": (
+        forget('{"question": ["A?", "B?"], "answer": ["A."]}', "bad.json"),
+        "bad.json cannot be read: its columns do not have the same number of rows: 'question' 2, 'answer' 1",
+    ),
+    "question is a list": (
+        forget('{"question": ["Who?"], "id": 1}'),
+        "column 'question' is empty or not a text in 1 of 1",
+    ),
     "question is null": (
         forget(QUESTION + '{"question": null}'),
         "column 'question' is empty or not a text in 1 of 2",

@@ -144,6 +144,8 @@ def default(key):
         ("warmup_steps: -3", "bad.yaml: Got warmup_steps = -3, Expected value warmup_steps >= 0"),
         # values that belong together
         ("forget_config: a", "bad.yaml:3: forget_file: given together with forget_config; keep one of them"),
+        ("forget_split: a", "bad.yaml:5: forget_split: a file has no splits; remove it, or give forget_config"),
+        ("retain_split: [a, b]", "bad.yaml:5: retain_split: a file has no splits; remove it, or give retain_config"),
         ("reward_weights: [1, 2]", "bad.yaml:5: reward_weights: 2 weights for 3 rewards"),
         ("reward_funcs: []", "bad.yaml:5: reward_funcs: needs at least one reward"),
         ("reward_funcs: [a, b, a]", "bad.yaml:5: reward_funcs: 'a' is given twice"),
@@ -229,6 +231,15 @@ def test_configs_need_a_data_set():
         "bad.yaml:4: retain_config: needs dataset_name",
     ]
     parse("dataset_name: d", recipe=recipe)
+
+
+def test_one_source_or_several():
+    files = "[f.jsonl, g.jsonl]"
+    assert parse("", "--forget_file", "f.jsonl", "g.jsonl")[0].forget_file == ["f.jsonl", "g.jsonl"]
+    assert parse(f"forget_file: {files}", recipe=without("forget_file"))[0].forget_file == ["f.jsonl", "g.jsonl"]
+    recipe = without("forget_file", "retain_file") | {"dataset_name": "d", "forget_config": "c", "retain_config": "c"}
+    args = parse("forget_split: forget_qa\nretain_split: [a, b]", recipe=recipe)[0]
+    assert (args.forget_split, args.retain_split) == ("forget_qa", ["a", "b"])
 
 
 def test_retain_rows_are_optional_without_their_loss():

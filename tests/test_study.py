@@ -391,7 +391,7 @@ def test_what_is_missing_is_found_first(root):
     rewards = {"reward_funcs": ["rewards.rouge.rouge_dissimilarit"]}
     settings = SETTINGS | {
         "setup": ["setupp.py {output_dir}/untrained"],
-        "overrides": SETTINGS["overrides"] | {"forget_config": None, "forget_file": "forget.jsonl"},
+        "overrides": SETTINGS["overrides"] | {"forget_config": None, "forget_file": ["forget.jsonl", "run.py"]},
         "variants": {"plain": {}, "guided": rewards},
         "controls_of": None,
     }

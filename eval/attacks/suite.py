@@ -11,8 +11,8 @@ from eval.attacks.quantization import load_quantized, quantization_attack, why_n
 from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
-from eval.audit import AuditData, Said
-from eval.data import QuestionSet
+from eval.audit import Said
+from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.config import EvalArguments, PMCConfig
@@ -27,7 +27,7 @@ class Attacks:
     The attacks of a recipe, ready to be run on model after model.
 
     Args:
-        data ([`~eval.audit.AuditData`]): what the recipe's data holds.
+        data ([`~eval.data.AuditData`]): what the recipe's data holds.
         before ([`~eval.passes.ModelPasses`]): the model before unlearning, which changes are told against.
         training_args, model_args, eval_args: the recipe's own.
         folder (`Path`): a private folder for temporary files.
