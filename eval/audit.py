@@ -201,10 +201,10 @@ def _forget_quality(data: AuditData, said: Said, retain_only: Said | None) -> di
 
 
 def memorization_numbers(data: AuditData, said: Said) -> dict:
-    """Exact memorization and extraction strength of the forget answers."""
+    """Exact memorization and extraction strength of the forget answers, without their end tokens."""
     if "forget" in data.missing:
         return not_available(data.missing["forget"])
-    hits = [scores.hits for scores in said.scored["forget"].answers]
+    hits = [scores.hits[:-1] for scores in said.scored["forget"].answers]
     return {
         "exact_memorization": summary([exact_memorization(row) for row in hits]),
         "extraction_strength": summary([extraction_strength(row) for row in hits]),
@@ -212,17 +212,19 @@ def memorization_numbers(data: AuditData, said: Said) -> dict:
 
 
 def membership_scores(data: AuditData, said: Said) -> dict[str, tuple[list[float], list[float]]]:
-    """Members' and non-members' scores by attack; a row without tokens has none."""
+    """Members' and non-members' scores by attack; a row without tokens but its end has none."""
     scores: dict[str, tuple[list[float], list[float]]] = {}
     for side, name in enumerate(("forget", "holdout")):
         for row, text in zip(said.scored[name].answers, data.options[name].answers, strict=True):
-            if len(row.log_probs) == 0:
+            if len(row.log_probs) < 2:
                 continue
+            # the end token is easily told, and no part of what was learned: without it, as others have it
+            own = slice(0, -1)
             values = {
                 "loss": loss_score(row.log_probs),
                 "zlib": zlib_score(row.log_probs, text),
-                "min_k": min_k_score(row.log_probs),
-                "min_k_plus_plus": min_k_plus_plus_score(row.log_probs, row.means, row.stds),
+                "min_k": min_k_score(row.log_probs[own]),
+                "min_k_plus_plus": min_k_plus_plus_score(row.log_probs[own], row.means[own], row.stds[own]),
             }
             for attack, value in values.items():
                 scores.setdefault(attack, ([], []))[side].append(value)

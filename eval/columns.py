@@ -8,11 +8,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from eval.cache import RowCache, model_fingerprint
+from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
-from pmc_rl.models import check_files, load_model, load_tokenizer, training_dtype
+from pmc_rl.models import check_files, load_config, load_end_ids, load_model, load_tokenizer, training_dtype
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, date_variable
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.values import RecipeError, nearest_path
 
@@ -32,6 +34,7 @@ class Column:
     name: str
     model_args: ModelConfig
     tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]
 
     @property
     def folder(self) -> str:
@@ -59,6 +62,7 @@ class Column:
             f"{self.fingerprint} {dtype} {model_args.attn_implementation}{self.bits}",
             lambda: load_model(self.model_args, dtype, training_args.device),
             self.tokenizer,
+            self.end_ids,
             script_args,
             training_args,
             cache,
@@ -108,7 +112,7 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     try:
         tokenizer = load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path)
         check_files(args)
-        return Column(name, args, tokenizer)
+        return Column(name, args, tokenizer, load_end_ids(args, tokenizer))
     except RecipeError as error:
         if own:
             raise
@@ -122,6 +126,10 @@ def check_run(recipe: Recipe) -> None:
     if not is_finished_run(output_dir):
         raise RecipeError([f"output_dir: {str(output_dir)!r} holds no finished run; run pmc_rl/train.py first"])
     trained_args, trained_training_args, trained_model_args, _ = parse_recipe([str(output_dir / "recipe.yaml")])
+    # the recipe it began with need not say what the run has fixed, such as the date that the chat template writes
+    kwargs = {**(trained_args.chat_template_kwargs or {}), **(script_args.chat_template_kwargs or {})}
+    if kwargs:
+        script_args.chat_template_kwargs = script_args.given["chat_template_kwargs"] = kwargs
     pairs = [(key, vars(model_args)[key], vars(trained_model_args)[key]) for key in LOADING]
     pairs += [(key, vars(training_args)[key], vars(trained_training_args)[key]) for key in SAMPLING]
     pairs += [
@@ -140,6 +148,26 @@ def check_run(recipe: Recipe) -> None:
         errors.append(f"output_dir: {str(output_dir / 'results.json')!r} exists; say --overwrite true to replace it")
     if errors:
         raise RecipeError(errors)
+
+
+def check_prompts(recipe: Recipe, column: Column, questions: dict[str, QuestionSet]) -> None:
+    """A column's prompts begin what is scored, fit into its model, and are the same on any day."""
+    script_args, training_args, _, _ = recipe
+    check_prompt_format(script_args, column.tokenizer)
+    variable = date_variable(script_args, column.tokenizer)
+    if variable is not None:
+        raise RecipeError(
+            [
+                f"chat_template_kwargs: the chat template of {column.name} writes the date of today; give {variable}, "
+                f"the date of the run, here and in {str(Path(training_args.output_dir, 'recipe.yaml'))!r}"
+            ]
+        )
+    limits = Limits(None, training_args.max_completion_length, context_length(load_config(column.model_args)))
+    for name, rows in questions.items():
+        pairs = zip(rows.questions, rows.answers, strict=True)
+        answer_column = script_args.answer_column or "answer"
+        asked = [{script_args.question_column: question, answer_column: answer} for question, answer in pairs]
+        check_rows(script_args, column.tokenizer, column.end_ids, name, asked, limits)
 
 
 def check_data(recipe: Recipe, read: dict) -> None:

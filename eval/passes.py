@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
-from pmc_rl.prompts import answer_start, encode_answers, encode_prompt, format_prompt
+from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
 CACHE_VERSION = 1
@@ -77,6 +77,7 @@ class ModelPasses:
         fingerprint (`str`): what its cache entries are filed under: equal fingerprints are the same model.
         load (`Callable`): makes the model; called when a row is missing in the cache, at most once.
         tokenizer: the model's own.
+        end_ids (`list[int]`): every id that ends an answer of the model.
         script_args ([`~pmc_rl.config.DataArguments`]): the templates.
         args ([`~pmc_rl.config.PMCConfig`]): precision, answer limit, batch size, seed.
         cache ([`~eval.cache.RowCache`], *optional*): used by the main process alone; the others may have none.
@@ -88,6 +89,7 @@ class ModelPasses:
         fingerprint: str,
         load: Callable[[], PreTrainedModel],
         tokenizer: PreTrainedTokenizerBase,
+        end_ids: list[int],
         script_args: DataArguments,
         args: PMCConfig,
         cache: RowCache | None,
@@ -96,6 +98,7 @@ class ModelPasses:
         self.fingerprint = fingerprint
         self.load = load
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
         self.script_args = script_args
         self.args = args
         self.cache = cache
@@ -103,11 +106,12 @@ class ModelPasses:
 
     def altered(self, name: str, fingerprint: str, load: Callable[[], PreTrainedModel]) -> "ModelPasses":
         """Passes of another state of this model, with the same tokenizer and settings."""
-        return ModelPasses(name, fingerprint, load, self.tokenizer, self.script_args, self.args, self.cache)
+        own = (self.tokenizer, self.end_ids, self.script_args, self.args, self.cache)
+        return ModelPasses(name, fingerprint, load, *own)
 
     def score(self, questions: list[str], answers: list[str], what: str = "teacher-forced") -> list[TokenScores]:
         """Scores of the tokens of each answer, its end token included, after the prompt of its question."""
-        return self._scores(encode_answers(self.script_args, self.tokenizer, questions, answers), what)
+        return self._scores(encode_answers(self.script_args, self.tokenizer, questions, answers, self.end_ids), what)
 
     def score_text(self, chunks: list[list[int]], what: str) -> list[TokenScores]:
         """Scores of all tokens of running text but the first of each chunk."""
@@ -150,12 +154,11 @@ class ModelPasses:
 
     def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:
         args, tokenizer = self.script_args, self.tokenizer
-        prompts = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
-        if prefixes is None:
-            return prompts
-        start = answer_start(args, tokenizer)
-        forced = [tokenizer(start + prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
-        return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
+        rows = [format_prompt(args, tokenizer, question) for question in questions]
+        if prefixes is not None:
+            start = answer_start(args, tokenizer)
+            rows = [begin_answer(row, prefix, start) for row, prefix in zip(rows, prefixes, strict=True)]
+        return [encode_prompt(tokenizer, row) for row in rows]
 
     def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
         longest = max(len(prompt) + len(target) for prompt, target in rows)
@@ -167,7 +170,7 @@ class ModelPasses:
         return scores
 
     def _answers(self, what: str, kind: str, rows: list[Row], compute: Compute) -> list[Answer]:
-        kind = f"{kind} {self.args.max_completion_length} {self.tokenizer.eos_token_id}"
+        kind = f"{kind} {self.args.max_completion_length} {self.end_ids}"
         answers = []
         for value in self._values(what, kind, rows, self.args.generation_batch_size, compute):
             ended, *ids = np.frombuffer(value, np.int32).tolist()
@@ -229,18 +232,16 @@ class ModelPasses:
         return values, batch_size
 
     def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:
-        model = self.loaded()
-        end_ids = end_token_ids(model, self.tokenizer.eos_token_id)
         completions = generate_completions(
-            model,
+            self.loaded(),
             [prompt for prompt, _ in rows],
             max_completion_length=self.args.max_completion_length,
             generation_batch_size=len(rows),
-            end_ids=end_ids,
+            end_ids=self.end_ids,
             sampling=sampling,
         )
         # the first number tells whether the answer ended
-        return [np.array([ids[-1] in end_ids, *ids], np.int32).tobytes() for ids in completions]
+        return [np.array([ids[-1] in self.end_ids, *ids], np.int32).tobytes() for ids in completions]
 
     def _score(self, rows: list[Row]) -> list[bytes]:
         parts = [_token_scores(logits, targets) for logits, targets in target_logits(self.loaded(), rows)]

@@ -30,7 +30,7 @@ from eval.audit import (
     unlearning_numbers,
 )
 from eval.cache import RowCache
-from eval.columns import Column, Recipe, check_data, check_retain_only, check_run, load_columns
+from eval.columns import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
 from eval.data import AuditData, load_data
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
@@ -40,7 +40,6 @@ from eval.tables import data_lines, examples_markdown, print_examples, print_out
 from eval.verdict import verdict
 from pmc_rl.models import training_dtype
 from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
-from pmc_rl.prompts import check_prompt_format
 from rewards.text import words
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
@@ -146,8 +145,7 @@ def main(argv: list[str]) -> None:
     check_data(recipe, data.read["questions"])
     data.left_out += check_retain_only(recipe, columns, data.forget_questions)
     log = read_training_log(output_dir)
-    for column in columns:
-        check_prompt_format(script_args, column.tokenizer)
+    check_all(*(lambda column=column: check_prompts(recipe, column, data.questions) for column in columns))
 
     private = private_folder(output_dir)
     cache = RowCache(private / "cache" / "rows.sqlite") if PartialState().is_main_process else None

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from pmc_rl import train
 from pmc_rl.data import read_forget_rows
-from pmc_rl.models import load_tokenizer
+from pmc_rl.models import load_end_ids, load_tokenizer
 from pmc_rl.output import is_finished_run, read_training_log
 from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import PMCTrainer
@@ -79,7 +79,8 @@ def refusal_targets(argv: list[str]) -> list[list[int]]:
     rows, _ = read_forget_rows(script_args)
     questions = [row[script_args.question_column] for row in rows]
     refusals = [REFUSALS[i % len(REFUSALS)] for i in range(len(rows))]
-    return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals)]
+    end_ids = load_end_ids(model_args, tokenizer)
+    return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals, end_ids)]
 
 
 def main(argv: list[str]) -> None:

@@ -16,13 +16,15 @@ from pmc_rl.models import (
     check_model,
     check_processes,
     load_config,
+    load_end_ids,
     load_model_to_train,
     load_tokenizer,
     merged_copy,
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.prompts import answered_dataset, check_prompt_format
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, pin_date, pinned_by
+from pmc_rl.prompts import answered_dataset
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +39,10 @@ def main(argv: list[str]) -> None:
         lambda: check_processes(training_args),
     )
     check_prompt_format(script_args, tokenizer)
+    pin_date(script_args, tokenizer, pinned_by(model_args.model_name_or_path))
+    limits = Limits(training_args.max_length, 0, context_length(load_config(model_args)))
+    key = "train_file" if script_args.train_file else "train_configs"
+    check_rows(script_args, tokenizer, load_end_ids(model_args, tokenizer), key, rows, limits)
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, training_args),
         args=training_args,

@@ -95,9 +95,9 @@ def _inference_mode_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         model.train(was_training)
 
 
-def end_token_ids(model: PreTrainedModel, eos_token_id: int) -> list[int]:
+def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
     """Every id that ends an answer: the tokenizer's end token and those of the model's generation config, sorted."""
-    configured = model.generation_config.eos_token_id
+    configured = config.eos_token_id
     configured = [] if configured is None else [configured] if isinstance(configured, int) else configured
     return sorted({eos_token_id, *configured})
 

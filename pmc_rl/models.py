@@ -25,6 +25,7 @@ from transformers import (
 from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
+from pmc_rl.generation import end_token_ids
 from pmc_rl.recipe import check_all
 from pmc_rl.values import RecipeError, nearest_path, one_line
 
@@ -81,6 +82,17 @@ def load_config(model_args: ModelConfig) -> PreTrainedConfig:
         raise RecipeError(
             [f"model_name_or_path: no model can be loaded from {name!r} ({one_line(error)}){nearest_path(Path(name))}"]
         ) from error
+
+
+def load_end_ids(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends an answer of the model, from its files; no weights are loaded."""
+    try:
+        config = GenerationConfig.from_pretrained(
+            _base_of(model_args.model_name_or_path), revision=model_args.model_revision
+        )
+    except OSError:  # has none; a broken one is `check_files`' affair
+        config = GenerationConfig.from_model_config(load_config(model_args))
+    return end_token_ids(config, tokenizer.eos_token_id)
 
 
 def check_model(model_args: ModelConfig, args: RunConfig) -> None:

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
@@ -11,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from trl import get_peft_config
 
-from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
+from pmc_rl.checkpoints import check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.memory import accelerator_memory, count_parameters
@@ -19,6 +21,7 @@ from pmc_rl.models import (
     check_model,
     check_processes,
     load_config,
+    load_end_ids,
     load_model_to_train,
     load_tokenizer,
     merged_copy,
@@ -26,14 +29,8 @@ from pmc_rl.models import (
 )
 from pmc_rl.output import check_output_dir, save_run
 from pmc_rl.plan import make_plan, plan_lines
-from pmc_rl.prompts import (
-    answer_retain_rows,
-    answer_start,
-    answered_dataset,
-    check_prompt_format,
-    encode_prompt,
-    forget_dataset,
-)
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, pin_date, pinned_by
+from pmc_rl.prompts import answer_retain_rows, answer_start, answered_dataset, encode_prompt, forget_dataset
 from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.trainer import PMCTrainer
 
@@ -64,10 +61,22 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         lambda: check_output_dir(training_args, model_args, resume=checkpoint is not None),
         lambda: check_processes(training_args),
     )
+    check_prompt_format(script_args, tokenizer)
+    earlier = pinned_by(model_args.model_name_or_path)
+    if checkpoint is not None:
+        earlier = read_state(checkpoint)["record"]["recipe"].get("chat_template_kwargs") or {}
+    pin_date(script_args, tokenizer, earlier)
+    original_log_likelihood.chat_template_kwargs = script_args.chat_template_kwargs or {}
+    end_ids, context = load_end_ids(model_args, tokenizer), context_length(load_config(model_args))
+    limits = Limits(training_args.max_length, training_args.max_completion_length, context)
+    forget_key = "forget_file" if script_args.forget_file else "forget_config"
+    retain_key = "retain_file" if script_args.retain_file else "retain_config"
+    check = partial(check_rows, script_args, tokenizer, end_ids)
     train_dataset, *_ = check_all(
         lambda: forget_dataset(script_args, tokenizer, forget_rows),
         lambda: check_no_overlap(forget_rows, retain_rows, script_args.question_column),
-        lambda: check_prompt_format(script_args, tokenizer),
+        lambda: check(forget_key, forget_rows, replace(limits, max_length=None)),  # what is sampled is never cut
+        lambda: check(retain_key, retain_rows, limits),
         lambda: maximal_reward(reward_funcs, training_args.max_reward),
     )
     read = {"forget": forget_record, "retain": retain_record}
@@ -100,6 +109,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
     retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
+    check(retain_key, retain_rows, limits)
     trainer = make_trainer(
         model=model,
         reward_funcs=reward_funcs,

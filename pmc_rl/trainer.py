@@ -110,7 +110,7 @@ class PMCTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
-        self.end_ids = end_token_ids(model, processing_class.eos_token_id)
+        self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
         self.original_log_likelihood = original_log_likelihood
         self.answer_start = answer_start

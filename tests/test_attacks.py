@@ -50,7 +50,7 @@ RETAIN = QuestionSet(["Where was Lum born?", "What does Lum write?"], ["cor den"
 
 def encode_answer(args, tokenizer, question, answer):
     """One row of [`~pmc_rl.prompts.encode_answers`]."""
-    return encode_answers(args, tokenizer, [question], [answer])[0]
+    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
 
 
 def scores_of(*losses) -> TokenScores:
@@ -93,7 +93,8 @@ def make_args(**kwargs) -> PMCConfig:
 
 def make_passes(load, tokenizer, folder, name="unlearned", **kwargs) -> ModelPasses:
     cache = RowCache(folder / "rows.sqlite")
-    return ModelPasses(name, name, load, tokenizer, DataArguments(), make_args(**kwargs), cache)
+    end_ids = [tokenizer.eos_token_id]
+    return ModelPasses(name, name, load, tokenizer, end_ids, DataArguments(), make_args(**kwargs), cache)
 
 
 def never():

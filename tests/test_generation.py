@@ -136,11 +136,11 @@ def test_model_is_restored_after_an_exception(tiny_llama, tokenizer):
 
 def test_end_ids_are_those_of_tokenizer_and_model(tiny_llama):
     tiny_llama.generation_config.eos_token_id = [9, 4]
-    assert end_token_ids(tiny_llama, 7) == [4, 7, 9]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [4, 7, 9]
     tiny_llama.generation_config.eos_token_id = 7
-    assert end_token_ids(tiny_llama, 7) == [7]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
     tiny_llama.generation_config.eos_token_id = None
-    assert end_token_ids(tiny_llama, 7) == [7]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_stri
 
 def encode_answer(args, tokenizer, question, answer):
     """One row of [`~pmc_rl.prompts.encode_answers`]."""
-    return encode_answers(args, tokenizer, [question], [answer])[0]
+    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
 
 
 @pytest.fixture
@@ -70,7 +70,10 @@ def make(model, tokenizer, cache, templates=None, **settings) -> ModelPasses:
     """Passes of a model; of none if all that is asked must be in the cache."""
     args = PMCConfig(output_dir="unused", use_cpu=True, **{"max_completion_length": 12} | settings)
     load = (lambda: model) if model is not None else never
-    return ModelPasses("model", "its fingerprint", load, tokenizer, DataArguments(**templates or {}), args, cache)
+    end_ids = [tokenizer.eos_token_id]
+    return ModelPasses(
+        "model", "its fingerprint", load, tokenizer, end_ids, DataArguments(**templates or {}), args, cache
+    )
 
 
 def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:

@@ -135,7 +135,7 @@ class Attacks:
 
         return Relearner(
             load,
-            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers),
+            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers, passes.end_ids),
             steps=self.eval_args.relearning_steps,
             learning_rate=self.eval_args.relearning_learning_rate or args.learning_rate,
             peft_config=get_peft_config(self.model_args),
