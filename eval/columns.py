@@ -34,11 +34,15 @@ class Column:
     name: str
     model_args: ModelConfig
     tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
 
     @property
     def folder(self) -> str:
         return self.model_args.model_name_or_path
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Every id that ends an answer."""
+        return load_end_ids(self.model_args, self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,7 +116,7 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     try:
         tokenizer = load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path)
         check_files(args)
-        return Column(name, args, tokenizer, load_end_ids(args, tokenizer))
+        return Column(name, args, tokenizer)
     except RecipeError as error:
         if own:
             raise

@@ -279,7 +279,9 @@ def pin_date(args: DataArguments, tokenizer: PreTrainedTokenizerBase, earlier: d
 
 def date_variable(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The variable of the chat template that fixes its date; None if the prompt is the same on any day."""
-    if not is_chat(args, tokenizer) or not _changes(args, tokenizer):
+    if not is_chat(args, tokenizer) or "strftime_now" not in tokenizer.get_chat_template():
+        return None
+    if not _changes(args, tokenizer):
         return None
     for name in _variables(args, tokenizer):
         probed = replace(args, chat_template_kwargs={**(args.chat_template_kwargs or {}), name: PROBE})
