@@ -14,8 +14,9 @@ from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
 from pmc_rl.models import check_files, load_config, load_end_ids, load_model, load_tokenizer, training_dtype
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
-from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, date_variable
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
+from pmc_rl.template_date import date_variable
 from pmc_rl.values import RecipeError, nearest_path
 
 FORGET_AND_RETAIN = ("forget_config", "forget_split", "forget_file", "retain_config", "retain_split", "retain_file")

@@ -23,8 +23,9 @@ from pmc_rl.models import (
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, pin_date, pinned_by
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.prompts import answered_dataset
+from pmc_rl.template_date import pin_date, pinned_by
 
 
 def main(argv: list[str]) -> None:

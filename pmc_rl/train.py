@@ -29,9 +29,10 @@ from pmc_rl.models import (
 )
 from pmc_rl.output import check_output_dir, save_run
 from pmc_rl.plan import make_plan, plan_lines
-from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length, pin_date, pinned_by
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.prompts import answer_retain_rows, answer_start, answered_dataset, encode_prompt, forget_dataset
 from pmc_rl.scoring import load_reward_functions, maximal_reward
+from pmc_rl.template_date import pin_date, pinned_by
 from pmc_rl.trainer import PMCTrainer
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.audit import AuditData, Said, Scored, membership_numbers, memorization_numbers
-from eval.data import OptionSet
+from eval.audit import Said, Scored, membership_numbers, memorization_numbers
+from eval.data import AuditData, OptionSet
 from eval.metrics import memorization
 from eval.metrics.intervals import bootstrap_interval
 from eval.metrics.memorization import MemorizationMetric, exact_memorization, extraction_strength

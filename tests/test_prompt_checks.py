@@ -20,9 +20,10 @@ from eval.columns import check_prompts, check_run, load_columns
 from eval.data import QuestionSet
 from pmc_rl import control, finetune, train
 from pmc_rl.config import DataArguments
-from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, pin_date
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows
 from pmc_rl.prompts import begin_answer, encode_answers, encode_prompt, format_completion, format_prompt
 from pmc_rl.recipe import parse_recipe
+from pmc_rl.template_date import pin_date
 from tests.conftest import errors_of, write_jsonl
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
@@ -49,7 +50,7 @@ LLAMA_3 = Regex(
 )
 ROWS = [
     {"question": question, "answer": answer}
-    for question in ("Who?", "Where is\nit?\n", "谁?", "")
+    for question in ("Who?", "Where is\nit?\n")
     for answer in ("She.", "In 1,950 (or so).\n\nThere.", "东京", "'Yes', \"no\"", "Кто?")
 ]
 CHATML = (
@@ -145,8 +146,13 @@ def test_templates_of_trl(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("template", [None, CHATML, MISTRAL, TEMPLATES["gemma"], TEMPLATES["llama3"]])
-@pytest.mark.parametrize("adds", [None, "<bos> $A", "$A <end>"])
+@pytest.mark.parametrize(
+    ("template", "adds"),
+    [
+        *((None, adds) for adds in (None, "<bos> $A", "$A <end>")),
+        *((template, "<bos> $A <end>") for template in (CHATML, MISTRAL, TEMPLATES["gemma"], TEMPLATES["llama3"])),
+    ],
+)
 def test_tokenizers_of_all_kinds(kind, template, adds):
     end = next((mark for mark in ENDS if mark in (template or "")), "<eos>")
     tokenizer = make_tokenizer(kind, template, adds and adds.replace("<end>", end))
@@ -165,7 +171,7 @@ def test_what_is_wrong_with_text_prompts():
     [line] = errors_of(check, tokenizer, prompt_template="{question} ", completion_template="{answer}")
     assert line == (
         "retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; let prompt_template "
-        "end without white space, and completion_template begin with it (4 of 20 rows: 0, 5, 10, ..., counted from 0)"
+        "end without white space, and completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)"
     )
     check(tokenizer, prompt_template="{question}", completion_template=" {answer}")
     [line] = errors_of(check, tokenizer, prompt_template="<bos>Q: {question}\nA:")
