@@ -39,7 +39,7 @@ def lines_of(text: str) -> str:
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(texts.filter(str.strip), texts, texts)
 @example(
     "What\n# is it?", "Two lines:\n\n- one\n- two\n\n# no heading\n1. x", "```python\nprint('<b>')\n```\n| a | b |"
