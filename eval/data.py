@@ -11,7 +11,7 @@ from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import normalized, require_text, retain_columns, split_retain_rows
 from pmc_rl.reading import config_names, listed, read_columns
 from pmc_rl.values import RecipeError, one_line
-from rewards.rouge import check_references
+from rewards.text import tokenization
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.
 RETAIN_DRAWS = 400
@@ -255,12 +255,7 @@ def _question_set(reader: Reader, name: str) -> tuple[QuestionSet, dict]:
     numbers = list(rows)
     if name == "retain" and len(rows) > RETAIN_DRAWS:
         numbers = [numbers[i] for i in np.random.default_rng(RETAIN_SEED).integers(0, len(rows), RETAIN_DRAWS)]
-    answers = [rows[i][answer] for i in numbers]
-    try:
-        check_references(answers, numbers)
-    except ValueError as error:
-        raise RecipeError([f"{source.key}, set {name!r}: {error}"]) from error
-    return QuestionSet([rows[i][question] for i in numbers], answers, numbers), record
+    return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
 
 
 def _option_set(reader: Reader, name: str) -> tuple[OptionSet, dict]:
@@ -290,4 +285,4 @@ def _option_set(reader: Reader, name: str) -> tuple[OptionSet, dict]:
 def _says_something(value: str | list[str] | None) -> bool:
     """Whether an answer, or each of several, has a letter or a digit of any script: without, nothing is like it."""
     texts = value if isinstance(value, list) else [value]
-    return bool(texts) and all(text is not None and any(map(str.isalnum, text)) for text in texts)
+    return bool(texts) and all(text is not None and bool(tokenization(text)(text)) for text in texts)

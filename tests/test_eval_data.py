@@ -222,10 +222,11 @@ def test_answers_to_be_forgotten_are_read_here_only(files):
 def test_a_row_to_forget_without_an_answer_is_left_out_and_counted(files, answer):
     rows = numbered("f", 4)
     rows[1] = {"question": "f1?", "answer": answer}
+    rows[2]["answer"] = "\u4e0a\u6d77"
     rows[3].pop("answer")
     write_jsonl(files.forget_file, rows)
     sets, left_out, records = sets_of(files)
-    assert sets["forget"] == QuestionSet(["f0?", "f2?"], ["f0.", "f2."], [0, 2])
+    assert sets["forget"] == QuestionSet(["f0?", "f2?"], ["f0.", "\u4e0a\u6d77"], [0, 2])
     assert "forget: 2 of 4 rows, without a letter or a digit in answer (rows 1, 3, counted from 0)" in left_out
     assert records["forget"]["rows"] == 4  # as training read it
     data = load_data(files, EvalArguments())
