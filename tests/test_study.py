@@ -391,17 +391,17 @@ def test_what_is_missing_is_found_first(root):
     rewards = {"reward_funcs": ["rewards.rouge.rouge_dissimilarit"]}
     settings = SETTINGS | {
         "setup": ["setupp.py {output_dir}/untrained"],
-        "overrides": SETTINGS["overrides"] | {"forget_config": None, "forget_file": ["forget.jsonl", "run.py"]},
+        "overrides": SETTINGS["overrides"] | {"forget_config": None, "forget_file": ["forget.jsonl", "more.jsonl"]},
         "variants": {"plain": {}, "guided": rewards},
         "controls_of": None,
     }
     found = errors_of(start, root, **settings)
-    assert found[0] == f"forget_file: there is no 'forget.jsonl' in {str(root)!r}"
-    assert found[1].startswith(f"setup: there is no 'setupp.py' in {str(root)!r}; did you mean '")
-    assert found[2].startswith(
+    assert found[:2] == [f"forget_file: there is no '{name}.jsonl' in {str(root)!r}" for name in ("forget", "more")]
+    assert found[2].startswith(f"setup: there is no 'setupp.py' in {str(root)!r}; did you mean '")
+    assert found[3].startswith(
         "reward_funcs: rewards.rouge has no function or class 'rouge_dissimilarit'; did you mean"
     )
-    assert len(found) == 3
+    assert len(found) == 4
     assert len(errors_of(start, root, **SMALL | {"retain_only_model": "./none"})) == 1
     assert calls(root) == []
 
