@@ -190,7 +190,7 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
 def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
     """The second run begins from the first one's adapter and trains all weights, in both training stages."""
     untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    first = {"use_peft": True, "lora_target_modules": ["q_proj"], "output_dir": str(tmp_path / "first")}
+    first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
     train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
     name = "model.layers.0.mlp.fc1.weight"
     before = load_file(tmp_path / "untrained" / "model.safetensors")[name]
@@ -202,7 +202,7 @@ def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
 
 def test_finetuning_that_would_change_nothing_stops(tmp_path, data, tokenizer):
     untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    lora = {"use_peft": True, "lora_target_modules": ["q_proj"], "lora_alpha": 0}
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
     [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
     assert line.startswith("no gradient reaches the weights that are trained")
 

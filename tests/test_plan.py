@@ -147,7 +147,7 @@ GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
         (NEOX, ["query_key_value"], ["query_key_value"]),
         (GPT2, ["c_attn"], ["c_attn"]),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if value in (LLAMA, NEOX, GPT2) else str(value),
 )
 def test_modules_of_an_adapter_in_every_form(config, given, targets):
     model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
