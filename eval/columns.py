@@ -12,7 +12,15 @@ from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
-from pmc_rl.models import check_files, load_config, load_end_ids, load_model, load_tokenizer, training_dtype
+from pmc_rl.models import (
+    check_files,
+    load_config,
+    load_end_ids,
+    load_model,
+    load_tokenizer,
+    stored_quantization,
+    training_dtype,
+)
 from pmc_rl.output import MERGED, is_finished_run, read_manifest
 from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
@@ -110,13 +118,13 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     # which weights a column has is all that differs; LoRA and its checks are a matter of training
     revision = model_args.model_revision if own else "main"
     args = replace(model_args, model_name_or_path=folder, model_revision=revision, use_peft=False)
-    if not own:
-        args = replace(args, load_in_4bit=False, load_in_8bit=False)
     # the recipe's tokenizer is that of its model; another model may have brought another one
     has_tokenizer = not own and Path(folder, "tokenizer_config.json").is_file()
     try:
         tokenizer = load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path)
         check_files(args)
+        if not own:
+            args = replace(args, **stored_quantization(args))
         return Column(name, args, tokenizer)
     except RecipeError as error:
         if own:

@@ -8,9 +8,11 @@ import sys
 from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
 
 # isort: split
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer
 
+from pmc_rl.adapters import make_peft_config
 from pmc_rl.data import read_finetune_rows
+from pmc_rl.gradients import GradientCheck
 from pmc_rl.memory import count_parameters
 from pmc_rl.models import (
     check_model,
@@ -49,7 +51,8 @@ def main(argv: list[str]) -> None:
         args=training_args,
         train_dataset=answered_dataset(script_args, tokenizer, rows),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=make_peft_config(model_args),
+        callbacks=[GradientCheck()],
     )
     trainer.train()
     if not trainer.is_world_process_zero():

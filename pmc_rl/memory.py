@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
+from pmc_rl.adapters import add_adapter
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import LOGITS_PER_CHUNK, TOKENS_PER_BATCH
 from pmc_rl.models import is_quantized
@@ -57,10 +57,7 @@ def count_parameters(config: PreTrainedConfig, model_args: ModelConfig) -> Param
         linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
         base = sum(parameter.numel() for parameter in model.parameters())
         if model_args.use_peft:
-            try:
-                model = get_peft_model(model, get_peft_config(model_args))
-            except (ValueError, TypeError) as error:
-                raise RecipeError([f"lora_target_modules: {one_line(error)}"]) from error
+            model = add_adapter(model, model_args)
     return ParameterCounts(
         base=base,
         linear=sum(layer.weight.numel() for layer in linear),

@@ -51,6 +51,7 @@ REFUSED = {
         "code from a model's repository is never run": "trust_remote_code",
         "only needed where weights are sharded": "bnb_4bit_quant_storage",
         "mixtures of experts are not supported": "router_aux_loss_coef",
+        "the model is a causal language model": "lora_task_type",
         "all rows are read, by the main process": "dataloader_drop_last dataloader_num_workers",
     }.items()
     for name in names.split()
@@ -155,6 +156,7 @@ class _Recipe:
         self.path = path
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+        self.hints["lora_target_modules"] |= str  # all-linear, or a pattern
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
         self.replaced: dict[str, Any] = {}  # what the recipe says where the command line has another word

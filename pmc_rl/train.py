@@ -11,8 +11,8 @@ from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from trl import get_peft_config
 
+from pmc_rl.adapters import make_peft_config
 from pmc_rl.checkpoints import check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.likelihood import OriginalLogLikelihood
@@ -118,7 +118,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         train_dataset=train_dataset,
         retain_dataset=answered_dataset(script_args, tokenizer, retain_rows) if retain_rows else None,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=make_peft_config(model_args),
         original_log_likelihood=original_log_likelihood,
         answer_start=answer_start(script_args, tokenizer),
         record=record,

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
+from pmc_rl.gradients import GradientCheck
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.prompts import encode_prompt, prefilled_rows
 from pmc_rl.rejection import RejectionSampler
@@ -103,6 +104,7 @@ class PMCTrainer(SFTTrainer):
             train_dataset=retain_dataset or Dataset.from_dict({"input_ids": [end_token], "labels": [end_token]}),
             processing_class=processing_class,
             peft_config=peft_config,
+            callbacks=[GradientCheck()],
         )
         if isinstance(self.model, PeftModel):
             # TRL makes those of a quantized base bfloat16: too coarse for updates, and float32 in a checkpoint
@@ -150,11 +152,15 @@ class PMCTrainer(SFTTrainer):
             rows = prefilled_rows(list(self.train_dataset), self.args.prefill_words, self.answer_start)
             self.train_dataset = Dataset.from_list(rows)
             self.prompt_ids |= {row["pmc_id"]: encode_prompt(self.processing_class, row) for row in rows}
-        # a reward that cannot score these answers, or breaks the contract, stops the run here
+        # a reward that cannot score these answers, or breaks its contract, stops the run here
         rows = list(self.train_dataset)
         texts = [row["original_completion"] for row in rows]
         ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self.sampler.score(rows, [[own] for own in ids], self.state)
+        try:
+            self.sampler.score(rows, [[own] for own in ids], self.state)
+        except ValueError as error:
+            why = " ".join([*str(error).split(), *(f"({note})" for note in getattr(error, "__notes__", []))])
+            raise RecipeError([f"the original answers cannot be scored: {why}"]) from error
         self.step_metrics.clear()
         if state:
             self.sampler.load_state(state["sampler"])

@@ -100,8 +100,8 @@ def check_references(references: Sequence[str], rows: Sequence[int], tokenize: T
         else:
             counted, remedy = "letters and digits are counted, so an answer without any", "Remove these rows."
         raise ValueError(
-            f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare; the first is "
-            f"row {next(iter(bad))}. Only {counted} has recall 0 against every text: any sample would "
+            f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare: rows "
+            f"{', '.join(map(str, bad))}. Only {counted} has recall 0 against every text: any sample would "
             f"look perfectly unlearned, with reward 1. {remedy}"
         )
 

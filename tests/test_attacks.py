@@ -34,7 +34,7 @@ from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.models import load_merged
 from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import retain_rows_at
-from tests.conftest import build_llama, build_phi
+from tests.conftest import build_llama, build_phi, errors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
@@ -411,6 +411,22 @@ def test_a_run_with_an_adapter_relearns_an_adapter(tokenizer, rows):
     for name, parameter in learned.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
+
+
+def test_a_merged_adapter_relearns(model_folder, rows, tmp_path):
+    config = lora(base_model_name_or_path=str(model_folder))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(tmp_path)
+    merged = load_merged(ModelConfig(model_name_or_path=str(tmp_path)), torch.float32, CPU)
+    before = copy.deepcopy(merged.state_dict())
+    learned = relearner(lambda: merged, rows, 1).at(1)
+    assert all(not torch.equal(weight, before[name]) for name, weight in learned.state_dict().items())
+
+
+def test_relearning_that_changes_nothing_stops(tokenizer, rows):
+    [line] = errors_of(relearner(lambda: build_llama(tokenizer).requires_grad_(False), rows, 1).at, 1)
+    assert line.startswith("nothing to train: ")
+    [line] = errors_of(relearner(lambda: build_llama(tokenizer), rows, 1, lora(lora_alpha=0)).at, 1)
+    assert line.startswith("no gradient reaches the weights that are trained")
 
 
 def test_fingerprints_of_relearning_tell_what_differs(tokenizer, rows):

@@ -100,6 +100,16 @@ def model_json(name, **values):
     return mutation
 
 
+def quantized(method, /, *bits, **keys):
+    """The model's config says that its weights are quantized, to `load_in_4bit` or the like; `keys` of the recipe."""
+
+    def mutation():
+        model_json("config.json", quantization_config={"quant_method": method, **dict.fromkeys(bits, True)})()
+        return options(**keys)()
+
+    return mutation
+
+
 def adapter(base=None, content=None, **values):
     def mutation():
         config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 2}
@@ -203,6 +213,28 @@ MUTATIONS = {
     "service unknown": (options(report_to="nope"), "report_to"),
     "attention unknown": (options(attn_implementation="nope"), "attn_implementation"),
     "LoRA of unknown modules": (options(use_peft=True, lora_target_modules=["nope"]), "lora_target_modules"),
+    "LoRA of one unknown module": (
+        options(use_peft=True, lora_target_modules=["q_proj", "v_porj"]),
+        "lora_target_modules: nothing in the model is called 'v_porj'. Did you mean 'v_proj'?",
+    ),
+    "LoRA and an unknown layer": (
+        options(use_peft=True, lora_modules_to_save=["nope"]),
+        "lora_modules_to_save: nothing in the model is called 'nope'",
+    ),
+    "LoRA of a broken pattern": (options(use_peft=True, lora_target_modules=["*q_proj"]), "lora_target_modules: "),
+    "LoRA on the head": (
+        options(use_peft=True, lora_target_modules=["q_proj", "lm_head"]),
+        "lora_target_modules: an adapter on the head of the model would never be trained",
+    ),
+    "LoRA on the head's weight": (
+        options(use_peft=True, lora_target_parameters=["lm_head.weight"], lora_dropout=0.0),
+        "an adapter on the head of the model would never be trained",
+    ),
+    "LoRA for another task": (options(use_peft=True, lora_task_type="SEQ_CLS"), "lora_task_type: "),
+    "a quantized layer to train": (
+        options(use_peft=True, lora_modules_to_save=["mlp"], load_in_4bit=True),
+        "lora_modules_to_save: a quantized linear layer cannot be trained as a whole",
+    ),
     "LoRA of rank 0": (options(use_peft=True, lora_r=0), "lora_r"),
     "system prompt without chat": (options(system_prompt="Hi."), "system_prompt: not used"),
     "option of 100 kB": (lambda: ["--" + "x" * 10**5, "1"], "command line: unknown option '--xxx"),
@@ -353,6 +385,37 @@ MUTATIONS = {
     "weights empty": (model("model.safetensors", ""), "model.safetensors"),
     "weights cut off": (model("model.safetensors", b"\x99" * 8), "model.safetensors"),
     "generation config broken": (model("generation_config.json", "{"), "generation_config.json"),
+    "generation config that cannot be saved": (
+        model_json("generation_config.json", do_sample=False, temperature=0.5),
+        "the generation config of 'model' cannot be saved again",
+    ),
+    "generation config of an adapter's base": (
+        lambda: [model_json("generation_config.json", top_k=-1)(), adapter("model")()][1],
+        "the generation config of 'adapter' cannot be saved again",
+    ),
+    "weights in 4 bit": (
+        quantized("bitsandbytes", "load_in_4bit"),
+        "holds quantized weights; say load_in_4bit: true",
+    ),
+    "weights in 8 bit": (
+        quantized("bitsandbytes", "load_in_8bit"),
+        "holds quantized weights; say load_in_8bit: true",
+    ),
+    "weights in 8 bit as 4": (
+        quantized("bitsandbytes", "load_in_8bit", load_in_4bit=True, use_peft=True),
+        "holds quantized weights; say load_in_8bit: true",
+    ),
+    **{
+        f"weights by {method}": (
+            quantized(method),
+            f"'model' is quantized by {method}, which cannot be trained",
+        )
+        for method in ("gptq", "awq", "fp8", "mxfp4", "compressed-tensors")
+    },
+    "adapter that is a prompt": (
+        adapter(content='{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "model", "num_virtual_tokens": 2}'),
+        "'adapter' is a learned prompt",
+    ),
     "adapter without base": (adapter("nope/base"), "model_name_or_path: no model can be loaded from 'adapter'"),
     "adapter of null": (adapter(), "model_name_or_path: "),
     "adapter config broken": (adapter(content="{"), "model_name_or_path: "),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from eval import run as eval_run
 from pmc_rl import finetune, train
 from pmc_rl.values import RecipeError
-from tests.conftest import build_llama, build_phi, write_jsonl
+from tests.conftest import build_llama, build_phi, errors_of, write_jsonl
 
 REPO = Path(__file__).parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart" / "data"
@@ -185,6 +185,26 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
     assert json.loads((unlearned / "adapter_config.json").read_text())["base_model_name_or_path"] == str(finetuned)
     eval_run.main([recipe])
     check_results(unlearned, ["before", "after"])
+
+
+def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
+    """The second run begins from the first one's adapter and trains all weights, in both training stages."""
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
+    train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
+    name = "model.layers.0.mlp.fc1.weight"
+    before = load_file(tmp_path / "untrained" / "model.safetensors")[name]
+    finetune.main([finetune_recipe(tmp_path, data, str(tmp_path / "first"))])
+    train.main([unlearn_recipe(tmp_path, data, str(tmp_path / "first"))])
+    for folder in ("finetuned", "unlearned"):
+        assert not load_file(tmp_path / folder / "model.safetensors")[name].equal(before), folder
+
+
+def test_finetuning_that_would_change_nothing_stops(tmp_path, data, tokenizer):
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
+    [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
+    assert line.startswith("no gradient reaches the weights that are trained")
 
 
 def test_forget_answers_do_not_matter(tmp_path, data, tokenizer):

@@ -328,6 +328,11 @@ def test_the_recipe_comes_first(argv):
     assert errors_of(parse_recipe, argv) == [expected]
 
 
+@pytest.mark.parametrize("written", ["all-linear", "[all-linear]"])
+def test_modules_of_an_adapter_as_a_text(written):
+    assert parse(f"lora_target_modules: {written}\n")[2].lora_target_modules == "all-linear"
+
+
 def test_overrides_replace_what_the_recipe_says():
     recipe = "reward_funcs: [x]\nreward_weights: [3]\nseed: 7\ntop_k: 9\neval_sets: [retain]\nanswer_column: a\n"
     overrides = r"""

@@ -1,5 +1,6 @@
 """Tokenizers checked before weights load, output folders that are never half written, adapters that are merged."""
 
+import copy
 import json
 import os
 import shutil
@@ -9,14 +10,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
-from pmc_rl.models import check_processes, load_model, load_model_to_train, load_tokenizer, training_dtype
+from pmc_rl.models import (
+    check_model,
+    check_processes,
+    load_model,
+    load_model_to_train,
+    load_tokenizer,
+    merged_copy,
+    training_dtype,
+)
 from pmc_rl.output import check_output_dir, save_run, write_private
 from tests.conftest import END, PAD, build_phi, errors_of
 
@@ -267,6 +276,58 @@ def test_an_adapter_is_loaded_as_it_is_and_merged_to_train(tmp_path, model_folde
     assert "lora" not in str(list(load_file(tmp_path / "merged" / "model.safetensors")))
 
 
+IDS = torch.tensor([[5, 6, 7, 8, 3]])
+SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+ADAPTERS = {
+    "one module": LoraConfig(target_modules=["q_proj"]),
+    "rank pattern": LoraConfig(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 3}),
+    "DoRA": LoraConfig(target_modules=["q_proj"], use_dora=True),
+    "biases": LoraConfig(target_modules=["q_proj"], bias="all"),
+    "whole head": LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "whole embeddings": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "embeddings": LoraConfig(target_modules=["embed_tokens"]),
+    "embeddings, DoRA": LoraConfig(target_modules=["embed_tokens"], use_dora=True),
+    "embeddings as parameter": LoraConfig(target_modules=["q_proj"], target_parameters=["embed_tokens.weight"]),
+    "embeddings, whole head": LoraConfig(target_modules=["embed_tokens"], modules_to_save=["lm_head"]),
+    "head": LoraConfig(target_modules=["lm_head"]),
+    "both": LoraConfig(target_modules=["embed_tokens", "lm_head"]),
+    "tokens": LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6]),
+    "tokens alone": TrainableTokensConfig(token_indices=[5, 6]),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_merged_is_what_was_trained_and_can_be_trained_on(tmp_path, adapter, tied):
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, num_attention_heads=4, initializer_range=0.3, tie_word_embeddings=tied)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model_args = ModelConfig(model_name_or_path=str(tmp_path / "base"))
+    model = get_peft_model(load_model(model_args, torch.float32, CPU), copy.deepcopy(ADAPTERS[adapter])).eval()
+    untrained = model(IDS).logits
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
+    trained = model(IDS).logits
+    assert not torch.allclose(trained, untrained, atol=1e-2)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter_args = ModelConfig(model_name_or_path=str(tmp_path / "adapter"))
+    reloaded = load_model(adapter_args, torch.float32, CPU).eval()
+    torch.testing.assert_close(reloaded(IDS).logits, trained)
+
+    merged = merged_copy(model, model_args, torch.float32).eval()
+    torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(saved(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+
+    start = load_model_to_train(adapter_args, run_args(tmp_path / "run"))
+    torch.testing.assert_close(start(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    start(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in start.parameters())
+
+
 def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
     save(tmp_path / "run", adapted, tokenizer)
     path = tmp_path / "run" / "adapter_config.json"
@@ -291,17 +352,22 @@ def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
         ("float32", True, False, 1e-5, torch.float32, None),
     ],
 )
-def test_training_dtype(caplog, dtype, use_peft, bf16, learning_rate, expected, warning):
+def test_training_dtype(caplog, model_folder, dtype, use_peft, bf16, learning_rate, expected, warning):
     args = SimpleNamespace(use_cpu=False, bf16=bf16, learning_rate=learning_rate)
-    assert training_dtype(ModelConfig(dtype=dtype, use_peft=use_peft), args) == expected
+    model_args = ModelConfig(model_name_or_path=str(model_folder), dtype=dtype, use_peft=use_peft)
+    check_model(model_args, args)
+    for _ in range(3):  # for the plan, to load, to save
+        assert training_dtype(model_args, args) == expected
     messages = [record.getMessage() for record in caplog.records]
     assert [message.startswith(warning or "") for message in messages] == [True] * (warning is not None)
 
 
-def test_float32_on_a_cpu(tmp_path, caplog):
+def test_float32_on_a_cpu(tmp_path, model_folder, caplog):
     args = run_args(tmp_path, learning_rate=1e-5)
     for use_peft in (False, True):
-        assert training_dtype(ModelConfig(dtype="bfloat16", use_peft=use_peft), args) == torch.float32
+        model_args = ModelConfig(model_name_or_path=str(model_folder), dtype="bfloat16", use_peft=use_peft)
+        check_model(model_args, args)
+        assert training_dtype(model_args, args) == torch.float32
     assert caplog.records == []
 
 

@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     DynamicCache,
+    GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PhiConfig,
@@ -123,6 +125,34 @@ def test_an_adapter_is_counted_as_it_is_trained(config, extra):
     assert counts.trainable == model.get_nb_trainable_parameters()[0]
     bare = count_parameters(config, PLAIN)
     assert (counts.base, counts.linear, counts.linear_rows) == (bare.base, bare.linear, bare.linear_rows)
+
+
+NEOX = GPTNeoXConfig(**SIZES)
+GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "targets"),
+    [
+        (LLAMA, ["q_proj"], ["q_proj"]),
+        (LLAMA, "q_proj", ["q_proj"]),
+        (LLAMA, ["self_attn.q_proj"], ["q_proj"]),
+        (LLAMA, ["model.layers.0.self_attn.q_proj"], r".*\.0\..*q_proj"),
+        (LLAMA, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (LLAMA, [r".*\.(q|k)_proj"], ["q_proj", "k_proj"]),
+        (LLAMA, r".*\.1\..*_proj", r".*\.1\..*_proj"),
+        (LLAMA, ["all-linear"], "all-linear"),
+        (LLAMA, "all-linear", "all-linear"),
+        (LLAMA, None, None),
+        (NEOX, ["query_key_value"], ["query_key_value"]),
+        (GPT2, ["c_attn"], ["c_attn"]),
+    ],
+    ids=lambda value: type(value).__name__ if value in (LLAMA, NEOX, GPT2) else str(value),
+)
+def test_modules_of_an_adapter_in_every_form(config, given, targets):
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
+    counts = count_parameters(config, ModelConfig(use_peft=True, lora_r=4, lora_target_modules=given))
+    assert counts.trainable == model.get_nb_trainable_parameters()[0]
 
 
 def test_counting_allocates_nothing():

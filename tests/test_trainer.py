@@ -15,7 +15,7 @@ from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
 from pmc_rl.values import RecipeError
-from tests.conftest import build_llama, build_phi
+from tests.conftest import build_llama, build_phi, errors_of
 
 ROUGE = "rewards.rouge.rouge_dissimilarity"
 NAMES = ["bacorden", "filummor", "napelquin rosta", "velba", "cordenfi lummorna pelquin", "rosta vel", "ba cor den fi"]
@@ -393,6 +393,25 @@ def test_lora_trains_the_adapter_only(tmp_path, tokenizer, model):
         kept = {name.replace(".base_layer", ""): parameter for name, parameter in model.named_parameters()}
     for name, parameter in before.items():
         assert torch.equal(parameter, kept[name]), name
+
+
+def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
+    no_effect = LoraConfig(r=4, lora_alpha=0, target_modules="all-linear", task_type="CAUSAL_LM")
+    [line] = errors_of(make_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
+    assert line.startswith("no gradient reaches the weights that are trained")
+    make_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
+    [line] = errors_of(make_trainer, tmp_path, model.requires_grad_(False), tokenizer)
+    assert line.startswith("nothing to train: ")
+
+
+def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model, monkeypatch):
+    trainer = make_trainer(tmp_path, model, tokenizer)
+    answers = ["", "velba", " ", "rosta", "...", "rosta", "velba"]
+    monkeypatch.setattr(
+        trainer, "_generate", lambda *_, **__: [tokenizer(text)["input_ids"] + [1] for text in answers]
+    )
+    [line] = errors_of(trainer.train)
+    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, taught):

@@ -12,6 +12,7 @@ from eval.attacks.altered import forget_measures, recovered_share
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import PMCConfig
+from pmc_rl.gradients import check_gradients, trainable_parameters
 from pmc_rl.trainer import retain_rows_at
 
 Row = tuple[list[int], list[int]]
@@ -99,8 +100,7 @@ class Relearner:
             self.model = self.load()
             if self.peft_config is not None:
                 self.model = get_peft_model(self.model, self.peft_config)
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self.optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(trainable_parameters(self.model), self.learning_rate, weight_decay=0.0)
         # in eval mode: without dropout the steps are the same on every process
         self.model.eval()
         while self.step < step:
@@ -124,6 +124,8 @@ class Relearner:
             # padded on the right, where a causal model does not look, so no mask is needed
             loss = self.model(input_ids=input_ids.to(device), labels=labels.to(device), use_cache=False).loss
         loss.backward()
+        if self.step == 0:
+            check_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from eval.attacks.options import options_attack
 from eval.attacks.quantization import load_quantized, quantization_attack, why_not
@@ -15,6 +15,7 @@ from eval.audit import Said
 from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
+from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.models import load_merged, training_dtype
 from pmc_rl.prompts import encode_answers
@@ -138,7 +139,7 @@ class Attacks:
             rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers, passes.end_ids),
             steps=self.eval_args.relearning_steps,
             learning_rate=self.eval_args.relearning_learning_rate or args.learning_rate,
-            peft_config=get_peft_config(self.model_args),
+            peft_config=make_peft_config(self.model_args),
             args=args,
         )
 
