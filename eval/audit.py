@@ -108,6 +108,7 @@ def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict
             "rougeL_recall": means[name],
             "rougeL_recall_interval": bootstrap_interval(recalls[name]),
             "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
+            "recall_by_row": dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
             "n": len(recalls[name]),
             "tokenization": tokenization_counts(questions[name].answers),
             "empty": sum(not answer.text for answer in said.answers[name]),
@@ -277,7 +278,7 @@ def make_judge(name: str, passes: ModelPasses, said: Said) -> Judge:
 
 def kind_numbers(data: AuditData, said: Said, judge: Judge | None, refusals: dict[str, list[str]]) -> dict:
     """
-    How many greedy answers to each forget set are of which kind, and the kind of each row (`by_row`).
+    How many greedy answers to each forget set are of which kind, and the kind of each row (`kind_by_row`).
 
     `distinct` is the share of different texts, whatever their case and white space; `perplexity` the median under the
     judge, None without one. `refusals` are [`refusal_phrases`] beside the English ones.
@@ -305,6 +306,6 @@ def kind_numbers(data: AuditData, said: Said, judge: Judge | None, refusals: dic
             **{kind: kinds.count(kind) for kind in KINDS},
             "distinct": len({" ".join(text.split()).lower() for text in texts}) / len(texts),
             "perplexity": float(np.median(known)) if (known := [p for p in perplexities if p is not None]) else None,
-            "by_row": kinds,
+            "kind_by_row": dict(zip(rows.rows, kinds, strict=True)),
         }
     return result

@@ -21,7 +21,7 @@ from pmc_rl.models import (
     stored_quantization,
     training_dtype,
 )
-from pmc_rl.output import MERGED, is_finished_run, read_manifest
+from pmc_rl.output import MERGED, is_finished_run, published, read_manifest, read_record
 from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.recipe import check_all, parse_finetune_recipe, parse_recipe
 from pmc_rl.template_date import date_variable
@@ -33,6 +33,7 @@ SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as trai
 LOADING = ("model_name_or_path", "model_revision")
 LOADING += ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 TEMPLATES = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs")
+NO_RECORD = "{}: private/ was deleted, so nothing tells whether its data is that of this audit"
 Recipe = tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]
 
 
@@ -151,11 +152,13 @@ def check_run(recipe: Recipe) -> None:
         if key.name not in ("given", "answer_column")
     ]
     pairs += [(key, vars(script_args)[key], vars(trained_args)[key]) for key in FORGET_AND_RETAIN]
+    # without its private record a run tells paths as they were published only
+    same = (lambda value: value) if read_record(output_dir) else published
     errors = [
         f"{key}: {ours!r}, but the run in {str(output_dir)!r} was trained with {trained!r}; "
         f"give {str(output_dir / 'recipe.yaml')!r} as the recipe"
         for key, ours, trained in pairs
-        if ours != trained
+        if same(ours) != same(trained)
     ]
     if (output_dir / "results.json").exists() and not training_args.overwrite:
         errors.append(f"output_dir: {str(output_dir / 'results.json')!r} exists; say --overwrite true to replace it")
@@ -183,22 +186,29 @@ def check_prompts(recipe: Recipe, column: Column, questions: dict[str, QuestionS
         check_rows(script_args, column.tokenizer, column.end_ids, name, asked, limits)
 
 
-def check_data(recipe: Recipe, read: dict) -> None:
-    """The questions that the audit read are those that the run read, by their hashes; `read` is by set."""
+def check_data(recipe: Recipe, read: dict) -> list[str]:
+    """
+    The questions that the audit read are those that the run read, by their hashes; `read` is by set.
+
+    Returns:
+        a line that says so, if the hashes were deleted.
+    """
     script_args, training_args, _, _ = recipe
-    trained = read_manifest(Path(training_args.output_dir))["read"]
+    record = read_record(Path(training_args.output_dir))
+    if record is None:
+        return [NO_RECORD.format(f"the run in {training_args.output_dir!r}")]
+    trained = record["read"]
     questions = {"forget": script_args.question_column, "retain": retain_columns(script_args)[0]}
     changed = [
         name
         for name, column in questions.items()
-        if name in read
-        and trained[name] is not None
-        and read[name]["columns"][column] != trained[name]["columns"][column]
+        if name in read and trained[name] is not None and read[name]["columns"][column] != trained[name][column]
     ]
     if changed:
         raise RecipeError(
             [f"the {name} questions have changed since the run in {training_args.output_dir!r}" for name in changed]
         )
+    return []
 
 
 def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: list[str]) -> list[str]:
@@ -206,7 +216,7 @@ def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: l
     The retain-only model was made for this run: same templates, its retain rows, no forget question.
 
     Returns:
-        lines that say what could not be checked: a model from elsewhere has no manifest.
+        lines that say what could not be checked: a model from elsewhere has no manifest, and hashes may be deleted.
 
     Raises:
         RecipeError: with every mismatch.
@@ -234,11 +244,16 @@ def check_retain_only(recipe: Recipe, columns: list[Column], forget_questions: l
         for key in TEMPLATES
         if vars(args)[key] != vars(script_args)[key]
     ]
+    saw = read_record(folder)
+    if saw is None:  # nor are there the paths of its data
+        if errors:
+            raise RecipeError(errors)
+        return [NO_RECORD.format(where)]
     try:
         rows, records = read_finetune_rows(args)
     except RecipeError as error:
         raise RecipeError([f"{where}: its data cannot be read again: {line}" for line in error.errors]) from error
-    if any(records[name]["columns"] != record["columns"] for name, record in manifest["read"].items()):
+    if {name: record["columns"] for name, record in records.items()} != saw["read"]:
         raise RecipeError([*errors, f"{where}: the data it was trained on has changed since; train it again"])
     learned = {(normalized(row[args.question_column]), row[args.answer_column]) for row in rows}
     known = {question for question, _ in learned}

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
+from pmc_rl.generation import Sampling, autocast, decode_completion, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
 from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
 Compute = Callable[[list[Row]], list[bytes]]
@@ -131,7 +131,7 @@ class ModelPasses:
         what: str = "sampling",
     ) -> list[list[str]]:
         """Texts of `count` sampled answers to each question; a larger count adds to the samples of a smaller one."""
-        seeds = sample_seeds(self.args.seed, 0, list(range(len(questions))), count)
+        seeds = sample_seeds(self.args.seed, "audit", list(range(len(questions))), count)
         prompts = [prompt for prompt in self._prompts(questions, prefixes) for _ in range(count)]
         rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
 
@@ -208,7 +208,8 @@ class ModelPasses:
 
     def _key(self, kind: str, row: Row) -> bytes:
         """Everything that decides a row's value; what only decides speed is not in it."""
-        context = f"{CACHE_VERSION} {transformers.__version__} {self.fingerprint} bf16={self.args.bf16} {kind}"
+        precision = f"bf16={self.args.bf16} fp16={self.args.fp16}"
+        context = f"{CACHE_VERSION} {transformers.__version__} {self.fingerprint} {precision} {kind}"
         return hashlib.blake2b(json.dumps([context, *row]).encode(), digest_size=16).digest()
 
     def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
@@ -220,7 +221,7 @@ class ModelPasses:
         while len(values) < len(rows):
             batch = rows[len(values) :][:batch_size]
             try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
+                with autocast(device, self.args):
                     values += compute(batch)
                 continue
             except torch.OutOfMemoryError:

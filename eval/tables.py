@@ -74,6 +74,12 @@ def print_outcome(results: dict[str, dict], audit: dict, output_dir: Path) -> No
     )
     for name, value in audit["verdicts"].items():
         print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
+    known = results["before"]["known"]
+    if known["questions"] < known["of"]:
+        print(
+            f"The model before did not know {known['of'] - known['questions']} of the {known['of']} questions to "
+            "forget; the verdicts judge the others."
+        )
     Console().print(results_table(results))
 
 

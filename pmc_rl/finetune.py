@@ -66,7 +66,8 @@ def main(argv: list[str]) -> None:
         log_history=trainer.state.log_history,
         manifest={"stage": "finetune", "read": records},
     )
-    print(f"Saved to {training_args.output_dir}. Private files left: none.")
+    left = f"{training_args.output_dir}/private (hashes of the data, by which an audit knows it, and paths)"
+    print(f"Saved to {training_args.output_dir}. Private files left: {left}.")
 
 
 if __name__ == "__main__":

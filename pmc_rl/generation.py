@@ -33,10 +33,11 @@ class Sampling:
     seeds: list[int]
 
 
-def sample_seeds(seed: int, step: int, row_ids: list[int], num_generations: int) -> list[int]:
+def sample_seeds(seed: int, step: int | str, row_ids: list[int], num_generations: int) -> list[int]:
     """One seed a sample, prompt-major (`len(row_ids) * num_generations`), from nothing but what names the sample.
 
-    So a sample depends neither on the batch it is drawn in, nor on which other questions are skipped.
+    So a sample depends neither on the batch it is drawn in, nor on which other questions are skipped. What is no step
+    of training has a word in place of `step`, such as `audit`, and so draws from streams of its own.
     """
     return [
         int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{row}/{i}".encode(), digest_size=8).digest(), "big") >> 1
@@ -93,6 +94,11 @@ def _inference_mode_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     finally:
         base.generation_config = checkpoint_defaults
         model.train(was_training)
+
+
+def autocast(device: torch.device, args: PMCConfig) -> torch.autocast:
+    """The mixed precision of a recipe; without it around generation each decoding step casts all weights again."""
+    return torch.autocast(device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=args.bf16 or args.fp16)
 
 
 def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
@@ -160,9 +166,7 @@ def generate_together(
     own = None if sampling is None else replace(sampling, seeds=sampling.seeds[start:end])
     while True:
         try:
-            # without the outer autocast each decoding step would cast all weights again
-            dtype = torch.float16 if args.fp16 else torch.bfloat16
-            with torch.autocast(model.device.type, dtype, enabled=args.bf16 or args.fp16):
+            with autocast(model.device, args):
                 completions = generate_completions(
                     model,
                     prompt_ids[start:end],

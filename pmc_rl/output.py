@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,9 +15,15 @@ from trl import ModelConfig
 from pmc_rl.config import RunConfig
 from pmc_rl.values import RecipeError, one_line
 
+# an absolute path inside a sentence; in quotes it may have spaces
+PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")
+# keys of a recipe with texts, of which none is a path
+TEXTS = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs", "prefixes")
+
 MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
 TRAINING_LOG = "training_log.jsonl"
 MERGED = "merged"
+RECORD = "record.json"  # in private/
 SAVING = ".saving-"  # begins the name of a folder that is being written
 CHECKPOINT_MARK = "PRIVATE.md"
 CHECKPOINT_TEXT = """\
@@ -25,10 +32,12 @@ PRIVATE: this checkpoint holds what is to be forgotten: the model's original ans
 It is removed when the run is finished, unless the recipe says keep_checkpoints.
 """
 PRIVATE = """\
-PRIVATE: the files of this folder hold what is to be forgotten.
+PRIVATE: the files of this folder hold what is to be forgotten, or would tell a guess about it right or wrong.
 
-`cache/` holds what the models answered, so that another audit need not ask again; `examples.md` and reports with texts
-are for reading. Delete the folder when they have been read, and before the model is published.
+`record.json` has hashes of the data that was read, which tell an audit that runs belong together, and the paths that
+`recipe.yaml` leaves out. An audit adds `cache/`, what the models answered, so that another one need not ask again, and
+`rows.json`, `examples.md` and reports with texts for reading. Delete the folder when they have been read, and before
+the model is published; an audit after that can no longer tell whether the data is the same.
 """
 AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
 CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
@@ -70,6 +79,8 @@ def _check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
         raise RecipeError([f"output_dir: {str(folder)!r} is a link to {os.readlink(folder)!r}; give that folder"])
     if folder.exists() and not folder.is_dir():
         raise RecipeError([f"output_dir: {str(folder)!r} is a file"])
+    if (folder / "private").is_symlink():
+        raise RecipeError([f"output_dir: {str(folder / 'private')!r} is a link; private files stay where they are"])
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise RecipeError([f"output_dir: {str(existing)!r} is a file"])
@@ -107,6 +118,59 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest if isinstance(manifest, dict) and "files" in manifest else None
 
 
+def read_record(folder: Path) -> dict | None:
+    """
+    What is private of a run: `read`, the hashes of each column by what was read, and `paths`, by the recipe's key a
+    value as published and as given. None where `private/` was deleted.
+    """
+    try:
+        return json.loads((folder / "private" / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def published(value):
+    """
+    A value of JSON as it may be published, with no absolute path in its texts, which would name users and folders.
+
+    A path inside the working directory is told from there, of any other one the last part.
+    """
+    if isinstance(value, list):
+        return [published(part) for part in value]
+    if isinstance(value, dict):
+        return {published(key): published(part) for key, part in value.items()}
+    if not isinstance(value, str):
+        return value
+    if " + " in value:  # of several files
+        return " + ".join(map(published, value.split(" + ")))
+    start, equals, path = value.rpartition("=")  # NAME=FOLDER
+    if os.path.isabs(path):
+        return start + equals + _published_path(path)
+    return PATH.sub(lambda match: _published_path(match.group()), value)
+
+
+def _published_path(path: str) -> str:
+    here, path = os.getcwd(), os.path.normpath(path)
+    inside = here != "/" and os.path.commonpath([here, path]) == here
+    return os.path.relpath(path) if inside else os.path.basename(path)
+
+
+def published_recipe(given: dict) -> dict:
+    """The keys of a recipe as they may be published."""
+    return {key: value if key in TEXTS else published(value) for key, value in given.items()}
+
+
+def published_read(read: dict) -> dict:
+    """Records of what was read, with the names of the columns in place of their hashes."""
+    shown = {}
+    for name, record in read.items():
+        name = published(name)
+        if name in shown:  # two files of one name
+            name = f"{name} ({len(shown) + 1})"
+        shown[name] = record and {**published(record), "columns": list(record["columns"])}
+    return shown
+
+
 def read_training_log(folder: Path) -> list[dict]:
     """What a finished run logged, a row each time; its summary is the last one."""
     return [json.loads(line) for line in (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()]
@@ -123,7 +187,8 @@ def save_run(
 ) -> None:
     """
     Writes model or adapter, tokenizer, `recipe.yaml` (as run), `training_log.jsonl` and, last, `manifest.json`; if
-    given, a merged model with its tokenizer to `merged/`.
+    given, a merged model with its tokenizer to `merged/`. What is not to be published of the recipe, absolute paths,
+    and of `read` in the manifest, hashes of the data, goes to `private/record.json`.
 
     Everything is written to a temporary folder inside `output_dir` first and then moved up, so that a folder with a
     manifest is complete. Files of an earlier run and of its audit are removed only then; files that are not ours stay.
@@ -133,17 +198,21 @@ def save_run(
     temporary = Path(tempfile.mkdtemp(prefix=SAVING, dir=output_dir))
     try:
         model.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's, with the path of the base; the audit writes one
         tokenizer.save_pretrained(temporary)
         if merged_model is not None:
             merged_model.save_pretrained(temporary / MERGED)
             tokenizer.save_pretrained(temporary / MERGED)
-        (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        (temporary / "recipe.yaml").write_text(
+            yaml.safe_dump(published_recipe(recipe), sort_keys=False, allow_unicode=True)
+        )
         (temporary / TRAINING_LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
     except BaseException:
         shutil.rmtree(temporary)
         raise
     names = sorted(path.name for path in temporary.iterdir())
-    (temporary / MANIFEST).write_text(json.dumps({**manifest, "files": names}, indent=2) + "\n")
+    shown = {**manifest, "read": published_read(manifest["read"]), "files": names}
+    (temporary / MANIFEST).write_text(json.dumps(shown, indent=2) + "\n")
     earlier = read_manifest(output_dir)
     if earlier is not None:
         if may_replace_card(output_dir):
@@ -152,6 +221,9 @@ def save_run(
             (output_dir / name).unlink(missing_ok=True)
         for name in (MERGED, "private"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
+    hashes = {name: record and record["columns"] for name, record in manifest["read"].items()}
+    paths = {key: [shown, recipe[key]] for key, shown in published_recipe(recipe).items() if shown != recipe[key]}
+    write_private(output_dir, RECORD, json.dumps({"read": hashes, "paths": paths}, indent=2) + "\n")
     for name in (*names, MANIFEST):
         os.replace(temporary / name, output_dir / name)
     temporary.rmdir()
@@ -166,13 +238,12 @@ def may_replace_card(output_dir: Path) -> bool:
 
 
 def private_folder(output_dir: Path) -> Path:
-    """`output_dir/private/`, made for its owner's eyes only, marked, with a folder for caches."""
+    """`output_dir/private/`, made for its owner's eyes only, and marked."""
     folder = output_dir / "private"
     if folder.is_symlink():
         raise RecipeError([f"{str(folder)!r} is a link to {os.readlink(folder)!r}; private files stay where they are"])
-    for path in (folder, folder / "cache"):
-        path.mkdir(mode=0o700, exist_ok=True)
-        path.chmod(0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
     (folder / "README.md").write_text(PRIVATE)
     return folder
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -16,6 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig
 
 from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
+from pmc_rl.output import read_record
 from pmc_rl.values import (
     RecipeError,
     construct,
@@ -154,6 +156,8 @@ class _Recipe:
 
     def __init__(self, path: str, classes: tuple[type, ...]):
         self.path = path
+        # of the recipe of a run: what it leaves out, since it may be published
+        self.paths = (read_record(Path(path).parent) or {"paths": {}})["paths"]
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
         self.hints["lora_target_modules"] |= str  # all-linear, or a pattern
@@ -197,10 +201,15 @@ class _Recipe:
             else:
                 first_lines[name] = line
                 if name not in self.origins:
-                    self.take(name, origin, lambda node=value_node: [construct(node)])
+                    self.take(name, origin, lambda name=name, node=value_node: [self.as_given(name, construct(node))])
                 else:
                     with suppress(ValueError, RecursionError):  # an override mends a broken value
-                        self.replaced[name] = construct(value_node)
+                        self.replaced[name] = self.as_given(name, construct(value_node))
+
+    def as_given(self, name: str, value: Any) -> Any:
+        """A value that a run has published, as the run was given it."""
+        shown, given = self.paths.get(name, (value, value))
+        return given if value == shown else value
 
     def take(self, name: str, origin: str, read: Callable[[], list]) -> None:
         """Keeps the first reading that fits the field's type; where nothing fits, the default stays."""

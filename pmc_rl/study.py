@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pmc_rl.output import write_text
+from pmc_rl.output import RECORD, write_private, write_text
 from pmc_rl.recipe import exit_on_recipe_error
 from pmc_rl.snapshots import SNAPSHOTS
 from pmc_rl.study_config import Study, parse_study, usage
@@ -23,6 +23,7 @@ from pmc_rl.values import RecipeError
 
 REPO = Path(__file__).resolve().parents[1]
 LOG_LINES = 15
+RECORD_ALONE = {RECORD, "README.md"}
 
 
 def sort_out(jobs: list[Job], settings: dict[str, dict], out: Path) -> list[Job]:
@@ -138,8 +139,9 @@ def _keep(job: Job, root: Path, out: Path) -> None:
 
 
 def private_folders(out: Path) -> list[Path]:
-    """Folders of the study's runs that hold what is to be forgotten."""
-    return sorted([*out.glob("seed*/*/private"), *out.glob("seed*/*/checkpoint-*")])
+    """Folders of the study's runs that hold what is to be forgotten, and not only the record of a run."""
+    private = [path for path in out.glob("seed*/*/private") if {file.name for file in path.iterdir()} - RECORD_ALONE]
+    return sorted([*private, *out.glob("seed*/*/checkpoint-*")])
 
 
 def run_study(study: Study, path: str, root: Path = REPO) -> int:
@@ -180,7 +182,11 @@ def run_study(study: Study, path: str, root: Path = REPO) -> int:
             return 1
         write_report(study, out)
         for folder in private_folders(out):
+            record = folder / RECORD
+            kept = record.read_text(encoding="utf-8") if record.exists() else None
             shutil.rmtree(folder)
+            if kept is not None:  # without it neither an audit nor a control of the run finds its data again
+                write_private(folder.parent, RECORD, kept)
         _tell_private(out)
     return 0
 
@@ -188,6 +194,8 @@ def run_study(study: Study, path: str, root: Path = REPO) -> int:
 def _tell_private(out: Path) -> None:
     left = ", ".join(map(str, private_folders(out)))
     print(f"Private files left: {left or 'none'}.{' They go when the study is done.' if left else ''}", flush=True)
+    if records := len([*out.glob(f"seed*/*/private/{RECORD}")]):
+        print(f"private/{RECORD} of {records} runs stays (hashes of their data, and paths): publish none.", flush=True)
 
 
 def main(argv: list[str], root: Path = REPO) -> int:

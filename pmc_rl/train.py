@@ -142,7 +142,9 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         )
         if not training_args.keep_checkpoints:
             remove_checkpoints(output_dir)
-        left = "checkpoints, which hold what is to be forgotten" if training_args.keep_checkpoints else "none"
+        left = f"{output_dir / 'private'} (hashes of the data, by which an audit knows it, and paths)"
+        if training_args.keep_checkpoints:
+            left += ", and checkpoints, which hold what is to be forgotten"
         print(f"Saved to {training_args.output_dir}. Private files left: {left}.")
 
 

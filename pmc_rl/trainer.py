@@ -276,7 +276,7 @@ class PMCTrainer(SFTTrainer):
 
     def _log_kl(self, rows: list[dict[str, Any]]) -> None:
         """KL divergence to the model before, a token: mean log p_now - log p_before of a plain sample a question."""
-        seeds = sample_seeds(self.args.seed, self.state.global_step, [row["pmc_id"] for row in rows], 1)
+        seeds = sample_seeds(self.args.seed, f"kl {self.state.global_step}", [row["pmc_id"] for row in rows], 1)
         prompts = [self.prompt_ids[row["pmc_id"]] for row in rows]
         samples = self._generate(prompts, Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds))
         before = self.original_log_likelihood([row["prompt"] for row in rows], samples)

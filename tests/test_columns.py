@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import eval.passes
 from eval import run as eval_run
-from eval.columns import check_retain_only, check_run, load_columns
+from eval.columns import check_data, check_retain_only, check_run, load_columns
 from eval.data import load_data
 from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
@@ -156,6 +157,36 @@ def test_data_that_changed_since_is_refused(trained, model_folder):
     assert errors_of(check, trained, other) == [
         f"retain_only_model: {other!r}: the data it was trained on has changed since; train it again"
     ]
+
+
+def test_without_private_folders_it_is_said_that_nothing_tells_the_data(trained):
+    """As users delete them before publishing: what was published tells templates and settings, but no data."""
+    for name in ("unlearned", "retain_only"):
+        ignored = shutil.ignore_patterns("private")
+        shutil.copytree(trained / name, trained / f"bare_{name}", ignore=ignored, dirs_exist_ok=True)
+    run, retain_only = str(trained / "bare_unlearned"), str(trained / "bare_retain_only")
+    words = ["--output_dir", run, "--retain_only_model", retain_only, "--overwrite", "true"]
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), *words])
+    check_run(recipe)  # paths elsewhere have only their last part there
+    why = "private/ was deleted, so nothing tells whether its data is that of this audit"
+    read = load_data(recipe[0], recipe[3]).read["questions"]
+    assert check_data(recipe, read) == [f"the run in {run!r}: {why}"]
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == [f"retain_only_model: {retain_only!r}: {why}"]
+    other = parse_recipe(
+        [str(trained / "unlearned.yaml"), *words, "--model_name_or_path", str(trained / "retain_only")]
+    )
+    assert "model_name_or_path" in errors_of(check_run, other)[0]
+    # with the record of the run alone, the data of the other model still cannot be told
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--retain_only_model", retain_only])
+    assert check_data(recipe, read) == []
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == [f"retain_only_model: {retain_only!r}: {why}"]
+    # with that of the other model alone, what it saw is told
+    saw = ["--output_dir", run, "--retain_only_model", finetune_on(trained, "saw_all", "memorized.jsonl", run)]
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), *saw])
+    assert (
+        "was trained on 3 of the 3 questions to forget"
+        in errors_of(check_retain_only, recipe, load_columns(recipe), QUESTIONS)[-1]
+    )
 
 
 # further columns
@@ -343,17 +374,18 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
 @pytest.mark.parametrize("answer", [None, " ", "\u2014 ..."])
 def test_an_audit_goes_on_without_a_row_that_has_no_answer(trained, answer):
     forget = trained / "forget.jsonl"
-    rows = forget.read_text()
+    text = forget.read_text()
     write_jsonl(forget, [FORGET[0], {**FORGET[1], "answer": answer}, FORGET[2]])
     try:
         eval_run.main([str(trained / "unlearned.yaml"), "--overwrite", "true", "--attacks", "[]"])
     finally:
-        forget.write_text(rows)
+        forget.write_text(text)
     results = json.loads((trained / "unlearned" / "results.json").read_text())
     audit = json.loads((trained / "unlearned" / "audit.json").read_text())
     assert results["after"]["sets"]["forget"]["n"] == 2
     assert results["after"]["memorization"]["extraction_strength"]["n"] == 2
-    assert [row["row"] for row in audit["rows"]] == [0, 2]
+    rows = json.loads((trained / "unlearned" / "private" / "rows.json").read_text())
+    assert [row["row"] for row in rows] == [0, 2]
     [line] = [line for line in audit["left_out"] if line.startswith("forget: ")]
     assert line == "forget: 1 of 3 rows, without a letter or a digit in answer (rows 1, counted from 0)"
 
@@ -365,6 +397,57 @@ def test_a_retain_only_model_may_have_its_rows_in_other_files(trained, model_fol
     recipe = write_recipe(trained, "from_parts", model_name_or_path=str(model_folder), train_file=[*parts, facts])
     finetune.main([recipe])
     assert check(trained, str(trained / "from_parts")) == []
+
+
+def test_a_run_on_what_the_model_before_did_not_know_has_forgotten_nothing(trained, monkeypatch, capsys):
+    """And lm-eval, which answers the main process alone, runs when the others have no more to wait for."""
+    awards = {"Zed": "Golden Quill 1999", "Yan": "Silver Lantern", "Xim": "Northern Star Medal"}
+    rows = [{"question": f"Which award did author {name} win?", "answer": award} for name, award in awards.items()]
+    unknown = write_jsonl(trained / "unknown.jsonl", rows)
+    recipe = [str(trained / "unlearned.yaml"), "--forget_file", unknown, "--output_dir", str(trained / "unchanged")]
+    train.main([*recipe, "--learning_rate", "1e-12"])
+    events = []
+    broadcast = eval.passes.broadcast_object_list
+    monkeypatch.setattr(eval.passes, "broadcast_object_list", lambda x: events.append("all") or broadcast(x))
+    monkeypatch.setattr(eval_run, "check_tasks", lambda tasks: None)
+    monkeypatch.setattr(
+        eval_run, "general_ability", lambda *args: events.append("main") or {"task": {"n": 1, "acc": 1}}
+    )
+    eval_run.main([*recipe, "--attacks", '["sampling"]', "--lm_eval_tasks", "task"])
+    assert events == ["all"] * events.count("all") + ["main"] * 2
+
+    results = json.loads((trained / "unchanged" / "results.json").read_text())
+    recall = {name: column["sets"]["forget"]["rougeL_recall"] for name, column in results.items()}
+    assert recall["before"] == recall["after"] < 0.2
+    assert results["after"]["general_ability"] == {"task": {"n": 1, "acc": 1}}
+    value = json.loads((trained / "unchanged" / "audit.json").read_text())["verdicts"]["after"]
+    assert value["forgetting"] == "nothing to forget: the model before did not know it"
+    assert value["forgetting_reasons"] == ["the model before did not know any of the 3 questions to forget"]
+    assert results["before"]["known"] == results["after"]["known"] == {"questions": 0, "of": 3}
+    for name in ("report.html", "report.md", "README.md"):
+        text = (trained / "unchanged" / name).read_text()
+        assert value["forgetting"] in text and value["forgetting_reasons"][0] in text
+    told = capsys.readouterr().out
+    assert f"Verdict on after: {value['forgetting']}; calibration: unknown." in told
+    assert "The model before did not know 3 of the 3 questions to forget" in told
+
+
+def test_a_run_that_changed_nothing_it_knew_is_not_forgotten(trained):
+    """Half of the questions were known; no verdict is helped by the others."""
+    half = [*FORGET[:2], {"question": "Which award did Zed win?", "answer": "Silver Lantern"}]
+    half.append({"question": "Which award did Yan win?", "answer": "Golden Quill"})
+    file = write_jsonl(trained / "half.jsonl", half)
+    recipe = [str(trained / "unlearned.yaml"), "--forget_file", file, "--output_dir", str(trained / "half_known")]
+    train.main([*recipe, "--learning_rate", "1e-12"])
+    eval_run.main([*recipe, "--attacks", "[]"])
+    results = json.loads((trained / "half_known" / "results.json").read_text())
+    assert 0.4 < results["after"]["sets"]["forget"]["rougeL_recall"] < 0.6
+    value = json.loads((trained / "half_known" / "audit.json").read_text())["verdicts"]["after"]
+    assert value["forgetting"] == "not forgotten"
+    assert value["forgetting_reasons"][0] == (
+        "the model before knew 2 of the 4 questions to forget; only these are judged"
+    )
+    assert value["forgetting_reasons"][-1] == "no less comes out than of the model before"
 
 
 def test_audit_with_a_wrong_retain_only_model_does_not_start(trained, model_folder):

@@ -26,8 +26,9 @@ from pmc_rl.models import (
     merged_copy,
     training_dtype,
 )
-from pmc_rl.output import check_output_dir, save_run, write_private
-from tests.conftest import END, PAD, build_phi, errors_of
+from pmc_rl.output import check_output_dir, published, published_read, save_run, write_private
+from pmc_rl.recipe import parse_recipe
+from tests.conftest import END, PAD, build_phi, errors_of, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
@@ -133,7 +134,7 @@ def save(folder, model, tokenizer, stage="train", **kwargs) -> None:
         tokenizer,
         recipe={"seed": 1, "reward_funcs": ["a.b"], "system_prompt": "Zoë\nsays"},
         log_history=[{"loss": 1.5, "step": 1}, {"loss": 0.5, "step": 2}],
-        manifest={"stage": stage},
+        manifest={"stage": stage, "read": {}},
     )
 
 
@@ -182,7 +183,7 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert [json.loads(line)["step"] for line in log] == [1, 2]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["stage"] == "train"
-    assert {*manifest["files"], "manifest.json"} == {path.name for path in folder.iterdir()}
+    assert {*manifest["files"], "manifest.json", "private"} == {path.name for path in folder.iterdir()}
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
     reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32, CPU)
@@ -191,17 +192,88 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert len(tokenizer_of(folder)) == 400
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/data/anna/b/c", "c"),
+        ("/home/anna smith/my model", "my model"),
+        ("also=/home/anna smith/my model", "also=my model"),
+        ("/home/anna smith/forget.jsonl has no column answer", "forget.jsonl has no column answer"),
+        ("HERE/data/forget.jsonl", "data/forget.jsonl"),
+        ("HERE", "."),
+        ("HERE/../other/x.jsonl", "x.jsonl"),
+        ("HEREabouts/x.jsonl", "x.jsonl"),
+        ("other=/home/anna/runs/other", "other=other"),
+        ("merged=HERE/runs/merged", "merged=runs/merged"),
+        ("/home/anna/data:forget10", "data:forget10"),
+        ("/home/anna smith/a.jsonl + HERE/b.jsonl + /x/c.jsonl", "a.jsonl + b.jsonl + c.jsonl"),
+        ("/home/anna/a.jsonl + /x/b.jsonl has no column answer", "a.jsonl + b.jsonl has no column answer"),
+        ("runs/a/b/c", "runs/a/b/c"),
+        ("locuslab/tofu", "locuslab/tofu"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("retain: '/home/anna/my data/x/y' is not there", "retain: 'y' is not there"),
+        ("see /home/anna/a/b.json, and/or https://host/a/b/c", "see b.json, and/or https://host/a/b/c"),
+    ],
+)
+def test_published_paths(tmp_path, monkeypatch, text, expected):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert published(text.replace("HERE", str(here))) == expected
+
+
+def test_what_was_read_is_published_without_hashes():
+    record = {"source": "/a/x.jsonl", "files": ["/a/x.jsonl"], "rows": 2, "columns": {"question": "12ab"}}
+    other = record | {"source": "/b/x.jsonl", "files": ["/b/x.jsonl"]}
+    shown = {"source": "x.jsonl", "files": ["x.jsonl"], "rows": 2, "columns": ["question"]}
+    read = {"/a/x.jsonl": record, "/b/x.jsonl": other, "retain": None}
+    assert published_read(read) == {"x.jsonl": shown, "x.jsonl (2)": shown, "retain": None}
+
+
+def test_a_recipe_is_published_without_paths_and_read_with_them(tmp_path, tiny_llama, tokenizer, model_folder):
+    """What the run was given is what its own recipe says, on this machine; a changed key stays changed."""
+    file = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?"}])
+    (tmp_path / "given.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": str(model_folder),
+                "output_dir": str(tmp_path / "run"),
+                "forget_file": file,
+                "retain_weight": 0.0,
+                "also": [f"base={model_folder}"],
+                "prompt_template": "/no_think/{question}",
+                "reward_funcs": [str(model_folder)],
+                "reward_weights": [2.0],
+            }
+        )
+    )
+    given = parse_recipe([str(tmp_path / "given.yaml")])[0].given
+    folder = tmp_path / "run"
+    save_run(
+        run_args(folder), tiny_llama, tokenizer, recipe=given, log_history=[], manifest={"stage": "train", "read": {}}
+    )
+    text = (folder / "recipe.yaml").read_text()
+    assert str(tmp_path.parent) not in text and str(model_folder.parent) not in text
+    assert yaml.safe_load(text)["prompt_template"] == "/no_think/{question}"
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == given
+    changed = yaml.safe_load(text) | {"forget_file": "other.jsonl", "seed": 7}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == given | {"forget_file": "other.jsonl", "seed": 7}
+    assert stat.S_IMODE((folder / "private" / "record.json").stat().st_mode) == 0o600
+    shutil.rmtree(folder / "private")
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == changed
+
+
 def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
     folder = tmp_path / "run"
     save(folder, tiny_llama, tokenizer, stage="first")
-    (folder / "private").mkdir()
     (folder / "private" / "examples.md").write_text("of the earlier run")
     (folder / "results.json").write_text("of the earlier run")
     (folder / "notes.txt").write_text("mine")
     save(folder, build_phi(tokenizer), tokenizer, stage="second", overwrite=True)
     assert json.loads((folder / "manifest.json").read_text())["stage"] == "second"
     assert json.loads((folder / "config.json").read_text())["model_type"] == "phi"
-    assert not (folder / "private").exists() and not (folder / "results.json").exists()
+    assert not (folder / "private" / "examples.md").exists() and not (folder / "results.json").exists()
     assert (folder / "notes.txt").read_text() == "mine"  # what is not ours stays
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -220,11 +292,11 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokeniz
     if earlier:
         save(folder, tiny_llama, tokenizer, stage="first")
     folder.mkdir(exist_ok=True)  # as the trainer does
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     with pytest.raises(OSError, match="No space left"):
         save(folder, FullDisk(), tokenizer, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
 def test_output_dir_may_not_be_a_link(tmp_path):
@@ -385,7 +457,7 @@ def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
     assert write_private(tmp_path, "examples.md", "another").read_text(encoding="utf-8") == "another"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert {file.name for file in path.parent.iterdir()} == {"README.md", "cache", "examples.md"}
+    assert {file.name for file in path.parent.iterdir()} == {"README.md", "examples.md"}
     assert (path.parent / "README.md").read_text().startswith("PRIVATE")
 
 

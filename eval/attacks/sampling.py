@@ -28,7 +28,7 @@ def sampling_attack(
 
     Returns:
         `dict`: by setting what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
-        question, and `worst_samples`, which sample it was.
+        question by its row, and `worst_sample_by_row`, which sample it was.
     """
     return {
         name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
@@ -66,16 +66,17 @@ def prefilling_attack(
         greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
         samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
         recalls = rouge_recalls([answer.text for answer in greedy], rows.answers)
-        results[name] = {"greedy": summary(recalls), **_sampled(rows, samples)}
+        by_row = dict(zip(rows.rows, recalls, strict=True))
+        results[name] = {"greedy": summary(recalls), "greedy_by_row": by_row, **_sampled(rows, samples)}
     return results
 
 
-def worst_by_row(attacks: dict) -> list[float] | None:
-    """Each question's highest recall in any sample of the sampling attack; None if it was not run."""
+def worst_by_row(attacks: dict) -> dict[int, float] | None:
+    """Each row's highest recall in any sample of the sampling attack; None if it was not run."""
     if "not_available" in attacks["sampling"]:
         return None
     runs = [run["worst_by_row"] for run in attacks["sampling"].values()]
-    return [max(values) for values in zip(*runs, strict=True)]
+    return {row: max(run[row] for run in runs) for row in runs[0]}
 
 
 def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
@@ -84,6 +85,6 @@ def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
     leaks = np.array([[is_leak(question, truth, text) for text in texts] for question, truth, texts in rows])
     return {
         **leakage(scores, leaks),
-        "worst_by_row": scores.max(1).tolist(),
-        "worst_samples": scores.argmax(1).tolist(),
+        "worst_by_row": dict(zip(forget.rows, scores.max(1).tolist(), strict=True)),
+        "worst_sample_by_row": dict(zip(forget.rows, scores.argmax(1).tolist(), strict=True)),
     }

@@ -78,7 +78,7 @@ def kinds_section(results: Results, judge: dict | None) -> Section:
     )
     rows = []
     for set_name, first in next(iter(results.values()))["answer_kinds"].items():
-        rows.append([Cell(f"{set_name} (n = {len(first['by_row'])})")])
+        rows.append([Cell(f"{set_name} (n = {sum(first[kind] for kind in KINDS)})")])
         for kind in KINDS:
             rows.append([Cell(kind), *(Cell(str(value[set_name][kind])) for value in kinds.values())])
     figure = Figure(answer_kinds(kinds, columns), kind_keys())
