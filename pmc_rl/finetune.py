@@ -4,12 +4,15 @@ Makes the model that has something to forget, or a retain-only model to compare 
 """
 
 import sys
+from pathlib import Path
 
 from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
 
 # isort: split
+from accelerate import PartialState
 from trl import SFTTrainer, get_peft_config
 
+from pmc_rl.checkpoints import begin_run
 from pmc_rl.data import read_finetune_rows
 from pmc_rl.memory import count_parameters
 from pmc_rl.models import (
@@ -37,6 +40,10 @@ def main(argv: list[str]) -> None:
         lambda: check_processes(training_args),
     )
     check_prompt_format(script_args, tokenizer)
+    state = PartialState()
+    state.wait_for_everyone()  # all have checked the folder
+    if state.is_main_process:
+        begin_run(Path(training_args.output_dir))
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, training_args),
         args=training_args,
