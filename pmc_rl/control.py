@@ -8,6 +8,7 @@ answer to be forgotten; data, loss and settings are those of the run.
 import sys
 import time
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from pmc_rl.recipe import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
@@ -83,6 +84,19 @@ def refusal_targets(argv: list[str]) -> list[list[int]]:
     return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals, end_ids)]
 
 
+def shares_in_steps(argv: list[str], overrides: list[str], steps: int) -> list[str]:
+    """Overrides that turn settings below 1, which are shares of all steps, into what they were in a run of `steps`."""
+    _, training_args, *_ = parse_recipe(argv)
+    new = []
+    for name in ("warmup_steps", "logging_steps"):
+        share = getattr(training_args, name)
+        if 0 < share < 1:
+            if any(word.partition("=")[0] == f"--{name}" for word in overrides):
+                raise RecipeError([f"command line: {name}: {share} is a share of steps without end; give a number"])
+            new += [f"--{name}", str(ceil(share * steps))]
+    return new
+
+
 def main(argv: list[str]) -> None:
     """A finished run -> its recipe and its seconds -> the same training with other targets -> output folder."""
     if len(argv) < 2 or argv[0] not in ("refusals", "retain_only"):
@@ -99,7 +113,9 @@ def main(argv: list[str]) -> None:
         trainer = partial(ControlTrainer, targets=refusal_targets(recipe), seconds=None)
     else:
         # time ends it, not the number of steps, so the learning rate cannot fall towards an end
-        recipe += ["--max_steps", "-1", "--num_train_epochs", "100000", "--lr_scheduler_type", "constant_with_warmup"]
+        recipe += shares_in_steps(recipe, overrides, end["step"])
+        recipe += ["--max_steps", "-1", "--num_train_epochs", "100000"]
+        recipe += ["--lr_scheduler_type", "constant_with_warmup", "--lr_scheduler_kwargs", "null"]
         trainer = partial(ControlTrainer, targets=[], seconds=end["train_runtime"])
     train.main(recipe, trainer, stage="control")
 

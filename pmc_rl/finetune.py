@@ -4,13 +4,16 @@ Makes the model that has something to forget, or a retain-only model to compare 
 """
 
 import sys
+from pathlib import Path
 
 from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
 
 # isort: split
+from accelerate import PartialState
 from trl import SFTTrainer
 
 from pmc_rl.adapters import make_peft_config
+from pmc_rl.checkpoints import begin_run
 from pmc_rl.data import read_finetune_rows
 from pmc_rl.gradients import GradientCheck
 from pmc_rl.memory import count_parameters
@@ -46,6 +49,10 @@ def main(argv: list[str]) -> None:
     limits = Limits(training_args.max_length, 0, context_length(load_config(model_args)))
     key = "train_file" if script_args.train_file else "train_configs"
     check_rows(script_args, tokenizer, load_end_ids(model_args, tokenizer), key, rows, limits)
+    state = PartialState()
+    state.wait_for_everyone()  # all have checked the folder
+    if state.is_main_process:
+        begin_run(Path(training_args.output_dir))
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, training_args),
         args=training_args,

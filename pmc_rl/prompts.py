@@ -1,15 +1,13 @@
-"""Questions and answers as the model reads them: TRL's columns by template, token ids, the model's own answers."""
+"""Questions and answers as the model reads them: TRL's columns by template, token ids. No model."""
 
 import os
 from typing import Any
 
 import pyarrow
-from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from pmc_rl.config import DataArguments, PMCArguments, PMCConfig
-from pmc_rl.generation import decode_completion, end_token_ids, generate_together
+from pmc_rl.config import DataArguments, PMCArguments
 from pmc_rl.values import RecipeError, one_line
 from rewards.text import split_after, unicode_words
 
@@ -174,49 +172,3 @@ def encode_answers(
 def end_of_answer(ids: list[int], start: int, end_ids: list[int]) -> int:
     """Where the answer that begins at `start` stops, behind its end token; the length where it has none."""
     return next((i + 1 for i in range(start, len(ids)) if ids[i] in end_ids), len(ids))
-
-
-def answer_questions(
-    args: PMCArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[str],
-    training_args: PMCConfig,
-    progress: str,
-) -> list[tuple[str, bool]]:
-    """The model's greedy answer to each question, under the run's templates and precision, and whether it ended."""
-    end_ids = end_token_ids(model.generation_config, tokenizer.eos_token_id)
-    prompt_ids = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
-    completions = generate_together(model, prompt_ids, training_args, end_ids, progress=progress)
-    return [(decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions]
-
-
-def answer_retain_rows(
-    args: PMCArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict],
-    training_args: PMCConfig,
-) -> list[dict]:
-    """
-    Rows with, for those without an answer, the model's own greedy one before unlearning: what it says is to be kept.
-
-    Answers that are empty or cut at the limit would teach the model to say nothing or to stop anywhere: left out.
-    """
-    column = args.answer_column or "answer"
-    missing = [i for i, row in enumerate(rows) if row.get(column) is None]
-    if not missing:
-        return rows
-    questions = [rows[i][args.question_column] for i in missing]
-    own = answer_questions(args, model, tokenizer, questions, training_args, "answers of retain rows that have none")
-    answers = {i: text if ended else None for i, (text, ended) in zip(missing, own, strict=True)}
-    answered = [
-        {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
-    ]
-    PartialState().print(
-        f"{len(missing)} retain rows had no answer and got the model's own; "
-        f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
-    )
-    if not answered:
-        raise RecipeError(["no retain row is left; raise max_completion_length or give answers"])
-    return answered

@@ -13,7 +13,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from pmc_rl.adapters import make_peft_config
-from pmc_rl.checkpoints import check_resume, last_checkpoint, read_state, remove_checkpoints
+from pmc_rl.checkpoints import (
+    begin_run,
+    check_resume,
+    is_this_run,
+    last_checkpoint,
+    read_state,
+    remove_checkpoints,
+)
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.memory import accelerator_memory, count_parameters
@@ -27,10 +34,11 @@ from pmc_rl.models import (
     merged_copy,
     training_dtype,
 )
-from pmc_rl.output import check_output_dir, save_run
+from pmc_rl.original import answer_retain_rows, with_original_answers
+from pmc_rl.output import check_output_dir, holds_a_run, is_finished_run, remove_unfinished, save_run
 from pmc_rl.plan import make_plan, plan_lines
 from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
-from pmc_rl.prompts import answer_retain_rows, answer_start, answered_dataset, encode_prompt, forget_dataset
+from pmc_rl.prompts import answer_start, answered_dataset, encode_prompt, forget_dataset
 from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.template_date import pin_date, pinned_by
 from pmc_rl.trainer import PMCTrainer
@@ -82,10 +90,21 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     )
     read = {"forget": forget_record, "retain": retain_record}
     record = {"recipe": script_args.given, "read": read, "processes": training_args.world_size}
+    state = PartialState()
     if checkpoint is not None:
         check_resume(checkpoint, record)
+    elif (
+        training_args.resume_from_checkpoint == "auto" and not training_args.overwrite and is_finished_run(output_dir)
+    ):
+        # a run killed at its very end, or started once more
+        if not is_this_run(output_dir, stage, record):
+            raise holds_a_run(output_dir)
+        state.wait_for_everyone()  # all have read the folder
+        if state.is_main_process:
+            remove_unfinished(output_dir) if training_args.keep_checkpoints else remove_checkpoints(output_dir)
+        state.print(f"{training_args.output_dir} holds this run, finished; --overwrite true makes it again.")
+        return
 
-    state = PartialState()
     plan = make_plan(
         counts,
         load_config(model_args),
@@ -105,12 +124,16 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
 
     state.wait_for_everyone()  # all have checked the folder
     if state.is_main_process:
-        remove_checkpoints(output_dir, keep=checkpoint)
+        begin_run(output_dir, keep=checkpoint)
     if checkpoint is not None:
         state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
     retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
     check(retain_key, retain_rows, limits)
+    if stage == "train":  # a control compares with no original answer
+        saved = read_state(checkpoint)["original_completions"] if checkpoint else None
+        start = answer_start(script_args, tokenizer)
+        train_dataset = with_original_answers(train_dataset, model, tokenizer, training_args, start, saved)
     trainer = make_trainer(
         model=model,
         reward_funcs=reward_funcs,
@@ -120,7 +143,6 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         processing_class=tokenizer,
         peft_config=make_peft_config(model_args),
         original_log_likelihood=original_log_likelihood,
-        answer_start=answer_start(script_args, tokenizer),
         record=record,
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -17,8 +17,8 @@ from datasets import load_dataset
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import check_no_overlap, read_finetune_rows, read_forget_rows, read_retain_rows
+from pmc_rl.original import answer_retain_rows
 from pmc_rl.prompts import (
-    answer_retain_rows,
     answered_dataset,
     encode_prompt,
     forget_dataset,

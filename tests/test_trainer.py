@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import OriginalLogLikelihood
+from pmc_rl.original import with_original_answers
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
 from pmc_rl.values import RecipeError
@@ -95,11 +97,14 @@ def make_trainer(
     if autocast:  # without an accelerator PMCConfig itself turns it off
         args.bf16 = True
         args.mixed_precision = "bf16"
+    forget = forget if forget is not None else forget_prompts()
+    if not isinstance(make, partial):  # a control has none
+        forget = with_original_answers(forget, model, copy.deepcopy(tokenizer), args)
     return make(
         model=model,
         reward_funcs=functions,
         args=args,
-        train_dataset=forget if forget is not None else forget_prompts(),
+        train_dataset=forget,
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
         peft_config=peft_config,
@@ -529,3 +534,68 @@ def test_training_in_a_running_loop(tmp_path, model, tokenizer):
 
     state = asyncio.run(notebook())
     assert state.global_step == 2 and all(log["rewards/brevity/mean"] < 0 for log in state.log_history[:2])
+
+
+def test_training_again_goes_on(tmp_path, tokenizer, taught):
+    """As in a notebook: the same prompts, from the weights and best answers there are, also behind a resumed run."""
+    settings = {"forget": forget_prompts(3), "prefill_words": 1, "save_strategy": "steps", "save_steps": 1}
+
+    def trainer():
+        made = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+        made.visited = []
+        select = made._select
+        made._select = lambda rows: made.visited.append(sorted(row["pmc_id"] for row in rows)) or select(rows)
+        return made
+
+    whole = trainer()
+    whole.train()
+    prompts, visited, once = dict(whole.prompt_ids), list(whole.visited), weights(whole.model)
+    best = {row_id: answers[0].rank for row_id, answers in whole.sampler.pool.items()}
+    samples = whole.sampler.num_samples
+    whole.train()
+    assert len(prompts) == 6 and whole.prompt_ids == prompts
+    assert len(visited) == 4 and whole.visited == visited + visited
+    assert whole.sampler.num_samples > samples and not torch.equal(weights(whole.model), once)
+    assert all(answers[0].rank >= best[row_id] for row_id, answers in whole.sampler.pool.items())
+
+    again = trainer()
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert again.prompt_ids == prompts and again.visited == visited[3:]
+    again.train()
+    assert again.prompt_ids == prompts and again.visited == visited[3:] + visited
+
+
+def test_a_trainer_that_was_stopped_goes_on_when_it_is_called_again(tmp_path, tokenizer, model):
+    trainer = make_trainer(tmp_path, model, tokenizer, max_steps=4)
+    stop = trainer.checkpoints.on_step_end
+
+    def stopped_once(args, state, *rest, **kwargs):
+        if state.global_step == 2 and not (tmp_path / "out" / "checkpoint-2").exists():
+            trainer.checkpoints.stopped_by = 15
+        return stop(args, state, *rest, **kwargs)
+
+    trainer.checkpoints.on_step_end = stopped_once
+    trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert trainer.state.global_step == 4 and trainer.checkpoints.stopped_by is None
+    assert trainer.args.save_total_limit == 2
+
+
+def test_original_answers_of_a_checkpoint_are_not_made_again(tmp_path, tokenizer, model):
+    args = PMCConfig(output_dir=str(tmp_path), prefill_words=1, max_completion_length=40)
+    made = with_original_answers(forget_prompts(2), model, tokenizer, args)
+    # a checkpoint holds those of the begun answers too
+    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=made["original_completion"][:])
+    assert len(made) == 4 and again.to_list() == made.to_list()
+    given = forget_prompts(2).add_column("original_completion", ["ba cor", "den"])
+    rows = with_original_answers(given, None, tokenizer, args, answer_start="_").to_list()
+    assert [row["original_completion"] for row in rows] == ["ba cor", "den", "cor"]
+    assert rows[2]["prompt"] == f"{given[0]['prompt']}_ba"
+
+
+def test_original_answers_are_needed(tmp_path, tokenizer, model):
+    make = partial(PMCTrainer, train_dataset=forget_prompts())
+    trainer = make_trainer(tmp_path, model, tokenizer, make=lambda **kwargs: make(**kwargs | make.keywords))
+    with pytest.raises(ValueError, match="with_original_answers"):
+        trainer.train()
