@@ -13,6 +13,7 @@ from trl import get_peft_config
 
 from pmc_rl.checkpoints import check_resume, last_checkpoint, remove_checkpoints
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
+from pmc_rl.generation import check_generation
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.memory import accelerator_memory, count_parameters
 from pmc_rl.models import (
@@ -98,6 +99,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     if checkpoint is not None:
         state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
+    check_generation(model, tokenizer)
     retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
     trainer = make_trainer(
         model=model,
