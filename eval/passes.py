@@ -16,7 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import Sampling, autocast, decode_completion, generate_completions, sample_seeds
+from pmc_rl.generation import (
+    Sampling,
+    autocast,
+    check_generation,
+    decode_completion,
+    generate_completions,
+    sample_seeds,
+)
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
 from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
 
@@ -147,9 +154,10 @@ class ModelPasses:
         self.model = None
 
     def loaded(self) -> PreTrainedModel:
-        """The model, in eval mode."""
+        """The model, in eval mode, checked by [`~pmc_rl.generation.check_generation`]."""
         if self.model is None:
             self.model = self.load().eval()
+            check_generation(self.model, self.tokenizer)
         return self.model
 
     def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:

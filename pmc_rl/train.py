@@ -22,6 +22,7 @@ from pmc_rl.checkpoints import (
     remove_checkpoints,
 )
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
+from pmc_rl.generation import check_generation
 from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.memory import accelerator_memory, count_parameters
 from pmc_rl.models import (
@@ -128,6 +129,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     if checkpoint is not None:
         state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
+    check_generation(model, tokenizer)
     retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
     check(retain_key, retain_rows, limits)
     if stage == "train":  # a control compares with no original answer

@@ -107,10 +107,10 @@ def test_three_packages_and_no_more():
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=in_repo)
 def test_scripts_import_pmc_rl_before_any_library(path):
-    """Hugging Face's libraries read the telemetry switch when they are imported, and pmc_rl sets it."""
+    """Libraries read their switches when they are imported, telemetry and how threads wait, and pmc_rl sets them."""
     roots = [module.split(".")[0] for module, _ in imports(path)]
     roots = [root for root in roots if root not in {*sys.stdlib_module_names, "__future__"}]
-    if path in FILES or {"pmc_rl", *REPORTING} & set(roots):  # a script of recipes/ may need none of them
+    if path in FILES or {"pmc_rl", "torch", *REPORTING} & set(roots):  # a script of recipes/ may need none of them
         assert roots[0] == "pmc_rl"
 
 
@@ -119,19 +119,19 @@ def test_scripts_are_found():
 
 
 @pytest.mark.parametrize(
-    ("package", "given", "expected"),
-    [("pmc_rl", None, "1"), ("pmc_rl", "0", "0"), ("eval", None, "1")],
+    ("variable", "default", "own"), [("HF_HUB_DISABLE_TELEMETRY", "1", "0"), ("OMP_WAIT_POLICY", "PASSIVE", "ACTIVE")]
 )
-def test_telemetry_is_off_unless_asked_for(package, given, expected):
-    """The package itself is enough, and imports no library that would have read the variable already."""
+@pytest.mark.parametrize(("package", "is_given"), [("pmc_rl", False), ("pmc_rl", True), ("eval", False)])
+def test_environment_unless_given(package, is_given, variable, default, own):
+    """No telemetry, no spinning threads. The package itself is enough, and loads nothing that has read it already."""
     code = (
-        f"import os, sys, {package}; print(os.environ.get('HF_HUB_DISABLE_TELEMETRY'), "
-        "[name for name in ('huggingface_hub', 'transformers', 'datasets') if name in sys.modules])"
+        f"import os, sys, {package}; print(os.environ.get({variable!r}), "
+        "[name for name in ('torch', 'numpy', 'huggingface_hub', 'transformers', 'datasets') if name in sys.modules])"
     )
-    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
-    env |= {"PYTHONPATH": str(REPO)} | ({"HF_HUB_DISABLE_TELEMETRY": given} if given else {})
+    env = {name: value for name, value in os.environ.items() if name != variable} | {"PYTHONPATH": str(REPO)}
+    env |= {variable: own} if is_given else {}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{expected} []\n"
+    assert done.stdout == f"{own if is_given else default} []\n"
 
 
 def test_there_are_recipes():
