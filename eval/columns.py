@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from eval.cache import RowCache, model_fingerprint
@@ -12,6 +12,7 @@ from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
+from pmc_rl.generation import check_generation
 from pmc_rl.models import (
     check_files,
     load_config,
@@ -71,10 +72,16 @@ class Column:
         """The model's passes in the precision of the recipe; nothing is loaded yet."""
         script_args, training_args, model_args, _ = recipe
         dtype = training_dtype(model_args, training_args)
+
+        def load() -> PreTrainedModel:
+            model = load_model(self.model_args, dtype, training_args.device)
+            check_generation(model, self.tokenizer)
+            return model
+
         return ModelPasses(
             self.name,
             f"{self.fingerprint} {dtype} {model_args.attn_implementation}{self.bits}",
-            lambda: load_model(self.model_args, dtype, training_args.device),
+            load,
             self.tokenizer,
             self.end_ids,
             script_args,

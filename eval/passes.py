@@ -19,7 +19,6 @@ from pmc_rl.config import DataArguments, PMCConfig
 from pmc_rl.generation import (
     Sampling,
     autocast,
-    check_generation,
     decode_completion,
     generate_completions,
     sample_seeds,
@@ -154,10 +153,9 @@ class ModelPasses:
         self.model = None
 
     def loaded(self) -> PreTrainedModel:
-        """The model, in eval mode, checked by [`~pmc_rl.generation.check_generation`]."""
+        """The model, in eval mode."""
         if self.model is None:
             self.model = self.load().eval()
-            check_generation(self.model, self.tokenizer)
         return self.model
 
     def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:
