@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from pmc_rl.recipe import parse_recipe  # first: it switches telemetry off
@@ -22,10 +23,10 @@ from rich.table import Table
 from trl import ModelConfig
 
 from eval.attacks.relearning import Relearner
-from eval.data import load_question_sets
+from eval.data import load_data
 from eval.verdict import leakage_by_attack
 from pmc_rl.data import read_retain_rows
-from pmc_rl.models import load_model, load_tokenizer
+from pmc_rl.models import load_end_ids, load_model, load_tokenizer
 from pmc_rl.prompts import encode_answers
 
 REPO = Path(__file__).resolve().parents[1]
@@ -45,12 +46,11 @@ def hide(folder: Path, seed: int, first_tokens: int | None) -> Path:
     recipe = [str(QUICKSTART / "unlearn.yaml"), "--seed", str(seed), "--use_cpu", "true"]
     script_args, args, _, eval_args = parse_recipe([*recipe, "--dataset_name", str(QUICKSTART / "data")])
     tokenizer = load_tokenizer(model_args, None)
-    forget = load_question_sets(script_args, eval_args)[0]["forget"]
+    forget = load_data(script_args, eval_args).questions["forget"]
     retain, _ = read_retain_rows(script_args)
-    refusals = encode_answers(script_args, tokenizer, forget.questions, [REFUSAL] * len(forget.questions))
-    kept = encode_answers(
-        script_args, tokenizer, [row["question"] for row in retain], [row["answer"] for row in retain]
-    )
+    encode = partial(encode_answers, script_args, tokenizer, end_ids=load_end_ids(model_args, tokenizer))
+    refusals = encode(forget.questions, [REFUSAL] * len(forget.questions))
+    kept = encode([row["question"] for row in retain], [row["answer"] for row in retain])
     refusals = [(prompt, answer[:first_tokens]) for prompt, answer in refusals] * (len(kept) // len(refusals))
     relearner = Relearner(
         lambda: load_model(model_args, torch.float32, torch.device("cpu")),

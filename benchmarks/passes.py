@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.cache import RowCache
-from eval.data import load_option_sets
+from eval.data import load_data
 from eval.passes import ModelPasses
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device
-from pmc_rl.models import load_model, load_tokenizer, training_dtype
+from pmc_rl.models import load_end_ids, load_model, load_tokenizer, training_dtype
 from pmc_rl.prompts import encode_answers
 
 RUNS = 5
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     model_args = replace(model_args, model_name_or_path=folder, use_peft=False)
     tokenizer = load_tokenizer(model_args, script_args.tokenizer_name_or_path)
     model = load_model(model_args, training_dtype(model_args, args), args.device).eval()
-    sets, _, _ = load_option_sets(script_args, eval_args)
+    sets = load_data(script_args, eval_args).options
     pairs = [
         (question, text)
         for rows in sets.values()
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
         for text in [rows.answers[i], *(rows.paraphrases or [])[i : i + 1], *(rows.wrong[i] if rows.wrong else [])]
     ]
     questions, answers = [q for q, _ in pairs], [text for _, text in pairs]
-    encoded = {str(row): sum(row, []) for row in encode_answers(script_args, tokenizer, questions, answers)}
+    end_ids = load_end_ids(model_args, tokenizer)
+    encoded = {str(row): sum(row, []) for row in encode_answers(script_args, tokenizer, questions, answers, end_ids)}
     rows = sorted(encoded.values(), key=len, reverse=True)
     batch_size = max(1, TOKENS_PER_BATCH[kind_of_device(args.device)] // len(rows[0]))
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> None:
         seconds["bare forward"].append(time.perf_counter() - started)
         with tempfile.TemporaryDirectory() as temporary:
             cache = RowCache(Path(temporary) / "rows.sqlite")
-            timed = ModelPasses("model", "benchmark", lambda: model, tokenizer, script_args, args, cache)
+            timed = ModelPasses("model", "benchmark", lambda: model, tokenizer, end_ids, script_args, args, cache)
             started = time.perf_counter()
             timed.score(questions, answers)
             seconds["teacher-forced pass"].append(time.perf_counter() - started)

@@ -69,11 +69,7 @@ class NaiveTrainer(PMCTrainer):
         micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [own for micro_batch in micro_batches for own in super(NaiveTrainer, self)._select(micro_batch)]
 
-    def _generate(
-        self, prompt_ids: list[list[int]], sampling: Sampling | None = None, progress: str | None = None
-    ) -> list[list[int]]:
-        if sampling is None:  # the original answers, before the first step
-            return super()._generate(prompt_ids, sampling, progress)
+    def _generate(self, prompt_ids: list[list[int]], sampling: Sampling) -> list[list[int]]:
         args, length, device = self.args, max(map(len, prompt_ids)), self.args.device
         left = [length - len(ids) for ids in prompt_ids]
         input_ids = torch.tensor([[self.end_ids[0]] * n + ids for n, ids in zip(left, prompt_ids, strict=True)])
@@ -193,11 +189,10 @@ class Timed:
 
         self.sampler.score = timed_score
 
-    def _generate(self, prompt_ids, sampling=None, progress=None):
+    def _generate(self, prompt_ids, sampling):
         with self.measured.timed("generation"):
-            completions = super()._generate(prompt_ids, sampling, progress)
-        if sampling is not None:
-            self.measured.samples.update(zip(sampling.seeds, map(tuple, completions), strict=True))
+            completions = super()._generate(prompt_ids, sampling)
+        self.measured.samples.update(zip(sampling.seeds, map(tuple, completions), strict=True))
         return completions
 
     def get_batch_samples(self, *args):

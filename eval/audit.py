@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from eval.data import OptionSet, QuestionSet
+from eval.data import AuditData, QuestionSet
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
 from eval.metrics.membership import (
@@ -21,27 +21,20 @@ from eval.metrics.membership import (
 )
 from eval.metrics.memorization import exact_memorization, extraction_strength
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
-from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS, rouge_recalls, unlearn_quality, utility
+from eval.metrics.unlearning import (
+    FORGET_SETS,
+    UTILITY_SETS,
+    rouge_recalls,
+    tokenization_counts,
+    unlearn_quality,
+    utility,
+)
 from eval.passes import Answer, ModelPasses, TokenScores
 
 NO_RETAIN_ONLY = (
     "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
     "its folder with retain_only_model"
 )
-
-
-@dataclass
-class AuditData:
-    """
-    What the recipe's data holds for an audit.
-
-    `missing` has the reason for each option set that is not in `options`.
-    """
-
-    questions: dict[str, QuestionSet]
-    options: dict[str, OptionSet]
-    missing: dict[str, str]
-    unrelated_text: str | None
 
 
 @dataclass
@@ -90,6 +83,12 @@ def collect(passes: ModelPasses, data: AuditData) -> Said:
     return Said(answers, list(said), scored)
 
 
+def refusal_phrases(reward_kwargs: dict[str, dict]) -> dict[str, list[str]]:
+    """Phrases and patterns of refusals that the recipe gives to a reward: they may be in any language."""
+    given = [reward_kwargs.get(f"rewards.refusal.{name}", {}) for name in ("refusal", "fading_refusal")]
+    return {key: [text for kwargs in given for text in kwargs.get(key, ())] for key in ("phrases", "patterns")}
+
+
 def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict:
     """The paper's two numbers and what they are made of, with intervals; `before` is what changes are told against."""
     questions = data.questions
@@ -109,7 +108,9 @@ def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict
             "rougeL_recall": means[name],
             "rougeL_recall_interval": bootstrap_interval(recalls[name]),
             "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
+            "recall_by_row": dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
             "n": len(recalls[name]),
+            "tokenization": tokenization_counts(questions[name].answers),
             "empty": sum(not answer.text for answer in said.answers[name]),
             "ended": fmean(answer.ended for answer in said.answers[name]),
         }
@@ -201,10 +202,10 @@ def _forget_quality(data: AuditData, said: Said, retain_only: Said | None) -> di
 
 
 def memorization_numbers(data: AuditData, said: Said) -> dict:
-    """Exact memorization and extraction strength of the forget answers."""
+    """Exact memorization and extraction strength of the forget answers, without their end tokens."""
     if "forget" in data.missing:
         return not_available(data.missing["forget"])
-    hits = [scores.hits for scores in said.scored["forget"].answers]
+    hits = [scores.hits[:-1] for scores in said.scored["forget"].answers]
     return {
         "exact_memorization": summary([exact_memorization(row) for row in hits]),
         "extraction_strength": summary([extraction_strength(row) for row in hits]),
@@ -212,17 +213,19 @@ def memorization_numbers(data: AuditData, said: Said) -> dict:
 
 
 def membership_scores(data: AuditData, said: Said) -> dict[str, tuple[list[float], list[float]]]:
-    """Members' and non-members' scores by attack; a row without tokens has none."""
+    """Members' and non-members' scores by attack; a row without tokens but its end has none."""
     scores: dict[str, tuple[list[float], list[float]]] = {}
     for side, name in enumerate(("forget", "holdout")):
         for row, text in zip(said.scored[name].answers, data.options[name].answers, strict=True):
-            if len(row.log_probs) == 0:
+            if len(row.log_probs) < 2:
                 continue
+            # the end token is easily told, and no part of what was learned: without it, as others have it
+            own = slice(0, -1)
             values = {
                 "loss": loss_score(row.log_probs),
                 "zlib": zlib_score(row.log_probs, text),
-                "min_k": min_k_score(row.log_probs),
-                "min_k_plus_plus": min_k_plus_plus_score(row.log_probs, row.means, row.stds),
+                "min_k": min_k_score(row.log_probs[own]),
+                "min_k_plus_plus": min_k_plus_plus_score(row.log_probs[own], row.means[own], row.stds[own]),
             }
             for attack, value in values.items():
                 scores.setdefault(attack, ([], []))[side].append(value)
@@ -273,12 +276,12 @@ def make_judge(name: str, passes: ModelPasses, said: Said) -> Judge:
     return Judge(name, passes, float(np.exp(np.percentile(losses, 95))))
 
 
-def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
+def kind_numbers(data: AuditData, said: Said, judge: Judge | None, refusals: dict[str, list[str]]) -> dict:
     """
-    How many greedy answers to each forget set are of which kind, and the kind of each row (`by_row`).
+    How many greedy answers to each forget set are of which kind, and the kind of each row (`kind_by_row`).
 
     `distinct` is the share of different texts, whatever their case and white space; `perplexity` the median under the
-    judge, None without one.
+    judge, None without one. `refusals` are [`refusal_phrases`] beside the English ones.
     """
     retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
     result = {}
@@ -294,7 +297,7 @@ def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
             for i, score in zip(spoken, scores, strict=True):
                 perplexities[i] = float(np.exp(score.loss))
         kinds = [
-            answer_kind(question, truth, text, perplexity, judge.limit if judge else None, retained)
+            answer_kind(question, truth, text, perplexity, judge.limit if judge else None, retained, **refusals)
             for question, truth, text, perplexity in zip(
                 rows.questions, rows.answers, texts, perplexities, strict=True
             )
@@ -303,6 +306,6 @@ def kind_numbers(data: AuditData, said: Said, judge: Judge | None) -> dict:
             **{kind: kinds.count(kind) for kind in KINDS},
             "distinct": len({" ".join(text.split()).lower() for text in texts}) / len(texts),
             "perplexity": float(np.median(known)) if (known := [p for p in perplexities if p is not None]) else None,
-            "by_row": kinds,
+            "kind_by_row": dict(zip(rows.rows, kinds, strict=True)),
         }
     return result

@@ -1,16 +1,17 @@
 """Question sets and answer options of the audit. The only place that reads answers to be forgotten."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
 from pmc_rl.config import EvalArguments, PMCArguments
-from pmc_rl.data import drop_blank, normalized, require_text, split_retain_rows
-from pmc_rl.reading import config_names, read_columns
+from pmc_rl.data import normalized, require_text, retain_columns, split_retain_rows
+from pmc_rl.reading import config_names, listed, read_columns
 from pmc_rl.values import RecipeError, one_line
-from rewards.rouge import check_references
+from rewards.text import tokenization
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.
 RETAIN_DRAWS = 400
@@ -18,6 +19,7 @@ RETAIN_SEED = 12345
 
 QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *UTILITY_SETS[1:])
 OPTION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+OPTION_COLUMNS = ("paraphrased_answer", "perturbed_answer")
 
 
 @dataclass
@@ -49,81 +51,181 @@ class OptionSet:
 
 
 @dataclass
+class AuditData:
+    """
+    What the recipe's data holds for an audit: its question sets and option sets by name, for each option set that is
+    not there the reason (`missing`), and text that has nothing to do with the forget rows.
+
+    `forget_questions` are all of them, also those without a usable answer; `left_out` has a line for every set and
+    for the rows of a set that are left out, `read` the record of what was read, by kind and set.
+    """
+
+    questions: dict[str, QuestionSet]
+    options: dict[str, OptionSet]
+    missing: dict[str, str]
+    unrelated_text: str | None
+    forget_questions: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    read: dict[str, dict[str, dict]] = field(default_factory=dict)
+
+
+class NotThere(Exception):
+    """Why the data has no such set."""
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where a set comes from: the recipe's key, and a file or a config of `dataset_name`."""
+    """Where a set comes from: the recipe's key, files or configs of `dataset_name`, and the names of its columns."""
 
     key: str
-    file: str | None
-    config: str | None
+    files: tuple[str, ...]
+    configs: tuple[str, ...]
+    splits: tuple[str, ...]
+    question: str
+    answer: str | None
 
 
-def load_question_sets(args: PMCArguments, eval_args: EvalArguments) -> tuple[dict[str, QuestionSet], list[str], dict]:
+class Reader:
+    """Rows of the sources of one audit: each source is read once, with every column that a set may want."""
+
+    def __init__(self, args: PMCArguments, eval_args: EvalArguments):
+        self.args, self.holdout_file = args, eval_args.holdout_file
+        own = {"forget": (args.question_column, args.answer_column), "retain": retain_columns(args)}
+        self.own = {name: self._own_source(name, *columns) for name, columns in own.items()}
+        self.left_out: list[str] = []
+        self._tables: dict[Source, tuple[list[dict], dict]] = {}
+
+    def _own_source(self, name: str, *columns: str | None) -> Source:
+        """What the recipe itself names to forget or to retain."""
+        files, configs, splits = (
+            tuple(listed(vars(self.args)[f"{name}_{part}"])) for part in ("file", "config", "split")
+        )
+        return Source(f"{name}_file" if files else f"{name}_config", files, configs, splits, *columns)
+
+    def table(self, source: Source) -> tuple[list[dict], dict]:
+        """All rows of a source with the columns that it has, and the record of what was read."""
+        if source not in self._tables:
+            answers = [source.answer] if source.answer else []
+            self._tables[source] = read_columns(
+                source.key,
+                list(source.files) or None,
+                self.args.dataset_name,
+                list(source.configs),
+                [source.question],
+                [*answers, "paraphrased_question", *OPTION_COLUMNS],
+                list(source.splits),
+            )
+        return self._tables[source]
+
+    def rows(self, source: Source, label: str, columns: list[str]) -> tuple[dict[int, dict], dict]:
+        """The rows that have something to say in each of the columns, by number, and the record of these columns."""
+        rows, record = self.table(source)
+        absent = [column for column in columns if column not in record["columns"]]
+        if absent:
+            where = " + ".join(source.files or source.configs)
+            raise NotThere(f"{where} has no column{'s' * (len(absent) > 1)} {' and '.join(absent)}")
+        for column in columns:
+            several = column == "perturbed_answer"
+            require_text(source.key, rows, column, may_be_missing=column != source.question, several=several)
+        numbers = list(range(len(rows)))
+        if source == self.own["retain"]:
+            numbers = split_retain_rows(len(rows), self.args.retain_holdout)[label == "retain_holdout"]
+        needed = [column for column in columns if column != source.question]
+        usable = {i: rows[i] for i in numbers if all(_says_something(rows[i][column]) for column in needed)}
+        if not usable:
+            raise NotThere("no row has an answer")
+        lost = [str(i) for i in numbers if i not in usable]
+        if lost:
+            shown = ", ".join(lost[:10]) + ", ..." * (len(lost) > 10)
+            self.left_out.append(
+                f"{label}: {len(lost)} of {len(numbers)} rows, without a letter or a digit in "
+                f"{' or '.join(needed)} (rows {shown}, counted from 0)"
+            )
+        return usable, {**record, "columns": {column: record["columns"][column] for column in columns}}
+
+    def find(self, name: str, perturbed: bool) -> Source:
+        """Where a set's rows are, in the wording with further answers if `perturbed`."""
+        own = self.own.get("forget" if name == "holdout" else name)
+        if own is None:
+            return self._config_source("dataset_name", [f"{name}_perturbed" if perturbed else name], ("train",))
+        if own.answer is None:
+            raise NotThere("answer_column is null, so there are no true answers")
+        if name == "holdout":
+            if self.holdout_file:
+                return Source("holdout_file", (self.holdout_file,), (), (), own.question, own.answer)
+            if not own.configs or not all(config.startswith("forget") for config in own.configs):
+                raise NotThere("give questions and answers that no model saw with holdout_file")
+            configs = [config.replace("forget", "holdout", 1) for config in own.configs]  # of TOFU
+            return self._config_source(own.key, configs, own.splits)
+        if not own.files and not own.configs:
+            raise NotThere("the recipe retains nothing")
+        if own.files or not perturbed:
+            return own
+        configs = ["retain_perturbed"] if name == "retain" else [f"{config}_perturbed" for config in own.configs]
+        return self._config_source(own.key, configs, own.splits)
+
+    def _config_source(self, key: str, configs: list[str], splits: tuple[str, ...]) -> Source:
+        if self.args.dataset_name is None:
+            raise NotThere("the recipe names no dataset_name")
+        absent = [config for config in configs if config not in self._config_names]
+        if absent:
+            raise NotThere(f"{self.args.dataset_name} has no config {absent[0]!r}")
+        return Source(key, (), tuple(configs), splits, "question", "answer")
+
+    @cached_property
+    def _config_names(self) -> list[str]:
+        return config_names("dataset_name", self.args.dataset_name)
+
+
+def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
     """
-    Reads the recipe's sets: those of `QUESTION_SETS`.
-
-    Returns:
-        the sets by name; a line for every set that is left out, with the reason; a record of what was read, by set.
+    Reads the question sets and option sets of a recipe.
 
     Raises:
-        RecipeError: a set named in `eval_sets` is not there, or a file is broken.
+        RecipeError: a set named in `eval_sets` is not there, no set is, or a file is broken.
     """
-    sets, left_out, records, errors = {}, [], {}, []
+    reader, asked = Reader(args, eval_args), eval_args.eval_sets
+    data, errors = AuditData({}, {}, {}, None, read={"questions": {}, "options": {}}), []
+    absent: list[str] = []
     for name in QUESTION_SETS:
-        unasked = name == "retain_holdout" and not args.retain_holdout and eval_args.eval_sets is None
-        if unasked or not _wanted(name, eval_args):
+        unasked = name == "retain_holdout" and not args.retain_holdout and asked is None
+        if unasked or asked is not None and name not in asked:
             continue
         try:
-            loaded = _question_set(args, name)
-            if isinstance(loaded, str):
-                left_out.append(f"{name}: {loaded}")
-            else:
-                sets[name], records[name] = loaded
+            data.questions[name], data.read["questions"][name] = _question_set(reader, name)
+        except NotThere as reason:
+            absent.append(f"{name}: {reason}")
         except RecipeError as error:
             errors += error.errors
-    if eval_args.eval_sets is not None:
-        errors += [f"eval_sets: {line}" for line in left_out]
-    if not sets and not errors:
-        errors.append(f"no question set can be audited ({'; '.join(left_out)})")
-    if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))  # two sets of one broken file say the same
-    return sets, left_out, records
-
-
-def load_option_sets(
-    args: PMCArguments, eval_args: EvalArguments
-) -> tuple[dict[str, OptionSet], dict[str, str], dict]:
-    """
-    Reads what the teacher-forced pass scores: those of `OPTION_SETS`.
-
-    Returns:
-        the sets by name; for every set that is not there the reason; a record of what was read, by set.
-
-    Raises:
-        RecipeError: a file is broken.
-    """
-    sets, missing, records, errors = {}, {}, {}, []
+    errors += [f"eval_sets: {line}" for line in absent if asked is not None]
+    if not data.questions and not errors:
+        errors.append(f"no question set can be audited ({'; '.join(absent)})")
     for name in OPTION_SETS:
-        if not _wanted("forget" if name == "holdout" else name, eval_args):
-            missing[name] = "eval_sets does not name it"
-            continue
         try:
-            loaded = _option_set(args, eval_args, name)
-            if isinstance(loaded, str):
-                missing[name] = loaded
-            else:
-                sets[name], records[name] = loaded
+            if asked is not None and ("forget" if name == "holdout" else name) not in asked:
+                raise NotThere("eval_sets does not name it")
+            data.options[name], data.read["options"][name] = _option_set(reader, name)
+        except NotThere as reason:
+            data.missing[name] = str(reason)
         except RecipeError as error:
             errors += error.errors
-    if "holdout" in sets:
-        known = {normalized(q) for name in ("forget", "retain") if name in sets for q in sets[name].questions}
-        seen = sum(normalized(question) in known for question in sets["holdout"].questions)
+    try:
+        data.forget_questions = [row[args.question_column] for row in reader.table(reader.own["forget"])[0]]
+        data.unrelated_text = load_unrelated_text(eval_args, data.questions)
+    except RecipeError as error:
+        errors += error.errors
+    if "holdout" in data.options:
+        known = {normalized(q) for name in reader.own if name in data.options for q in data.options[name].questions}
+        seen = sum(normalized(question) in known for question in data.options["holdout"].questions)
         if seen:
             errors.append(
                 f"holdout_file: {seen} of its questions are to be forgotten or retained; no model may know them"
             )
     if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))
-    return sets, missing, records
+        raise RecipeError(list(dict.fromkeys(errors)))  # two sets of one broken file say the same
+    absent += dict.fromkeys(reader.left_out)
+    data.left_out = absent + [f"answers to compare, {name}: {why}" for name, why in data.missing.items()]
+    return data
 
 
 def load_unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
@@ -142,146 +244,45 @@ def load_unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) 
     return text
 
 
-def _wanted(name: str, eval_args: EvalArguments) -> bool:
-    return eval_args.eval_sets is None or name in eval_args.eval_sets
-
-
-def _question_set(args: PMCArguments, name: str) -> tuple[QuestionSet, dict] | str:
-    """The set and its record, or why the data has no such set."""
-    group = name.removesuffix("_paraphrased").removesuffix("_holdout")
-    if name == "retain_holdout" and args.retain_holdout == 0:
-        return "retain_holdout is 0"
-    source = _source(args, group, perturbed=name == "forget_paraphrased")
-    if isinstance(source, str):
-        return source
-    columns = ["question", "answer"]
+def _question_set(reader: Reader, name: str) -> tuple[QuestionSet, dict]:
+    if name == "retain_holdout" and reader.args.retain_holdout == 0:
+        raise NotThere("retain_holdout is 0")
+    source = reader.find(name.removesuffix("_paraphrased").removesuffix("_holdout"), name == "forget_paraphrased")
+    question, answer = source.question, source.answer
     if name == "forget_paraphrased":
-        columns = ["paraphrased_question", "paraphrased_answer"]
-    elif group in ("forget", "retain"):
-        columns = [args.question_column, args.answer_column]
-    question_column, answer_column = columns
-    # what an own file does not have is left out, and no error; paraphrases are optional everywhere
-    optional = columns if source.file or name == "forget_paraphrased" else []
-    rows, record = _read(args, source, [column for column in columns if column not in optional], optional)
-    absent = [column for column in columns if column not in record["columns"]]
-    if absent:
-        return _lacks(source, absent)
-    require_text(source.key, rows, question_column)
-    if group == "retain":  # training lets the model answer these itself
-        drop_blank(rows, answer_column)
-    require_text(source.key, rows, answer_column, may_be_missing=group == "retain")
-    indices = list(range(len(rows)))
-    if group == "retain":
-        indices = split_retain_rows(len(rows), args.retain_holdout)[name == "retain_holdout"]
-    indices = [i for i in indices if rows[i][answer_column] is not None]
-    if not indices:
-        return "no row has an answer"
-    if name == "retain" and len(indices) > RETAIN_DRAWS:
-        indices = [indices[i] for i in np.random.default_rng(RETAIN_SEED).integers(0, len(indices), RETAIN_DRAWS)]
+        question, answer = "paraphrased_question", "paraphrased_answer"
+    rows, record = reader.rows(source, name, [question, answer])
+    numbers = list(rows)
+    if name == "retain" and len(rows) > RETAIN_DRAWS:
+        numbers = [numbers[i] for i in np.random.default_rng(RETAIN_SEED).integers(0, len(rows), RETAIN_DRAWS)]
+    return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
+
+
+def _option_set(reader: Reader, name: str) -> tuple[OptionSet, dict]:
     try:
-        check_references([rows[i][answer_column] for i in indices], indices)
-    except ValueError as error:
-        raise RecipeError([f"{source.key}, set {name!r}: {error}"]) from error
-    questions = [rows[i][question_column] for i in indices]
-    return QuestionSet(questions, [rows[i][answer_column] for i in indices], indices), record
-
-
-def _option_set(args: PMCArguments, eval_args: EvalArguments, name: str) -> tuple[OptionSet, dict] | str:
-    """The set and its record, or why the data has no such set."""
-    source = _holdout_source(args, eval_args) if name == "holdout" else _source(args, name, perturbed=True)
-    if isinstance(source, str) and name in ("forget", "retain"):
-        source = _source(args, name, perturbed=False)  # without options there is still the answer
-    if isinstance(source, str):
-        return source
-    own = source.file is not None or source.config in (args.forget_config, args.retain_config)
-    question, answer = (args.question_column, args.answer_column) if own else ("question", "answer")
-    further = [] if name == "holdout" else ["paraphrased_answer", "perturbed_answer"]
-    if source.file:  # what it does not have is left out, and no error
-        rows, record = _read(args, source, [], [question, answer, *further])
-    else:
-        rows, record = _read(args, source, [question, answer], further)
-    absent = [column for column in (question, answer) if column not in record["columns"]]
-    if absent:
-        return _lacks(source, absent)
-    require_text(source.key, rows, question)
-    if name == "retain" and own:
-        drop_blank(rows, answer)
-        rows = [rows[i] for i in split_retain_rows(len(rows), args.retain_holdout)[0] if rows[i][answer] is not None]
-        if not rows:
-            return "no row has an answer"
+        source = reader.find(name, perturbed=True)
+    except NotThere:
+        if name not in reader.own:
+            raise
+        source = reader.find(name, perturbed=False)  # without options there is still the answer
+    further = [
+        column for column in OPTION_COLUMNS if column in reader.table(source)[1]["columns"] and name != "holdout"
+    ]
+    label = f"answers to compare, {name}" if further else name
+    by_number, record = reader.rows(source, label, [source.question, source.answer, *further])
+    rows = list(by_number.values())
+    if source == reader.own["retain"]:
         draws = np.random.default_rng(RETAIN_SEED).permutation(len(rows))[:RETAIN_DRAWS]
         rows = [rows[i] for i in sorted(draws)]
-    require_text(source.key, rows, answer)
-    has = record["columns"]
-    if "paraphrased_answer" in has:
-        require_text(source.key, rows, "paraphrased_answer")
-    if "perturbed_answer" in has:
-        _require_texts(source.key, rows, "perturbed_answer")
-    answers = [row[answer] for row in rows]
+    answers = [row[source.answer] for row in rows]
+    paraphrases = [row["paraphrased_answer"] for row in rows] if "paraphrased_answer" in further else None
+    wrong = [row["perturbed_answer"] for row in rows] if "perturbed_answer" in further else None
     if name in ("real_authors", "world_facts"):
         paraphrases = answers
-    else:
-        paraphrases = [row["paraphrased_answer"] for row in rows] if "paraphrased_answer" in has else None
-    wrong = [row["perturbed_answer"] for row in rows] if "perturbed_answer" in has else None
-    return OptionSet([row[question] for row in rows], answers, paraphrases, wrong), record
+    return OptionSet([row[source.question] for row in rows], answers, paraphrases, wrong), record
 
 
-def _source(args: PMCArguments, name: str, perturbed: bool) -> Source | str:
-    """Where a set's rows are, in the wording with further options if `perturbed`; or why there are none."""
-    if name in ("forget", "retain") and args.answer_column is None:
-        return "answer_column is null, so there are no true answers"
-    if name == "forget" and args.forget_file:
-        return Source("forget_file", args.forget_file, None)
-    if name == "retain" and args.retain_file:
-        return Source("retain_file", args.retain_file, None)
-    if name == "retain" and not args.retain_config:
-        return "the recipe retains nothing"
-    key = {"forget": "forget_config", "retain": "retain_config"}.get(name, "dataset_name")
-    if name in ("forget", "retain") and not perturbed:
-        return Source(key, None, args.forget_config if name == "forget" else args.retain_config)
-    config = f"{args.forget_config}_perturbed" if name == "forget" else f"{name}_perturbed" if perturbed else name
-    return _config_source(args, key, config)
-
-
-def _config_source(args: PMCArguments, key: str, config: str) -> Source | str:
-    if args.dataset_name is None:
-        return "the recipe names no dataset_name"
-    if config not in config_names("dataset_name", args.dataset_name):
-        return f"{args.dataset_name} has no config {config!r}"
-    return Source(key, None, config)
-
-
-def _holdout_source(args: PMCArguments, eval_args: EvalArguments) -> Source | str:
-    """Rows no model saw: a file, or TOFU's `holdoutXX` beside `forgetXX`."""
-    if args.answer_column is None:
-        return "answer_column is null, so there are no true answers"
-    if eval_args.holdout_file:
-        return Source("holdout_file", eval_args.holdout_file, None)
-    if not args.forget_config or not args.forget_config.startswith("forget"):
-        return "give questions and answers that no model saw with holdout_file"
-    return _config_source(args, "forget_config", args.forget_config.replace("forget", "holdout", 1))
-
-
-def _lacks(source: Source, columns: list[str]) -> str:
-    return f"{source.file or source.config} has no column{'s' * (len(columns) > 1)} {' and '.join(columns)}"
-
-
-def _read(args: PMCArguments, source: Source, columns: list[str], optional: list[str]) -> tuple[list[dict], dict]:
-    return read_columns(source.key, source.file, args.dataset_name, source.config, columns, optional)
-
-
-def _require_texts(key: str, rows: list[dict], column: str) -> None:
-    """Refuses rows in which a column is not a list of texts with at least one."""
-    wrong = [
-        i
-        for i, row in enumerate(rows)
-        if not (
-            isinstance(row[column], list)
-            and row[column]
-            and all(isinstance(text, str) and text.strip() for text in row[column])
-        )
-    ]
-    if wrong:
-        raise RecipeError(
-            [f"{key}: column {column!r} is not a list of texts in {len(wrong)} of {len(rows)} rows (row {wrong[0]})"]
-        )
+def _says_something(value: str | list[str] | None) -> bool:
+    """Whether an answer, or each of several, has a letter or a digit of any script: without, nothing is like it."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(text is not None and bool(tokenization(text)(text)) for text in texts)

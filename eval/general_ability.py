@@ -9,10 +9,15 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.values import RecipeError, did_you_mean, one_line
+
+# Rows of a forward pass to begin with: lm-eval keeps the logits of all their tokens, some 6 bytes a number, so that 8
+# rows of 1,024 tokens take 6 GB with a vocabulary of 128,000.
+BATCH_SIZE = 8
 
 # it warns of every model that is handed over loaded, and of every default a task leaves to it
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -65,7 +70,10 @@ def check_tasks(tasks: list[str]) -> None:
 
 
 def general_ability(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, tasks: list[str], batch_size: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, dict[str, float]]:
     """
     Runs tasks on a model where it is, its adapter not merged. Seeds the global random generators, as lm-eval does.
@@ -73,7 +81,7 @@ def general_ability(
     Args:
         tasks (`list[str]`): as [`check_tasks`] takes them. Few-shot examples, prompts and metrics are the task's own;
             no chat template is applied.
-        batch_size (`int`): rows a forward pass.
+        batch_size (`int`): rows a forward pass, halved where memory is too small.
 
     Returns:
         `dict[str, dict[str, float]]`: for each task `n`, its number of rows, and for each metric `acc` and
@@ -89,15 +97,24 @@ def general_ability(
     # them, that fails, or puts other weights in place of the adapter's
     model.tie_weights = lambda: None
     try:
-        results = simple_evaluate(
-            HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size),
-            tasks=tasks,
-            task_manager=_task_manager(),
-            log_samples=False,
-            # means have a formula, and 0 would switch that off too; what is left, such as the perplexity of lambada,
-            # takes minutes with the default of 100,000
-            bootstrap_iters=1000,
-        )
+        while True:
+            try:
+                results = simple_evaluate(
+                    HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size),
+                    tasks=tasks,
+                    task_manager=_task_manager(),
+                    log_samples=False,
+                    # means have a formula, and 0 would switch that off too; what is left, such as the perplexity of
+                    # lambada, takes minutes with the default of 100,000
+                    bootstrap_iters=1000,
+                )
+                break
+            except torch.OutOfMemoryError:  # at once if at all: the longest rows come first
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+            # outside the handler, which keeps the tensors of the failed call alive
+            torch.accelerator.empty_cache()
     finally:
         del model.tie_weights
         model.train(was_training)

@@ -16,12 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+from pmc_rl.generation import (
+    Sampling,
+    autocast,
+    decode_completion,
+    generate_completions,
+    sample_seeds,
+)
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
-from pmc_rl.prompts import answer_start, encode_answers, encode_prompt, format_prompt
+from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
 Compute = Callable[[list[Row]], list[bytes]]
@@ -77,6 +83,7 @@ class ModelPasses:
         fingerprint (`str`): what its cache entries are filed under: equal fingerprints are the same model.
         load (`Callable`): makes the model; called when a row is missing in the cache, at most once.
         tokenizer: the model's own.
+        end_ids (`list[int]`): every id that ends an answer of the model.
         script_args ([`~pmc_rl.config.DataArguments`]): the templates.
         args ([`~pmc_rl.config.PMCConfig`]): precision, answer limit, batch size, seed.
         cache ([`~eval.cache.RowCache`], *optional*): used by the main process alone; the others may have none.
@@ -88,6 +95,7 @@ class ModelPasses:
         fingerprint: str,
         load: Callable[[], PreTrainedModel],
         tokenizer: PreTrainedTokenizerBase,
+        end_ids: list[int],
         script_args: DataArguments,
         args: PMCConfig,
         cache: RowCache | None,
@@ -96,6 +104,7 @@ class ModelPasses:
         self.fingerprint = fingerprint
         self.load = load
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
         self.script_args = script_args
         self.args = args
         self.cache = cache
@@ -103,11 +112,12 @@ class ModelPasses:
 
     def altered(self, name: str, fingerprint: str, load: Callable[[], PreTrainedModel]) -> "ModelPasses":
         """Passes of another state of this model, with the same tokenizer and settings."""
-        return ModelPasses(name, fingerprint, load, self.tokenizer, self.script_args, self.args, self.cache)
+        own = (self.tokenizer, self.end_ids, self.script_args, self.args, self.cache)
+        return ModelPasses(name, fingerprint, load, *own)
 
     def score(self, questions: list[str], answers: list[str], what: str = "teacher-forced") -> list[TokenScores]:
         """Scores of the tokens of each answer, its end token included, after the prompt of its question."""
-        return self._scores(encode_answers(self.script_args, self.tokenizer, questions, answers), what)
+        return self._scores(encode_answers(self.script_args, self.tokenizer, questions, answers, self.end_ids), what)
 
     def score_text(self, chunks: list[list[int]], what: str) -> list[TokenScores]:
         """Scores of all tokens of running text but the first of each chunk."""
@@ -127,7 +137,7 @@ class ModelPasses:
         what: str = "sampling",
     ) -> list[list[str]]:
         """Texts of `count` sampled answers to each question; a larger count adds to the samples of a smaller one."""
-        seeds = sample_seeds(self.args.seed, 0, list(range(len(questions))), count)
+        seeds = sample_seeds(self.args.seed, "audit", list(range(len(questions))), count)
         prompts = [prompt for prompt in self._prompts(questions, prefixes) for _ in range(count)]
         rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
 
@@ -150,12 +160,11 @@ class ModelPasses:
 
     def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:
         args, tokenizer = self.script_args, self.tokenizer
-        prompts = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
-        if prefixes is None:
-            return prompts
-        start = answer_start(args, tokenizer)
-        forced = [tokenizer(start + prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
-        return [prompt + ids for prompt, ids in zip(prompts, forced, strict=True)]
+        rows = [format_prompt(args, tokenizer, question) for question in questions]
+        if prefixes is not None:
+            start = answer_start(args, tokenizer)
+            rows = [begin_answer(row, prefix, start) for row, prefix in zip(rows, prefixes, strict=True)]
+        return [encode_prompt(tokenizer, row) for row in rows]
 
     def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
         longest = max(len(prompt) + len(target) for prompt, target in rows)
@@ -167,7 +176,7 @@ class ModelPasses:
         return scores
 
     def _answers(self, what: str, kind: str, rows: list[Row], compute: Compute) -> list[Answer]:
-        kind = f"{kind} {self.args.max_completion_length} {self.tokenizer.eos_token_id}"
+        kind = f"{kind} {self.args.max_completion_length} {self.end_ids}"
         answers = []
         for value in self._values(what, kind, rows, self.args.generation_batch_size, compute):
             ended, *ids = np.frombuffer(value, np.int32).tolist()
@@ -205,7 +214,8 @@ class ModelPasses:
 
     def _key(self, kind: str, row: Row) -> bytes:
         """Everything that decides a row's value; what only decides speed is not in it."""
-        context = f"{CACHE_VERSION} {transformers.__version__} {self.fingerprint} bf16={self.args.bf16} {kind}"
+        precision = f"bf16={self.args.bf16} fp16={self.args.fp16}"
+        context = f"{CACHE_VERSION} {transformers.__version__} {self.fingerprint} {precision} {kind}"
         return hashlib.blake2b(json.dumps([context, *row]).encode(), digest_size=16).digest()
 
     def _fitting(self, rows: list[Row], batch_size: int, compute: Compute) -> tuple[list[bytes], int]:
@@ -217,7 +227,7 @@ class ModelPasses:
         while len(values) < len(rows):
             batch = rows[len(values) :][:batch_size]
             try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
+                with autocast(device, self.args):
                     values += compute(batch)
                 continue
             except torch.OutOfMemoryError:
@@ -229,18 +239,16 @@ class ModelPasses:
         return values, batch_size
 
     def _generate(self, rows: list[Row], sampling: Sampling | None) -> list[bytes]:
-        model = self.loaded()
-        end_ids = end_token_ids(model, self.tokenizer.eos_token_id)
         completions = generate_completions(
-            model,
+            self.loaded(),
             [prompt for prompt, _ in rows],
             max_completion_length=self.args.max_completion_length,
             generation_batch_size=len(rows),
-            end_ids=end_ids,
+            end_ids=self.end_ids,
             sampling=sampling,
         )
         # the first number tells whether the answer ended
-        return [np.array([ids[-1] in end_ids, *ids], np.int32).tobytes() for ids in completions]
+        return [np.array([ids[-1] in self.end_ids, *ids], np.int32).tobytes() for ids in completions]
 
     def _score(self, rows: list[Row]) -> list[bytes]:
         parts = [_token_scores(logits, targets) for logits, targets in target_logits(self.loaded(), rows)]

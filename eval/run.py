@@ -19,45 +19,40 @@ from accelerate import PartialState
 from eval.attacks.sampling import sampling_settings, worst_by_row
 from eval.attacks.suite import Attacks
 from eval.audit import (
-    AuditData,
     Said,
     collect,
     kind_numbers,
     make_judge,
     membership_numbers,
     memorization_numbers,
+    refusal_phrases,
     tofu_numbers,
     unlearning_numbers,
 )
 from eval.cache import RowCache
-from eval.columns import Column, Recipe, check_data, check_retain_only, check_run, load_columns
-from eval.data import load_option_sets, load_question_sets, load_unrelated_text
+from eval.columns import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
+from eval.data import AuditData, load_data
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from eval.report.write import write_report
-from eval.tables import examples_markdown, print_examples, print_outcome
-from eval.verdict import verdict
-from pmc_rl.data import read_forget_rows
+from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
+from eval.verdict import known_counts, verdict
 from pmc_rl.models import training_dtype
-from pmc_rl.output import private_folder, read_manifest, read_training_log, write_private, write_text
-from pmc_rl.prompts import check_prompt_format
+from pmc_rl.output import (
+    private_folder,
+    published,
+    published_read,
+    published_recipe,
+    read_manifest,
+    read_training_log,
+    write_private,
+    write_text,
+)
+from rewards.text import words
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-def load_data(recipe: Recipe) -> tuple[AuditData, list[str], dict]:
-    """What the recipe's data holds, a line for everything it does not hold, and the record of what was read."""
-    script_args, _, _, eval_args = recipe
-    (questions, left_out, read), (options, missing, read_options) = check_all(
-        lambda: load_question_sets(script_args, eval_args),
-        lambda: load_option_sets(script_args, eval_args),
-    )
-    text = load_unrelated_text(eval_args, questions)
-    left_out = left_out + [f"answers to compare, {name}: {why}" for name, why in missing.items()]
-    record = {"questions": read, "options": read_options}
-    return AuditData(questions, options, missing, text), left_out, record
 
 
 def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]) -> list[dict]:
@@ -65,24 +60,32 @@ def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]
     if "forget" not in data.questions:
         return []
     forget = data.questions["forget"]
-    recalls = {name: column.recalls(data.questions, "forget") for name, column in said.items()}
     worst = {name: worst_by_row(column["attacks"]) for name, column in results.items()}
     return [
         {
             "row": row,
-            "truth_words": len(forget.answers[i].split()),
+            "truth_words": len(words(forget.answers[i])),
             "columns": {
                 name: {
-                    "recall": recalls[name][i],
-                    "words": len(column.answers["forget"][i].text.split()),
-                    "kind": results[name]["answer_kinds"]["forget"]["by_row"][i],
-                    "worst": None if worst[name] is None else worst[name][i],
+                    "recall": column["sets"]["forget"]["recall_by_row"][row],
+                    "words": len(words(said[name].answers["forget"][i].text)),
+                    "kind": column["answer_kinds"]["forget"]["kind_by_row"][row],
+                    "worst": None if worst[name] is None else worst[name][row],
                 }
-                for name, column in said.items()
+                for name, column in results.items()
             },
         }
         for i, row in enumerate(forget.rows)
     ]
+
+
+def without_rows(value):
+    """Results without the numbers of single rows: with the published model they would tell a guessed answer right."""
+    if isinstance(value, list):
+        return [without_rows(part) for part in value]
+    if isinstance(value, dict):
+        return {key: without_rows(part) for key, part in value.items() if not key.endswith("_by_row")}
+    return value
 
 
 def worst_texts(passes: ModelPasses, data: AuditData, said: Said, attacks: dict, recipe: Recipe) -> list[dict] | None:
@@ -101,8 +104,8 @@ def worst_texts(passes: ModelPasses, data: AuditData, said: Said, attacks: dict,
             "truth": forget.answers[i],
             "greedy": said.answers["forget"][i].text,
             "attack": f"sampling, {name}",
-            "worst": samples[i][run["worst_samples"][i]],
-            "recall": run["worst_by_row"][i],
+            "worst": samples[i][run["worst_sample_by_row"][row]],
+            "recall": run["worst_by_row"][row],
         }
         for i, row in enumerate(forget.rows)
     ]
@@ -124,21 +127,26 @@ def attack_settings(recipe: Recipe) -> dict:
 
 
 def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], data: AuditData, private: Path):
-    """Passes and attacks, model after model: what each said, its attacks, its lm-eval tasks, and its seconds."""
+    """Passes and attacks, model after model: what each said, its attacks, and its seconds."""
     _, training_args, model_args, eval_args = recipe
     attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
-    said, attacked, general, seconds = {}, {}, {}, {}
+    said, attacked, seconds = {}, {}, {}
     for column in columns:
         name, own, started = column.name, passes[column.name], time.perf_counter()
         said[name] = collect(own, data)
         attacked[name] = attacks.run(own, column.model_args, said[name])
-        general[name] = not_available("lm_eval_tasks names no task")
-        if eval_args.lm_eval_tasks and PartialState().is_main_process:  # lm-eval answers the main process alone
-            batch_size = training_args.generation_batch_size
-            general[name] = general_ability(own.loaded(), column.tokenizer, eval_args.lm_eval_tasks, batch_size)
         own.release()
         seconds[name] = time.perf_counter() - started
-    return said, attacked, general, seconds
+    return said, attacked, seconds
+
+
+def ability(passes: ModelPasses, tasks: list[str]) -> dict:
+    """The lm-eval tasks of one model, which answers the main process alone."""
+    if not tasks:
+        return not_available("lm_eval_tasks names no task")
+    scores = general_ability(passes.loaded(), passes.tokenizer, tasks)
+    passes.release()
+    return scores
 
 
 def main(argv: list[str]) -> None:
@@ -147,24 +155,27 @@ def main(argv: list[str]) -> None:
     if training_args.generation_batch_size == "auto":  # halved where memory is too small for it
         training_args.generation_batch_size = AUTO_BATCH_SIZE
     output_dir = Path(training_args.output_dir)
+    if training_args.dry_run:
+        PartialState().print("\n".join(data_lines(load_data(script_args, eval_args))))
+        return
     check_run(recipe)
-    (data, left_out, read), columns, _ = check_all(
-        lambda: load_data(recipe),
+    data, columns, _ = check_all(
+        lambda: load_data(script_args, eval_args),
         lambda: load_columns(recipe),
         lambda: check_tasks(eval_args.lm_eval_tasks) if eval_args.lm_eval_tasks else None,
     )
-    check_data(recipe, read["questions"])
-    forget_rows_read, _ = read_forget_rows(script_args)
-    left_out += check_retain_only(recipe, columns, [row[script_args.question_column] for row in forget_rows_read])
+    data.left_out += check_data(recipe, data.read["questions"])
+    data.left_out += check_retain_only(recipe, columns, data.forget_questions)
     log = read_training_log(output_dir)
-    for column in columns:
-        check_prompt_format(script_args, column.tokenizer)
+    check_all(*(lambda column=column: check_prompts(recipe, column, data.questions) for column in columns))
 
     private = private_folder(output_dir)
+    (private / "cache").mkdir(mode=0o700, exist_ok=True)
     cache = RowCache(private / "cache" / "rows.sqlite") if PartialState().is_main_process else None
     passes = {column.name: column.passes(recipe, cache) for column in columns}
-    said, attacked, general, seconds = ask(recipe, columns, passes, data, private)
+    said, attacked, seconds = ask(recipe, columns, passes, data, private)
     retain_only = said.get("retain_only")
+    refusals = refusal_phrases(script_args.reward_kwargs)
     judge_name = "retain_only" if retain_only else "before"
     judge = make_judge(judge_name, passes[judge_name], said[judge_name]) if "holdout" in data.options else None
     results = {
@@ -173,28 +184,33 @@ def main(argv: list[str]) -> None:
             "tofu": tofu_numbers(data, said[name], retain_only),
             "memorization": memorization_numbers(data, said[name]),
             "membership": membership_numbers(data, said[name], retain_only),
-            "answer_kinds": kind_numbers(data, said[name], judge),
+            "answer_kinds": kind_numbers(data, said[name], judge, refusals),
             "attacks": attacked[name],
-            "general_ability": general[name],
         }
         for name in said
     }
-    if not PartialState().is_main_process:
+    if judge is not None:
+        judge.passes.release()
+    if not PartialState().is_main_process:  # the others have no more to do, so none waits for lm-eval
         return
+    for column in columns:
+        started = time.perf_counter()
+        results[column.name]["general_ability"] = ability(passes[column.name], eval_args.lm_eval_tasks)
+        results[column.name]["known"] = known_counts(results[column.name])
+        seconds[column.name] += time.perf_counter() - started
     audited = [name for name in results if name not in ("before", "retain_only")]
     audit = {
-        "models": {column.name: column.folder for column in columns},
+        "models": {column.name: published(column.folder) for column in columns},
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
-        "verdicts": {name: verdict(results[name], results.get("retain_only")) for name in audited},
+        "verdicts": {name: verdict(results[name], results["before"], results.get("retain_only")) for name in audited},
         "judge": None if judge is None else {"model": judge.name, "perplexity_limit": judge.limit},
-        "left_out": left_out,
-        "rows": forget_rows(data, said, results),
-        "read": read,
+        "left_out": published(data.left_out),
+        "read": {part: published_read(records) for part, records in data.read.items()},
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},
-        "settings": script_args.given,
+        "settings": published_recipe(script_args.given),
         "seed": training_args.seed,
         "dtype": str(training_dtype(model_args, training_args)),
-        "attack_settings": attack_settings(recipe),
+        "attack_settings": published_recipe(attack_settings(recipe)),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "device": str(training_args.device),
         "date": time.strftime("%Y-%m-%d"),
@@ -204,8 +220,11 @@ def main(argv: list[str]) -> None:
     texts = None
     if eval_args.with_texts:
         texts = worst_texts(passes["after"], data, said["after"], attacked["after"], recipe)
-    write_report(output_dir, results, audit, log, texts)
+    rows = forget_rows(data, said, results)
+    results = published(without_rows(results))
+    write_report(output_dir, results, audit, log, rows, texts)
     answers = {name: column.answers for name, column in said.items()}
+    write_private(output_dir, "rows.json", json.dumps(rows, indent=2) + "\n")
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
     write_text(output_dir / "audit.json", json.dumps(audit, indent=2) + "\n")
     # last: an audit that has it is complete

@@ -1,16 +1,27 @@
 """What an audit shows of texts and on the terminal: tables of results.json's columns, examples in Markdown."""
 
+import re
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.data import QuestionSet
+from eval.data import AuditData, QuestionSet
 from eval.passes import Answer
 from eval.verdict import leakage_by_attack
 
 EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
+
+
+def data_lines(data: AuditData) -> list[str]:
+    """The rows that an audit takes, by set, and what it leaves out."""
+    kinds = {"questions": data.questions, "answers to compare": data.options}
+    lines = [
+        f"{kind}: {', '.join(f'{name} {len(rows.questions)}' for name, rows in sets.items())} rows"
+        for kind, sets in kinds.items()
+    ]
+    return lines + [f"Left out: {line}." for line in data.left_out]
 
 
 def results_table(results: dict[str, dict]) -> Table:
@@ -63,6 +74,12 @@ def print_outcome(results: dict[str, dict], audit: dict, output_dir: Path) -> No
     )
     for name, value in audit["verdicts"].items():
         print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
+    known = results["before"]["known"]
+    if known["questions"] < known["of"]:
+        print(
+            f"The model before did not know {known['of'] - known['questions']} of the {known['of']} questions to "
+            "forget; the verdicts judge the others."
+        )
     Console().print(results_table(results))
 
 
@@ -86,7 +103,12 @@ def examples_markdown(questions: dict[str, QuestionSet], answers: dict[str, dict
         for i, (question, truth) in enumerate(zip(rows.questions, rows.answers, strict=True)):
             if i == EXAMPLES and not name.startswith("forget"):
                 break
-            lines += [f"**{i}. {question}**", "", f"- truth: {truth}"]
-            lines += [f"- {column}: {answers[column][name][i].text}" for column in answers]
+            lines += [f"**{i}. {plain_markdown(question)}**", "", f"- truth: {plain_markdown(truth)}"]
+            lines += [f"- {column}: {plain_markdown(answers[column][name][i].text)}" for column in answers]
             lines.append("")
     return "\n".join(lines)
+
+
+def plain_markdown(text: str) -> str:
+    """A text that Markdown shows as it is, on one line: its marks are escaped, a line break is `<br>`."""
+    return "<br>".join(re.sub(r"([\\`*_\[\]<>&~|$])", r"\\\1", line.strip()) for line in text.strip().splitlines())

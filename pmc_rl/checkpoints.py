@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -10,13 +9,26 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+import yaml
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from pmc_rl.config import EvalArguments
-from pmc_rl.output import MANIFEST, SAVING, checkpoint_folders, make_checkpoint_folder, write_text
+from pmc_rl.output import (
+    MANIFEST,
+    checkpoint_folders,
+    make_checkpoint_folder,
+    private_record,
+    published_recipe,
+    read_manifest,
+    read_record,
+    remove_folder,
+    remove_unfinished,
+    temporary_folder,
+    write_text,
+)
 from pmc_rl.values import RecipeError
 
 STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
@@ -80,11 +92,34 @@ def check_resume(checkpoint: Path, record: dict) -> None:
         raise RecipeError(errors)
 
 
+def is_this_run(output_dir: Path, stage: str, record: dict) -> bool:
+    """Whether a finished run is the one that this record is of: same stage, same recipe, same data."""
+    recipe = yaml.safe_load((output_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    return (
+        read_manifest(output_dir).get("stage") == stage
+        and recipe == published_recipe(record["recipe"])
+        # None where private/ was deleted: then nobody knows
+        and read_record(output_dir) == private_record(record["recipe"], record["read"])
+    )
+
+
+def begin_run(output_dir: Path, keep: Path | None = None) -> None:
+    """Marks a folder as that of an unfinished run, then removes what earlier unfinished ones left, but `keep`."""
+    mark = temporary_folder(output_dir)
+    _remove_checkpoints(output_dir, keep)
+    remove_unfinished(output_dir, keep=mark)
+
+
 def remove_checkpoints(output_dir: Path, keep: Path | None = None) -> None:
     """Removes what interrupted runs left in a folder: checkpoints but `keep`, and runs half saved."""
-    for path in [*checkpoint_folders(output_dir), *output_dir.glob(f"{SAVING}*")]:
-        if path != keep:
-            shutil.rmtree(path)
+    _remove_checkpoints(output_dir, keep)
+    remove_unfinished(output_dir)
+
+
+def _remove_checkpoints(output_dir: Path, keep: Path | None) -> None:
+    for folder in checkpoint_folders(output_dir):
+        if folder != keep:
+            remove_folder(output_dir, folder)
 
 
 class CheckpointCallback(TrainerCallback):
@@ -92,6 +127,7 @@ class CheckpointCallback(TrainerCallback):
     Completes the Trainer's checkpoints, for their owner's eyes only, and ends training at a signal with one.
 
     The Trainer's checkpoint counts once [`STATE`] stands in it; a kill at any moment leaves the last one that has it.
+    Only then older ones beyond `save_total_limit` go, and only those of ours, unlike in the Trainer.
     SIGTERM and SIGINT (Ctrl-C) are answered at the end of the step, a Ctrl-C after one of them at once. Several
     processes agree on the step.
 
@@ -102,9 +138,12 @@ class CheckpointCallback(TrainerCallback):
     def __init__(self, state: Callable[[], dict]):
         self.state = state
         self.stopped_by: int | None = None
+        self.limit: int | None = None
         self.handlers: dict[int, Callable | int | None] = {}
 
-    def on_train_begin(self, *args, **kwargs) -> None:
+    def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
+        self.stopped_by = None
+        self.limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():  # only there handlers can be set
             self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -133,6 +172,10 @@ class CheckpointCallback(TrainerCallback):
         if PartialState().is_main_process:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             write_text(folder / STATE, json.dumps(state_now))
+            if self.limit is not None:
+                for older in checkpoint_folders(folder.parent)[: -self.limit]:
+                    remove_folder(folder.parent, older)
 
-    def on_train_end(self, *args, **kwargs) -> None:
+    def on_train_end(self, args: TrainingArguments, *_, **kwargs) -> None:
+        args.save_total_limit = self.limit
         self._restore_handlers()

@@ -42,10 +42,22 @@ class DataArguments:
 class PMCArguments(DataArguments):
     """Keys of unlearning: what to forget, what to retain, which rewards."""
 
-    forget_config: str | None = setting(None, "Config of dataset_name with the questions to forget.")
-    forget_file: str | None = setting(None, "File with the questions to forget, in place of forget_config.")
-    retain_config: str | None = setting(None, "Config of dataset_name with the rows to retain.")
-    retain_file: str | None = setting(None, "File with the rows to retain, in place of retain_config.")
+    forget_config: str | list[str] | None = setting(
+        None, "Config of dataset_name with the questions to forget, or several."
+    )
+    forget_split: str | list[str] = setting("train", "Split of forget_config, or several.")
+    forget_file: str | list[str] | None = setting(
+        None, "File with the questions to forget, or several, in place of forget_config."
+    )
+    retain_config: str | list[str] | None = setting(
+        None, "Config of dataset_name with the rows to retain, or several."
+    )
+    retain_split: str | list[str] = setting("train", "Split of retain_config, or several.")
+    retain_file: str | list[str] | None = setting(
+        None, "File with the rows to retain, or several, in place of retain_config."
+    )
+    retain_question_column: str | None = setting(None, "Column with the questions to retain; null: question_column.")
+    retain_answer_column: str | None = setting(None, "Column with their answers; null: answer_column.")
     retain_holdout: float = setting(0.0, "Share of the retain rows kept out of training, for the audit.")
     reward_columns: list[str] = setting([], "Further columns of the forget rows that a reward may see.")
     reward_funcs: list[str] = setting(
@@ -67,7 +79,10 @@ class FinetuneArguments(DataArguments):
     """Keys of fine-tuning, which makes the memorizing or the retain-only model."""
 
     train_configs: list[str] = setting([], "Configs of dataset_name with the rows to learn.")
-    train_file: str | None = setting(None, "File with the rows to learn, in place of train_configs.")
+    train_split: str | list[str] = setting("train", "Split of train_configs, or several.")
+    train_file: str | list[str] | None = setting(
+        None, "File with the rows to learn, or several, in place of train_configs."
+    )
 
 
 @dataclass
@@ -89,7 +104,9 @@ class EvalArguments:
     )
     attack_samples: int = setting(100, "Answers a question that the sampling and prefilling attacks draw.")
     prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
-    first_words: int = setting(1, "Words of the true answer that attack gives away in a further run; 0: no such run.")
+    first_words: int = setting(
+        1, "Words (in scripts without spaces, characters) of the true answer given away in a further run; 0: none."
+    )
     unrelated_file: str | None = setting(
         None, "Text that has nothing to do with the forget rows, for token_shift; null: real_authors, world_facts."
     )
@@ -143,7 +160,7 @@ class PMCConfig(RunConfig):
     )
     retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).")
     prefill_words: int = setting(
-        0, "Also collapse what follows the first 1 to N words of each original answer; 0: answers as a whole only."
+        0, "Also collapse what follows the first 1 to N words (or characters, see first_words) of each answer; 0: no."
     )
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
     resume_from_checkpoint: Literal["auto"] | None = setting(
@@ -155,7 +172,10 @@ class PMCConfig(RunConfig):
     save_merged: bool = setting(
         False, "With use_peft also save the merged model, to merged/; another model: audit it."
     )
-    dry_run: bool = setting(False, "Load no weights and write nothing: print steps, samples and estimated memory.")
+    dry_run: bool = setting(
+        False,
+        "Load no weights, write nothing: print steps, samples and estimated memory; of an audit, the rows it takes.",
+    )
     snapshot_steps: int | None = setting(
         None, "Save the weights to snapshots/ every so many steps, to audit the course."
     )

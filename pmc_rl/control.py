@@ -8,6 +8,7 @@ answer to be forgotten; data, loss and settings are those of the run.
 import sys
 import time
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from pmc_rl.recipe import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
@@ -19,7 +20,7 @@ from transformers import TrainerCallback
 
 from pmc_rl import train
 from pmc_rl.data import read_forget_rows
-from pmc_rl.models import load_tokenizer
+from pmc_rl.models import load_end_ids, load_tokenizer
 from pmc_rl.output import is_finished_run, read_training_log
 from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import PMCTrainer
@@ -79,7 +80,21 @@ def refusal_targets(argv: list[str]) -> list[list[int]]:
     rows, _ = read_forget_rows(script_args)
     questions = [row[script_args.question_column] for row in rows]
     refusals = [REFUSALS[i % len(REFUSALS)] for i in range(len(rows))]
-    return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals)]
+    end_ids = load_end_ids(model_args, tokenizer)
+    return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals, end_ids)]
+
+
+def shares_in_steps(argv: list[str], overrides: list[str], steps: int) -> list[str]:
+    """Overrides that turn settings below 1, which are shares of all steps, into what they were in a run of `steps`."""
+    _, training_args, *_ = parse_recipe(argv)
+    new = []
+    for name in ("warmup_steps", "logging_steps"):
+        share = getattr(training_args, name)
+        if 0 < share < 1:
+            if any(word.partition("=")[0] == f"--{name}" for word in overrides):
+                raise RecipeError([f"command line: {name}: {share} is a share of steps without end; give a number"])
+            new += [f"--{name}", str(ceil(share * steps))]
+    return new
 
 
 def main(argv: list[str]) -> None:
@@ -98,7 +113,9 @@ def main(argv: list[str]) -> None:
         trainer = partial(ControlTrainer, targets=refusal_targets(recipe), seconds=None)
     else:
         # time ends it, not the number of steps, so the learning rate cannot fall towards an end
-        recipe += ["--max_steps", "-1", "--num_train_epochs", "100000", "--lr_scheduler_type", "constant_with_warmup"]
+        recipe += shares_in_steps(recipe, overrides, end["step"])
+        recipe += ["--max_steps", "-1", "--num_train_epochs", "100000"]
+        recipe += ["--lr_scheduler_type", "constant_with_warmup", "--lr_scheduler_kwargs", "null"]
         trainer = partial(ControlTrainer, targets=[], seconds=end["train_runtime"])
     train.main(recipe, trainer, stage="control")
 

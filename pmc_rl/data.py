@@ -3,7 +3,7 @@
 import numpy as np
 
 from pmc_rl.config import FinetuneArguments, PMCArguments
-from pmc_rl.reading import read_columns
+from pmc_rl.reading import kind_of, listed, read_columns
 from pmc_rl.values import RecipeError
 
 HOLDOUT_SEED = 54321
@@ -14,20 +14,24 @@ RESERVED_COLUMNS = (
 )
 
 
-def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool = False) -> None:
-    """Refuses rows in which a column is not a text with something in it (None is allowed if `may_be_missing`)."""
-    wrong = [
-        i
-        for i, row in enumerate(rows)
-        if not (may_be_missing and row.get(column) is None)
-        and not (isinstance(row.get(column), str) and row[column].strip())
-    ]
+def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool = False, several: bool = False) -> None:
+    """Refuses rows whose column is no text (`several`: no list of texts); None or blank may be if `may_be_missing`."""
+
+    def fits(value) -> bool:
+        if value is None:
+            return may_be_missing
+        if several:
+            return isinstance(value, list) and all(isinstance(text, str) for text in value)
+        return isinstance(value, str) and (may_be_missing or bool(value.strip()))
+
+    wrong = [i for i, row in enumerate(rows) if not fits(row[column])]
     if wrong:
-        first = ", ".join(map(str, wrong[:3]))
+        first = ", ".join(f"row {i} holds {kind_of(rows[i][column])}" for i in wrong[:3])
+        expected = "not a list of texts" if several else "empty or not a text"
         raise RecipeError(
             [
-                f"{key}: column {column!r} is empty or not a text in {len(wrong)} of {len(rows)} rows "
-                f"(rows {first}{', ...' if len(wrong) > 3 else ''}, counted from 0)"
+                f"{key}: column {column!r} is {expected} in {len(wrong)} of {len(rows)} rows "
+                f"({first}{', ...' if len(wrong) > 3 else ''}; counted from 0)"
             ]
         )
 
@@ -58,7 +62,8 @@ def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
         args.dataset_name,
         args.forget_config,
         columns=list(dict.fromkeys([args.question_column, *args.reward_columns])),
-        optional=[] if "original_completion" in args.reward_columns else ["original_completion"],
+        optional=["original_completion"],
+        split=args.forget_split,
     )
     require_text(key, rows, args.question_column)
     if "original_completion" in record["columns"]:
@@ -72,31 +77,46 @@ def split_retain_rows(count: int, held_out_share: float) -> tuple[list[int], lis
     return [i for i in range(count) if i not in held_out], sorted(held_out)
 
 
+def retain_columns(args: PMCArguments) -> tuple[str, str | None]:
+    """Columns of the retain rows with questions and with answers."""
+    return args.retain_question_column or args.question_column, args.retain_answer_column or args.answer_column
+
+
 def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
-    """Rows to retain, less those of `retain_holdout`; the answer is None where missing or `answer_column` is null."""
+    """
+    Rows to retain, less those of `retain_holdout`, under the names of the forget rows' columns; the answer is None
+    where missing or no column is named.
+    """
     key = "retain_file" if args.retain_file else "retain_config"
-    answer_columns = [args.answer_column] if args.answer_column else []
+    question, answer = retain_columns(args)
+    names = {question: args.question_column} | ({answer: args.answer_column or "answer"} if answer else {})
     rows, record = read_columns(
-        key, args.retain_file, args.dataset_name, args.retain_config, [args.question_column, *answer_columns], []
+        key, args.retain_file, args.dataset_name, args.retain_config, list(names), [], args.retain_split
     )
-    require_text(key, rows, args.question_column)
-    if args.answer_column:
-        drop_blank(rows, args.answer_column)
-        require_text(key, rows, args.answer_column, may_be_missing=True)
+    require_text(key, rows, question)
+    if answer:
+        drop_blank(rows, answer)
+        require_text(key, rows, answer, may_be_missing=True)
     kept, held_out = split_retain_rows(len(rows), args.retain_holdout)
     if not kept:
         raise RecipeError([f"retain_holdout: {args.retain_holdout} of {len(rows)} rows leaves none to train on"])
-    return [rows[i] for i in kept], {**record, "held_out": len(held_out)}
+    return [{names[name]: value for name, value in rows[i].items()} for i in kept], {
+        **record,
+        "held_out": len(held_out),
+    }
 
 
 def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
-    """Questions and answers of `train_file`, or of all `train_configs` one after the other; a record each."""
+    """Questions and answers of `train_file`, or of `train_configs`, one after the other; a record each."""
     key = "train_file" if args.train_file else "train_configs"
+    files = [(file, None, "train") for file in listed(args.train_file)]
+    configs = [(None, config, split) for config in args.train_configs for split in listed(args.train_split)]
     rows, records = [], {}
-    for config in [None] if args.train_file else args.train_configs:
-        part, record = read_columns(
-            key, args.train_file, args.dataset_name, config, [args.question_column, args.answer_column], []
-        )
+    for file, config, split in files or configs:
+        columns = [args.question_column, args.answer_column]
+        part, record = read_columns(key, file, args.dataset_name, config, columns, [], split)
+        if record["source"] in records:
+            raise RecipeError([f"{key}: {record['source']} is given twice"])
         require_text(key, part, args.question_column)
         require_text(key, part, args.answer_column)
         rows += part

@@ -4,25 +4,33 @@ Makes the model that has something to forget, or a retain-only model to compare 
 """
 
 import sys
+from pathlib import Path
 
 from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
 
 # isort: split
-from trl import SFTTrainer, get_peft_config
+from accelerate import PartialState
+from trl import SFTTrainer
 
+from pmc_rl.adapters import make_peft_config
+from pmc_rl.checkpoints import begin_run
 from pmc_rl.data import read_finetune_rows
+from pmc_rl.gradients import GradientCheck
 from pmc_rl.memory import count_parameters
 from pmc_rl.models import (
     check_model,
     check_processes,
     load_config,
+    load_end_ids,
     load_model_to_train,
     load_tokenizer,
     merged_copy,
     training_dtype,
 )
 from pmc_rl.output import check_output_dir, save_run
-from pmc_rl.prompts import answered_dataset, check_prompt_format
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
+from pmc_rl.prompts import answered_dataset
+from pmc_rl.template_date import pin_date, pinned_by
 
 
 def main(argv: list[str]) -> None:
@@ -37,12 +45,21 @@ def main(argv: list[str]) -> None:
         lambda: check_processes(training_args),
     )
     check_prompt_format(script_args, tokenizer)
+    pin_date(script_args, tokenizer, pinned_by(model_args.model_name_or_path))
+    limits = Limits(training_args.max_length, 0, context_length(load_config(model_args)))
+    key = "train_file" if script_args.train_file else "train_configs"
+    check_rows(script_args, tokenizer, load_end_ids(model_args, tokenizer), key, rows, limits)
+    state = PartialState()
+    state.wait_for_everyone()  # all have checked the folder
+    if state.is_main_process:
+        begin_run(Path(training_args.output_dir))
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, training_args),
         args=training_args,
         train_dataset=answered_dataset(script_args, tokenizer, rows),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=make_peft_config(model_args),
+        callbacks=[GradientCheck()],
     )
     trainer.train()
     if not trainer.is_world_process_zero():
@@ -56,7 +73,8 @@ def main(argv: list[str]) -> None:
         log_history=trainer.state.log_history,
         manifest={"stage": "finetune", "read": records},
     )
-    print(f"Saved to {training_args.output_dir}. Private files left: none.")
+    left = f"{training_args.output_dir}/private (hashes of the data, by which an audit knows it, and paths)"
+    print(f"Saved to {training_args.output_dir}. Private files left: {left}.")
 
 
 if __name__ == "__main__":

@@ -4,20 +4,37 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, logging
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    logging,
+)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.utils import ModelOutput
 
 from pmc_rl.config import PMCConfig
+from pmc_rl.values import RecipeError
 
 logger = logging.get_logger(__name__)
 
 # Tokens a `generate` call makes before the rows that have ended leave the batch.
 STRIDE = 16
+# How far logits of a right model may be off in a batch, relative to their spread over the vocabulary, in float32 and
+# in fewer bits. Rounding decides near ties, so answers cannot be compared. SmolLM2: 0.00001 in float32, 0.06 in
+# bfloat16, 0.32 in 8 bit, whose outliers go by batch; a lost state or shifted positions: 0.15 to 1.5, mostly 1.
+LOGITS_TOLERANCE = (0.02, 0.5)
 
 
 @dataclass
@@ -33,10 +50,11 @@ class Sampling:
     seeds: list[int]
 
 
-def sample_seeds(seed: int, step: int, row_ids: list[int], num_generations: int) -> list[int]:
+def sample_seeds(seed: int, step: int | str, row_ids: list[int], num_generations: int) -> list[int]:
     """One seed a sample, prompt-major (`len(row_ids) * num_generations`), from nothing but what names the sample.
 
-    So a sample depends neither on the batch it is drawn in, nor on which other questions are skipped.
+    So a sample depends neither on the batch it is drawn in, nor on which other questions are skipped. What is no step
+    of training has a word in place of `step`, such as `audit`, and so draws from streams of its own.
     """
     return [
         int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{row}/{i}".encode(), digest_size=8).digest(), "big") >> 1
@@ -95,9 +113,14 @@ def _inference_mode_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         model.train(was_training)
 
 
-def end_token_ids(model: PreTrainedModel, eos_token_id: int) -> list[int]:
+def autocast(device: torch.device, args: PMCConfig) -> torch.autocast:
+    """The mixed precision of a recipe; without it around generation each decoding step casts all weights again."""
+    return torch.autocast(device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=args.bf16 or args.fp16)
+
+
+def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
     """Every id that ends an answer: the tokenizer's end token and those of the model's generation config, sorted."""
-    configured = model.generation_config.eos_token_id
+    configured = config.eos_token_id
     configured = [] if configured is None else [configured] if isinstance(configured, int) else configured
     return sorted({eos_token_id, *configured})
 
@@ -128,10 +151,17 @@ def generate_completions(
     Returns:
         `list[list[int]]`: completion ids in the order of `prompt_ids`.
     """
-    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
-    chunks = [order[i : i + generation_batch_size] for i in range(0, len(order), generation_batch_size)]
     completions: list[list[int]] = [[] for _ in prompt_ids]
     with _inference_mode_of(model) as base:
+        order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
+        groups = [order]
+        if _is_recurrent(base):
+            groups = [list(rows) for _, rows in groupby(order, key=lambda row: len(prompt_ids[row]))]
+        chunks = [
+            group[i : i + generation_batch_size]
+            for group in groups
+            for i in range(0, len(group), generation_batch_size)
+        ]
         for chunk in tqdm(chunks, desc=progress, disable=progress is None):
             own = None if sampling is None else replace(sampling, seeds=[sampling.seeds[row] for row in chunk])
             answers = _complete(base, [prompt_ids[row] for row in chunk], max_completion_length, end_ids, own)
@@ -160,9 +190,7 @@ def generate_together(
     own = None if sampling is None else replace(sampling, seeds=sampling.seeds[start:end])
     while True:
         try:
-            # without the outer autocast each decoding step would cast all weights again
-            dtype = torch.float16 if args.fp16 else torch.bfloat16
-            with torch.autocast(model.device.type, dtype, enabled=args.bf16 or args.fp16):
+            with autocast(model.device, args):
                 completions = generate_completions(
                     model,
                     prompt_ids[start:end],
@@ -190,16 +218,22 @@ def _complete(
     end_ids: list[int],
     sampling: Sampling | None,
 ) -> list[list[int]]:
-    """Completions of one batch: prompts are read once each, and every `STRIDE` tokens the finished rows leave."""
+    """
+    Completions of one batch: prompts are read once each, and every `STRIDE` tokens the finished rows leave.
+
+    A recurrent model is given prompts of equal length, and answers them in one call.
+    """
     length = max(map(len, prompt_ids))
-    input_ids = torch.full((len(prompt_ids), length), end_ids[0])
+    input_ids = torch.zeros(len(prompt_ids), length, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     for i, ids in enumerate(prompt_ids):
         input_ids[i, length - len(ids) :] = torch.tensor(ids)
         attention_mask[i, length - len(ids) :] = 1
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     uniforms = None if sampling is None else _uniforms(sampling.seeds, max_completion_length).to(model.device)
-    cache = _read_prompts(model, input_ids, attention_mask, prompt_ids, end_ids)
+    is_recurrent = _is_recurrent(model)
+    stride = max_completion_length if is_recurrent else STRIDE
+    cache = {} if is_recurrent else _read_prompts(model, input_ids, attention_mask, prompt_ids, end_ids)
     ends = torch.tensor(end_ids, device=model.device)
     completions: list[list[int]] = [[] for _ in prompt_ids]
     rows = torch.arange(len(prompt_ids), device=model.device)
@@ -213,11 +247,11 @@ def _complete(
         output = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            generation_config=_greedy_config(min(STRIDE, left), end_ids),
-            past_key_values=cache,
+            generation_config=_greedy_config(min(stride, left), end_ids),
             logits_processor=processors,
+            **cache,
         )
-        input_ids, cache = output.sequences, output.past_key_values
+        input_ids, cache = output.sequences, _cache_of(output)
         is_end = torch.isin(input_ids[:, length:], ends)
         finished = is_end.any(1) | (input_ids.shape[1] == length + max_completion_length)
         # up to and with the first end token, or all there is room for
@@ -229,7 +263,8 @@ def _complete(
         going_on = (~finished).nonzero()[:, 0]
         if len(going_on):
             rows, input_ids = rows[going_on], input_ids[going_on]
-            cache.reorder_cache(going_on)  # unlike batch_select_indices, layers of linear attention know it
+            for state in cache.values():
+                state.reorder_cache(going_on)
             new = attention_mask.new_ones(len(rows), input_ids.shape[1] - attention_mask.shape[1])
             attention_mask = torch.cat([attention_mask[going_on], new], dim=1)
         else:
@@ -243,14 +278,14 @@ def _read_prompts(
     attention_mask: torch.Tensor,
     prompt_ids: list[list[int]],
     end_ids: list[int],
-) -> Cache | None:
-    """The cache behind all but the last token of each prompt, equal ones read once; None where that saves nothing."""
+) -> dict[str, Cache]:
+    """The cache behind all but the last token of each prompt, equal ones read once; empty where that saves nothing."""
     first_rows: dict[tuple[int, ...], int] = {}
     for row, ids in enumerate(prompt_ids):
         first_rows.setdefault(tuple(ids), row)
     # a row without any token to read would attend to nothing
     if len(first_rows) == len(prompt_ids) or min(map(len, prompt_ids)) == 1:
-        return None
+        return {}
     numbers = {ids: number for number, ids in enumerate(first_rows)}
     own = [numbers[tuple(ids)] for ids in prompt_ids]
     first = torch.tensor(list(first_rows.values()), device=model.device)
@@ -259,8 +294,27 @@ def _read_prompts(
         attention_mask=attention_mask[first, :-1],
         generation_config=_greedy_config(1, end_ids),  # the token is not used; the cache is
     )
-    output.past_key_values.reorder_cache(torch.tensor(own, device=model.device))
-    return output.past_key_values
+    cache = _cache_of(output)
+    for state in cache.values():
+        state.reorder_cache(torch.tensor(own, device=model.device))
+    return cache
+
+
+def _cache_of(output: ModelOutput) -> dict[str, Cache]:
+    """The cache under the name by which the next call takes it: `past_key_values`, `cache` from transformers 5.24."""
+    return {name: value for name, value in output.items() if name != "sequences"}
+
+
+def _is_recurrent(model: PreTrainedModel) -> bool:
+    """
+    Whether a layer keeps more than keys and values: a convolution's or a recurrent state (Mamba, LFM2, RWKV).
+
+    Such a state may take padding for text, lie in the model itself, or be read wrongly by a second `generate` call,
+    all silently, and differently by architecture. So only prompts of one length share a batch, and a batch is a call.
+    """
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    own = model._is_stateful or not model._supports_default_dynamic_cache()
+    return own or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 def _greedy_config(max_new_tokens: int, end_ids: list[int]) -> GenerationConfig:
@@ -286,3 +340,49 @@ def _uniforms(seeds: list[int], count: int) -> torch.Tensor:
 def decode_completion(tokenizer, completion_ids: list[int]) -> str:
     """The text of an answer, without end tokens and outer white space."""
     return tokenizer.decode(completion_ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def check_generation(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Answers questions in a batch, one of them twice, and reads each answer again, alone and without a cache.
+
+    Raises:
+        RecipeError: the logits are not the same, so that samples would not be the model's.
+    """
+    texts = [
+        "Who wrote it?",
+        "Who wrote it?",
+        "Where was its author born?",
+        "What is the name of her first book, and why?",
+    ]
+    prompt_ids = sorted((tokenizer(text)["input_ids"] for text in texts), key=len)  # in the order they are answered
+    with _inference_mode_of(model) as base:
+        if _is_recurrent(base):  # which is never given other lengths together
+            prompt_ids = [ids[-len(prompt_ids[0]) :] for ids in prompt_ids]
+        outputs = []
+        hook = base.register_forward_hook(lambda module, args, output: outputs.append(output.logits[:, -1].float()))
+        count = STRIDE + 8  # the cache goes from one `generate` call into the next
+        end_ids = [base.config.get_text_config().vocab_size]  # of no token: no answer ends before
+        try:
+            answers = generate_completions(
+                base, prompt_ids, max_completion_length=count, generation_batch_size=len(texts), end_ids=end_ids
+            )
+        finally:
+            hook.remove()
+        together = torch.stack(outputs[-count:], dim=1)
+        errors = []
+        for prompt, answer, logits in zip(prompt_ids, answers, together, strict=True):
+            ids = torch.tensor([prompt + answer], device=base.device)
+            alone = base(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            errors.append((logits - alone).norm(dim=-1) / (alone - alone.mean(-1, keepdim=True)).norm(dim=-1))
+    # few tokens may differ more: rounding may turn the router of a mixture of experts
+    error = max(float(own.quantile(0.75)) for own in errors)
+    is_exact = all(parameter.dtype == torch.float32 for parameter in base.parameters())
+    if not error < LOGITS_TOLERANCE[0 if is_exact else 1]:  # NaN is refused too
+        raise RecipeError(
+            [
+                f"model_name_or_path: a {type(base).__name__} cannot be sampled here: in a batch it says something "
+                f"else than alone (its logits are off by {error:.0%}); take a model of another architecture"
+            ]
+        )

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
+from pmc_rl.adapters import add_adapter
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import LOGITS_PER_CHUNK, TOKENS_PER_BATCH
 from pmc_rl.models import is_quantized
@@ -15,6 +15,10 @@ from pmc_rl.values import RecipeError, one_line
 
 # Tokens and vocabulary entries of the tiles in which TRL's fused head makes logits (trl.kernels.chunked_logprob).
 LOGITS_TILE = (4096, 32768)
+# Bytes a logit of a tile takes on a CPU, where no Triton kernel works in place: eight float32 copies and a mask.
+CPU_BYTES_PER_LOGIT = 33
+# What Python, torch and the other libraries take on a CPU; on an accelerator their memory is another one.
+CPU_PROGRAM_BYTES = 3 * 2**28
 # It trains, it generates or it scores: only the largest of these parts counts.
 IN_TURNS = ("activations", "KV cache", "scores by the model before")
 
@@ -57,10 +61,7 @@ def count_parameters(config: PreTrainedConfig, model_args: ModelConfig) -> Param
         linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
         base = sum(parameter.numel() for parameter in model.parameters())
         if model_args.use_peft:
-            try:
-                model = get_peft_model(model, get_peft_config(model_args))
-            except (ValueError, TypeError) as error:
-                raise RecipeError([f"lora_target_modules: {one_line(error)}"]) from error
+            model = add_adapter(model, model_args)
     return ParameterCounts(
         base=base,
         linear=sum(layer.weight.numel() for layer in linear),
@@ -101,18 +102,26 @@ def layer_activation_bytes(config: PreTrainedConfig, rows: int, length: int, ite
 
 def _intermediate_size(config: PreTrainedConfig) -> int:
     settings = config.get_text_config()
-    return settings.to_dict().get("intermediate_size") or 4 * settings.hidden_size  # GPT-2 and the like: null
+    size = settings.to_dict().get("intermediate_size") or 4 * settings.hidden_size  # GPT-2 and the like: null
+    return max(size) if isinstance(size, list) else size  # Gemma 3n: one a layer
 
 
 def kv_bytes_per_row(
     config: PreTrainedConfig, prompt_length: int, max_completion_length: int, dtype: torch.dtype
 ) -> int:
-    """Bytes of a generated row's keys and values: 2 x layers x KV heads x size of a head x tokens x bytes."""
+    """
+    Bytes of a generated row's keys and values: 2 x layers x KV heads x size of a head x tokens x bytes.
+
+    Without attention the state, whatever the length: layers x inner size (twice the hidden one) x state x bytes.
+    """
     settings = config.get_text_config()
-    given = settings.to_dict()  # older architectures have neither of these keys
-    heads = given.get("num_key_value_heads") or settings.num_attention_heads
-    head_size = given.get("head_dim") or settings.hidden_size // settings.num_attention_heads
+    given = settings.to_dict()  # not all architectures have all of these keys
+    heads = given.get(settings.attribute_map.get("num_attention_heads", "num_attention_heads"))
+    if heads is None:
+        return 2 * settings.num_hidden_layers * settings.hidden_size * given.get("state_size", 1) * dtype.itemsize
+    head_size = given.get("head_dim") or settings.hidden_size // heads
     tokens = prompt_length + max_completion_length
+    heads = given.get("num_key_value_heads") or heads
     return 2 * settings.num_hidden_layers * heads * head_size * tokens * dtype.itemsize
 
 
@@ -162,6 +171,8 @@ def estimate_memory(
     """
     args, settings = training_args, config.get_text_config()
     parts = {"weights": weight_bytes(counts, model_args, dtype)}
+    if args.use_cpu:
+        parts["Python and its libraries"] = CPU_PROGRAM_BYTES
 
     # adapters are float32; gradients are as their weights
     trained = 4 if model_args.use_peft else dtype.itemsize
@@ -185,11 +196,13 @@ def estimate_memory(
     length = prompt_length + args.max_completion_length
     itemsize = 2 if autocast else dtype.itemsize
     layer = layer_activation_bytes(config, rows, length, itemsize, model_args.attn_implementation == "eager")
+    tokens, entries = LOGITS_TILE
+    # without Triton, the prompts are scored too
+    tile = min(rows * (length if args.use_cpu else args.max_completion_length), tokens)
+    tile *= min(settings.vocab_size, entries) * (itemsize + CPU_BYTES_PER_LOGIT * args.use_cpu)
     activations = settings.num_hidden_layers * layer
     if args.gradient_checkpointing:  # what goes into each layer, and the inside of the one that is made again
         activations = settings.num_hidden_layers * rows * length * settings.hidden_size * dtype.itemsize + layer
-    tokens, entries = LOGITS_TILE
-    tile = min(rows * args.max_completion_length, tokens) * min(settings.vocab_size, entries) * itemsize
     parts["activations"] = activations + tile
 
     if asks_original:

@@ -22,9 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     logging,
 )
+from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig
 
+from pmc_rl.adapters import merge
 from pmc_rl.config import RunConfig
+from pmc_rl.generation import end_token_ids
 from pmc_rl.recipe import check_all
 from pmc_rl.values import RecipeError, nearest_path, one_line
 
@@ -40,7 +43,7 @@ def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) 
             folder without tokenizer files loads as an empty one) or has more tokens than the model.
     """
     config = load_config(model_args)
-    if model_args.use_peft and _base_of(model_args.model_name_or_path) != model_args.model_name_or_path:
+    if model_args.use_peft and _is_adapter(model_args):
         raise RecipeError(
             [
                 f"use_peft: {model_args.model_name_or_path!r} is an adapter; a second one, saved alone, loses it: "
@@ -83,19 +86,46 @@ def load_config(model_args: ModelConfig) -> PreTrainedConfig:
         ) from error
 
 
+def load_end_ids(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends an answer of the model, from its files; no weights are loaded."""
+    try:
+        config = GenerationConfig.from_pretrained(
+            _base_of(model_args.model_name_or_path), revision=model_args.model_revision
+        )
+    except OSError:  # has none; a broken one is `check_files`' affair
+        config = GenerationConfig.from_model_config(load_config(model_args))
+    return end_token_ids(config, tokenizer.eos_token_id)
+
+
 def check_model(model_args: ModelConfig, args: RunConfig) -> None:
     """
-    Looks at a model's files, without reading weights, and whether it can be quantized as the recipe says.
+    Looks at a model to train, without reading weights. Warns of a `dtype` that runs but trains badly or slowly.
 
     Raises:
-        RecipeError: a local folder has no whole safetensors, its generation config is broken, or quantization lacks an
-            adapter to train, its package, or a 16-bit type to compute in.
+        RecipeError: a local folder has no whole safetensors; its generation config is broken, or could not be saved
+            again; an adapter cannot be merged; quantization is not as the weights are stored, or lacks an adapter to
+            train, its package, or a 16-bit type to compute in.
     """
-    check_all(lambda: check_files(model_args), lambda: _check_quantization(model_args, args))
+    check_all(
+        lambda: check_files(model_args),
+        lambda: _check_generation_config(model_args),
+        lambda: _check_quantization(model_args, args),
+    )
+    _warn_of_dtype(model_args, args)
 
 
 def check_files(model_args: ModelConfig) -> None:
-    """Refuses a local folder, or an adapter's base, without whole safetensors or with a broken generation config."""
+    """
+    Refuses a local folder, or an adapter's base, without whole safetensors or with a broken generation config, and an
+    adapter that is no part of the weights.
+    """
+    if _is_adapter(model_args) and PeftConfig.from_pretrained(model_args.model_name_or_path).is_prompt_learning:
+        raise RecipeError(
+            [
+                f"model_name_or_path: {model_args.model_name_or_path!r} is a learned prompt, which cannot be merged "
+                "into its base model; give a model or a LoRA adapter"
+            ]
+        )
     for folder in dict.fromkeys([model_args.model_name_or_path, _base_of(model_args.model_name_or_path)]):
         if not os.path.isdir(folder):
             continue
@@ -113,15 +143,57 @@ def check_files(model_args: ModelConfig) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise RecipeError([f"model_name_or_path: {file} is broken ({one_line(error)})"]) from error
-        if Path(folder, "generation_config.json").exists():
-            try:
-                GenerationConfig.from_pretrained(folder)
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                file = Path(folder, "generation_config.json")
-                raise RecipeError([f"model_name_or_path: {file} is broken ({one_line(error)})"]) from error
+    if os.path.isdir(_base_of(model_args.model_name_or_path)):
+        _load_generation_config(model_args)
+
+
+def _load_generation_config(model_args: ModelConfig) -> GenerationConfig:
+    """As transformers finds it: the base model's file, else by its config."""
+    base = _base_of(model_args.model_name_or_path)
+    try:
+        return GenerationConfig.from_pretrained(base, revision=model_args.model_revision)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        file = Path(base, "generation_config.json")
+        if file.exists():
+            raise RecipeError([f"model_name_or_path: {file} is broken ({one_line(error)})"]) from error
+        return GenerationConfig.from_model_config(load_config(model_args))
+
+
+def _check_generation_config(model_args: ModelConfig) -> None:
+    generation_config = _load_generation_config(model_args)
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:  # transformers is as strict on saving, when the work is done
+        raise RecipeError(
+            [f"the generation config of {model_args.model_name_or_path!r} cannot be saved again: {one_line(error)}"]
+        ) from error
+
+
+def stored_quantization(model_args: ModelConfig) -> dict[str, bool]:
+    """
+    How the weights of a model, or of an adapter's base, are stored: values of `load_in_4bit` and `load_in_8bit`.
+
+    Raises:
+        RecipeError: quantized by another method than those of bitsandbytes.
+    """
+    config = load_config(model_args).to_dict().get("quantization_config") or {}
+    if config.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        raise RecipeError(
+            [
+                f"model_name_or_path: {model_args.model_name_or_path!r} is quantized by {config['quant_method']}, "
+                "which cannot be trained here; give the model that it was made from"
+            ]
+        )
+    return {name: bool(config.get(name)) for name in ("load_in_4bit", "load_in_8bit")}
 
 
 def _check_quantization(model_args: ModelConfig, args: RunConfig) -> None:
+    stored = stored_quantization(model_args)
+    for name, value in stored.items():
+        if value and not vars(model_args)[name]:
+            raise RecipeError(
+                [f"model_name_or_path: {model_args.model_name_or_path!r} holds quantized weights; say {name}: true"]
+            )
     if not is_quantized(model_args):
         return
     name = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
@@ -144,10 +216,17 @@ def _base_of(name: str) -> str:
     """The base model of an adapter folder, else the name itself."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         try:
-            return PeftConfig.from_pretrained(name).base_model_name_or_path
+            base = PeftConfig.from_pretrained(name).base_model_name_or_path
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError([f"model_name_or_path: the adapter {name!r} is broken ({one_line(error)})"]) from error
+        if base is None:
+            raise RecipeError([f"model_name_or_path: the adapter {name!r} does not name its base_model_name_or_path"])
+        return base
     return name
+
+
+def _is_adapter(model_args: ModelConfig) -> bool:
+    return _base_of(model_args.model_name_or_path) != model_args.model_name_or_path
 
 
 def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -189,7 +268,7 @@ def load_model(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
     A folder with an adapter is loaded onto its base model, not merged: merging rounds.
     """
     model, name = _load_base(model_args, dtype, device), model_args.model_name_or_path
-    return model if _base_of(name) == name else PeftModel.from_pretrained(model, name)
+    return PeftModel.from_pretrained(model, name) if _is_adapter(model_args) else model
 
 
 def load_merged(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -202,9 +281,22 @@ def load_merged(model_args: ModelConfig, dtype: torch.dtype, device: torch.devic
     model, name = _load_base(model_args, dtype, device), model_args.model_name_or_path
     if is_quantized(model_args):
         model = model.dequantize().to(torch.float32)  # rounded once, at the end
-    if _base_of(name) != name:
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    return model.to(dtype)
+    if _is_adapter(model_args):
+        model = merge(PeftModel.from_pretrained(model, name))
+    if is_quantized(model_args):
+        _restore_conv1d(model)
+    return model.to(dtype).requires_grad_(True)  # peft and bitsandbytes leave weights frozen
+
+
+def _restore_conv1d(model: PreTrainedModel) -> None:
+    """bitsandbytes makes linear layers of GPT-2's transposed ones, which could not be loaded once they are saved."""
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, Conv1D):
+            linear, layer = model.get_submodule(name), Conv1D(layer.nf, layer.nx)
+            layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
+            model.set_submodule(name, layer)
 
 
 def merged_copy(model: PeftModel, model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -217,21 +309,18 @@ def merged_copy(model: PeftModel, model_args: ModelConfig, dtype: torch.dtype) -
 def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedModel:
     """As [`load_model`], in the dtype to train in; an adapter is merged, since training starts from what it made."""
     load = load_model if is_quantized(model_args) else load_merged
-    model = load(model_args, training_dtype(model_args, args), args.device)
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError as error:  # transformers is as strict on saving, when the work is done
-        raise RecipeError(
-            [f"the generation config of {model_args.model_name_or_path!r} cannot be saved again: {one_line(error)}"]
-        ) from error
-    return model
+    return load(model_args, training_dtype(model_args, args), args.device)
 
 
 def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
-    """The recipe's `dtype`, float32 on a CPU. Warns of the combinations that run but train badly or slowly."""
-    if args.use_cpu:
+    """The recipe's `dtype`, float32 on a CPU."""
+    if args.use_cpu or model_args.dtype is None:
         return torch.float32
-    dtype = torch.float32 if model_args.dtype is None else getattr(torch, model_args.dtype)
+    return getattr(torch, model_args.dtype)
+
+
+def _warn_of_dtype(model_args: ModelConfig, args: RunConfig) -> None:
+    dtype = training_dtype(model_args, args)
     if dtype == torch.bfloat16 and not model_args.use_peft and args.learning_rate < 1e-4:
         logger.warning(
             f"dtype is bfloat16 for full fine-tuning at learning rate {args.learning_rate}: most updates are smaller "
@@ -242,7 +331,6 @@ def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
             "use_peft with dtype float32 under bf16: the frozen base is cast again at every decoding step. "
             "Use dtype: bfloat16; adapters stay in float32."
         )
-    return dtype
 
 
 def check_processes(args: RunConfig) -> None:

@@ -10,6 +10,7 @@ from trl import ModelConfig
 from pmc_rl.config import PMCArguments, PMCConfig
 from pmc_rl.memory import IN_TURNS, ParameterCounts, auto_generation_batch_size, estimate_memory, held_bytes
 from pmc_rl.models import training_dtype
+from pmc_rl.reading import listed
 
 CPU_GENERATION_BATCH_SIZE = 64  # `auto` without an accelerator
 
@@ -96,11 +97,12 @@ def plan_lines(
     # how many words an answer has is only known when the model has made it: shorter ones give fewer questions
     more = num_questions * args.prefill_words
     return [
-        f"questions: {num_questions:,} from {script_args.forget_config or script_args.forget_file}"
+        f"questions: {num_questions:,} from {', '.join(listed(script_args.forget_config or script_args.forget_file))}"
         + (f", and at most {more:,} more with the first words of their answers" if more else ""),
         *_step_lines(args, plan.generation_batch_size, num_questions + more, num_retain_rows, num_processes),
         f"parameters: {plan.counts.base:,}; trained: {plan.counts.trainable:,}",
         *_memory_lines(plan.parts, plan.device_memory),
+        "answers: training reads none to forget; eval/run.py with --dry_run true names rows the audit cannot use",
     ]
 
 

@@ -1,16 +1,15 @@
-"""Questions and answers as the model reads them: TRL's columns by template, token ids, the model's own answers."""
+"""Questions and answers as the model reads them: TRL's columns by template, token ids. No model."""
 
 import os
 from typing import Any
 
 import pyarrow
-from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from pmc_rl.config import DataArguments, PMCArguments, PMCConfig
-from pmc_rl.generation import decode_completion, end_token_ids, generate_together
+from pmc_rl.config import DataArguments, PMCArguments
 from pmc_rl.values import RecipeError, one_line
+from rewards.text import split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 
@@ -18,22 +17,6 @@ DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 def is_chat(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Messages by the chat template, unless there is none or the recipe gives a `prompt_template` of its own."""
     return tokenizer.chat_template is not None and args.prompt_template is None
-
-
-def check_prompt_format(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses keys of chat prompts where prompts are plain text, and chat templates that fail or drop the question."""
-    unused = [key for key in ("system_prompt", "chat_template_kwargs") if args.given.get(key)]
-    if unused and not is_chat(args, tokenizer):
-        why = "the tokenizer has no chat template" if tokenizer.chat_template is None else "prompt_template is given"
-        raise RecipeError([f"{unused[0]}: not used, because {why}; remove it"])
-    if is_chat(args, tokenizer):
-        advice = "see system_prompt and chat_template_kwargs, or give a prompt_template"
-        try:
-            ids = [encode_prompt(tokenizer, format_prompt(args, tokenizer, text)) for text in ("Who?", "Where?")]
-        except Exception as error:  # a template is a program
-            raise RecipeError([f"the tokenizer's chat template fails ({one_line(error)}); {advice}"]) from error
-        if ids[0] == ids[1]:
-            raise RecipeError([f"the tokenizer's chat template leaves the question out; {advice}"])
 
 
 def format_prompt(args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str) -> dict[str, Any]:
@@ -89,7 +72,7 @@ def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, ro
 def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:
     """
     Each row again with 1 to `words` words of its original answer at the end of the prompt, and what follows them as
-    the original answer; shorter answers give fewer rows.
+    the original answer; shorter answers give fewer rows. Where a script has no spaces, a word is a character.
 
     Args:
         rows (`list[dict]`): with `prompt`, `pmc_id` and `original_completion`.
@@ -102,16 +85,21 @@ def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) ->
     """
     new, next_id = [], max(row["pmc_id"] for row in rows) + 1
     for row in rows:
-        pieces = row["original_completion"].split()
-        for count in range(1, min(words, len(pieces) - 1) + 1):
-            given, rest = " ".join(pieces[:count]), " ".join(pieces[count:])
-            if isinstance(row["prompt"], str):
-                prompt = row["prompt"] + answer_start + given
-            else:
-                prompt = [*row["prompt"], {"role": "assistant", "content": given}]
-            new.append({**row, "prompt": prompt, "pmc_id": next_id, "original_completion": rest})
+        for count in range(1, words + 1):
+            given, rest = split_after(row["original_completion"], count)
+            if not unicode_words(rest):  # nothing, or only a sign, that no reward could compare
+                break
+            begun = begin_answer(row, given, answer_start)
+            new.append({**begun, "pmc_id": next_id, "original_completion": rest})
             next_id += 1
     return rows + new
+
+
+def begin_answer(row: dict[str, Any], words: str, answer_start: str) -> dict[str, Any]:
+    """A row whose prompt goes on with the first words of an answer; `answer_start` as in [`prefilled_rows`]."""
+    if isinstance(row["prompt"], str):
+        return {**row, "prompt": row["prompt"] + answer_start + words}
+    return {**row, "prompt": [*row["prompt"], {"role": "assistant", "content": words}]}
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
@@ -136,10 +124,10 @@ def answer_start(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str
     return "" if is_chat(args, tokenizer) else args.completion_template.format(answer="\0").split("\0")[0]
 
 
-def encode_answers(
+def encode_rows(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase, questions: list[str], answers: list[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """Prompt ids and answer ids of each row as TRL's SFT preparation makes them, up to and with the end token."""
+    """Ids of each prompt as it is sampled from, and of prompt and answer as TRL's SFT preparation has them."""
     if not questions:
         return []
     rows = [format_prompt(args, tokenizer, question) for question in questions]
@@ -155,58 +143,32 @@ def encode_answers(
         completions = [text if text.endswith(eos) else text + eos for text in completions]
         texts = [row["prompt"] + completion for row, completion in zip(rows, completions, strict=True)]
         ids = tokenizer(texts)["input_ids"]
-    return [_split_answer(*pair, tokenizer.eos_token_id) for pair in zip(prompt_ids, ids, strict=True)]
+    return list(zip(prompt_ids, ids, strict=True))
 
 
-def _split_answer(prompt_ids: list[int], ids: list[int], end_id: int) -> tuple[list[int], list[int]]:
-    # a tokenizer may join the end of the prompt with the beginning of the answer: such a token is answer
-    shared = len(os.path.commonprefix([prompt_ids, ids]))
-    # some chat templates put a line break behind the end token, which is no part of the answer
-    behind_end = ids[::-1].index(end_id) if end_id in ids[shared:] else 0
-    return ids[:shared], ids[shared : len(ids) - behind_end]
-
-
-def answer_questions(
-    args: PMCArguments,
-    model: PreTrainedModel,
+def encode_answers(
+    args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[str],
-    training_args: PMCConfig,
-    progress: str,
-) -> list[tuple[str, bool]]:
-    """The model's greedy answer to each question, under the run's templates and precision, and whether it ended."""
-    end_ids = end_token_ids(model, tokenizer.eos_token_id)
-    prompt_ids = [encode_prompt(tokenizer, format_prompt(args, tokenizer, question)) for question in questions]
-    completions = generate_together(model, prompt_ids, training_args, end_ids, progress=progress)
-    return [(decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions]
-
-
-def answer_retain_rows(
-    args: PMCArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict],
-    training_args: PMCConfig,
-) -> list[dict]:
+    answers: list[str],
+    end_ids: list[int],
+) -> list[tuple[list[int], list[int]]]:
     """
-    Rows with, for those without an answer, the model's own greedy one before unlearning: what it says is to be kept.
+    Prompt ids and answer ids of each row, as [`encode_rows`] has them, end token included.
 
-    Answers that are empty or cut at the limit would teach the model to say nothing or to stop anywhere: left out.
+    Args:
+        end_ids (`list[int]`): every id that ends an answer. In a chat the first one does, as in sampling: what the
+            template writes behind it is no part of the answer.
     """
-    column = args.answer_column or "answer"
-    missing = [i for i, row in enumerate(rows) if row.get(column) is None]
-    if not missing:
-        return rows
-    questions = [rows[i][args.question_column] for i in missing]
-    own = answer_questions(args, model, tokenizer, questions, training_args, "answers of retain rows that have none")
-    answers = {i: text if ended else None for i, (text, ended) in zip(missing, own, strict=True)}
-    answered = [
-        {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
-    ]
-    PartialState().print(
-        f"{len(missing)} retain rows had no answer and got the model's own; "
-        f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
-    )
-    if not answered:
-        raise RecipeError(["no retain row is left; raise max_completion_length or give answers"])
-    return answered
+    encoded = []
+    for prompt_ids, ids in encode_rows(args, tokenizer, questions, answers):
+        # an answer of a strange kind may be joined with the end of the prompt, or be changed by the chat template
+        shared = len(os.path.commonprefix([prompt_ids, ids]))
+        end = end_of_answer(ids, shared, end_ids) if is_chat(args, tokenizer) else len(ids)
+        encoded.append((ids[:shared], ids[shared:end]))
+    return encoded
+
+
+def end_of_answer(ids: list[int], start: int, end_ids: list[int]) -> int:
+    """Where the answer that begins at `start` stops, behind its end token; the length where it has none."""
+    return next((i + 1 for i in range(start, len(ids)) if ids[i] in end_ids), len(ids))

@@ -3,10 +3,11 @@
 import string
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -16,6 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig
 
 from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
+from pmc_rl.output import read_record
 from pmc_rl.values import (
     RecipeError,
     construct,
@@ -51,10 +53,14 @@ REFUSED = {
         "code from a model's repository is never run": "trust_remote_code",
         "only needed where weights are sharded": "bnb_4bit_quant_storage",
         "mixtures of experts are not supported": "router_aux_loss_coef",
+        "the model is a causal language model": "lora_task_type",
         "all rows are read, by the main process": "dataloader_drop_last dataloader_num_workers",
     }.items()
     for name in names.split()
 }
+
+# Values that are for certain rewards, in their order: of the recipe's they say nothing about others.
+OF_REWARDS = {"reward_weights": ("reward_funcs",), "max_reward": ("reward_funcs", "reward_weights")}
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (holds, expected)
@@ -154,10 +160,14 @@ class StrictReader:
             raise RecipeError([f"command line: the path of a recipe must come first, such as {example}"])
         self.path = argv[0]
         self.classes = classes
+        # of the recipe of a run: what it leaves out, since it may be published
+        self.paths = (read_record(Path(self.path).parent) or {"paths": {}})["paths"]
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+        self.hints["lora_target_modules"] |= str  # all-linear, or a pattern
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
+        self.replaced: dict[str, Any] = {}  # what the recipe says where the command line has another word
         self.broken: set[str] = set()
         self.errors: list[str] = []
         self.read_overrides(argv[1:])
@@ -211,8 +221,16 @@ class StrictReader:
                 self.errors.append(f"{origin}: {name!r} is given twice (first at line {first_lines[name]})")
             else:
                 first_lines[name] = line
-                if name not in self.origins:  # else the command line replaces it
-                    self.take(name, origin, lambda node=value_node: [construct(node)])
+                if name not in self.origins:
+                    self.take(name, origin, lambda name=name, node=value_node: [self.as_given(name, construct(node))])
+                else:
+                    with suppress(ValueError, RecursionError):  # an override mends a broken value
+                        self.replaced[name] = self.as_given(name, construct(value_node))
+
+    def as_given(self, name: str, value: Any) -> Any:
+        """A value that a run has published, as the run was given it."""
+        shown, given = self.paths.get(name, (value, value))
+        return given if value == shown else value
 
     def take(self, name: str, origin: str, read: Callable[[], list]) -> None:
         """Keeps the first reading that fits the field's type; where nothing fits, the default stays."""
@@ -245,6 +263,11 @@ class StrictReader:
 
     def get(self, name: str) -> Any:
         return self.values[name] if name in self.values else default(self.keys[name])
+
+    def replaces(self, name: str) -> bool:
+        """Whether the command line gives another value than the recipe, or than the default of one that is silent."""
+        before = self.replaced.get(name, default(self.keys[name]))
+        return self.origins.get(name) == "command line" and self.values.get(name, before) != before
 
     def check_run(self) -> None:
         if self.get("num_train_epochs") <= 0 and self.get("max_steps") <= 0:
@@ -280,7 +303,7 @@ class StrictReader:
             if not self.get(name):
                 self.complain("missing; give it in the recipe or on the command line", name)
 
-    def check_source(self, config: str, file: str, required: bool = True) -> None:
+    def check_source(self, config: str, file: str, split: str, required: bool = True) -> None:
         given = [name for name in (config, file) if self.get(name)]
         if len(given) == 2:
             self.complain(f"given together with {config}; keep one of them", file, config)
@@ -288,15 +311,23 @@ class StrictReader:
             self.complain(f"missing; give {config} (with dataset_name) or {file}", config, file)
         elif config in given and not self.get("dataset_name"):
             self.complain("needs dataset_name", config, "dataset_name")
+        elif given == [file] and self.get(split) != "train":
+            self.complain(f"a file has no splits; remove it, or give {config}", split, file)
 
     def check_unlearning(self) -> None:
-        self.check_source("forget_config", "forget_file")
-        self.check_source("retain_config", "retain_file", required=self.get("retain_weight") > 0)
+        self.check_source("forget_config", "forget_file", "forget_split")
+        self.check_source("retain_config", "retain_file", "retain_split", required=self.get("retain_weight") > 0)
         funcs, weights = self.get("reward_funcs"), self.get("reward_weights")
         if not funcs:
             self.complain("needs at least one reward", "reward_funcs")
         for name in dict.fromkeys(name for name in funcs if funcs.count(name) > 1):
             self.complain(f"{name!r} is given twice", "reward_funcs")
+        for key, belongs in OF_REWARDS.items():
+            inherited = self.get(key) is not None and self.origins[key] != "command line"
+            if inherited and any(self.replaces(name) for name in belongs):
+                problem = f"{show(self.get(key))} is for the recipe's {' and '.join(belongs)}"
+                self.complain(f"{problem}; beside others give {key} too, or null", key)
+                self.broken.add(key)
         if weights is not None and len(weights) != len(funcs):
             self.complain(f"{len(weights)} weights for {len(funcs)} rewards", "reward_weights", "reward_funcs")
         if self.get("log_completions") and self.get("report_to") not in ("none", ["none"]):
@@ -304,7 +335,7 @@ class StrictReader:
                 "the table shows what is to be forgotten, and services record the console", "log_completions"
             )
         for key in ("reward_kwargs", "reward_floors"):
-            if "command line" == self.origins.get("reward_funcs") != self.origins.get(key):
+            if key in self.values and self.replaces("reward_funcs") and self.origins[key] != "command line":
                 # other rewards were asked for than those of the recipe: what it says of these goes with them
                 self.values[key] = {name: value for name, value in self.get(key).items() if name in funcs}
             for name in self.get(key):
@@ -325,11 +356,13 @@ class StrictReader:
             for name in ("adaptive_generations", "max_reward"):
                 if self.get(name):
                     self.complain("needs selection: best, which remembers answers", name, "selection")
+        if min(self.get("reward_weights") or [0]) < 0 and self.get("max_reward") is not None:
+            self.complain("with a negative weight nothing is ever solved", "max_reward", "reward_weights")
         if self.get("normalize_rewards") and self.get("max_reward") is not None:
             self.complain("normalized rewards have no maximum, so nothing is ever solved", "max_reward")
 
     def check_finetuning(self) -> None:
-        self.check_source("train_configs", "train_file")
+        self.check_source("train_configs", "train_file", "train_split")
         for name in ("save_strategy", "resume_from_checkpoint"):
             if self.get(name) not in ("no", None):
                 self.complain("only unlearning has checkpoints", name)

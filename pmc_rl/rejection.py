@@ -72,7 +72,7 @@ class RejectionSampler:
         self.end_ids = end_ids
         self.log_metric = log_metric
         self.comparable = is_stationary(reward_funcs) and not args.normalize_rewards
-        self.max_reward = maximal_reward(reward_funcs, args.max_reward) if self.comparable else None
+        self.max_reward = None if args.normalize_rewards else maximal_reward(reward_funcs, args.max_reward)
         self.pool: dict[int, list[BestAnswer]] = {}
         self.stuck: dict[int, int] = {}  # visits since a question's best answer last became better
         self.num_samples = 0

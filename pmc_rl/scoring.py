@@ -5,12 +5,17 @@ import importlib
 import inspect
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trl.import_utils import is_math_verify_available
 
 from pmc_rl.reward_model import RewardModel
 from pmc_rl.values import RecipeError, closest, one_line
@@ -52,10 +57,16 @@ def load_reward_functions(
     Finds rewards by name, binds their keywords and collects every mistake.
 
     A name is a folder or has a slash: a sequence-classification model, as in TRL, see [`RewardModel`]; or it is the
-    dotted name of a function, which gets its keywords at every call, or of a class, which is built once with them: the
-    instance is the reward. A parameter called `max_completion_length` is filled with the recipe's value where the
-    recipe's `reward_kwargs` is silent, and `original_log_likelihood` of a class with the function given here. The
-    working directory is appended to `sys.path`, so `my_file.my_reward` is found.
+    dotted name of a function, which gets its keywords at every call, or of what makes a reward, which is called once
+    with them: a class, whose instance is the reward, or a function that takes neither `**kwargs` nor anything rewards
+    are called with, such as TRL's `get_repetition_penalty_reward`. A parameter called `max_completion_length` is
+    filled with the recipe's value where the recipe's `reward_kwargs` is silent, and `original_log_likelihood` of what
+    makes a reward with the function given here. The working directory is appended to `sys.path`, so
+    `my_file.my_reward` is found.
+
+    Returns:
+        `list[RewardFunction]`: in the order of `names`; each is called by the last part of its name, with the parts
+        before it where two have the same last part.
 
     Raises:
         RecipeError: one line for each name that is not there and each keyword that does not fit.
@@ -68,8 +79,11 @@ def load_reward_functions(
     rewards, errors = [], []
     given = {"max_completion_length": max_completion_length, "original_log_likelihood": original_log_likelihood}
     passed = {*CONTRACT, *(reward_columns or [])}
-    for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
+    weights = weights or [1.0] * len(names)
+    for name, label, weight in zip(names, _short_names(names), weights, strict=True):
         try:
+            if any(reward.name == label for reward in rewards):
+                raise RecipeError([f"reward_funcs: {name!r} is given twice"])  # another spelling of the same path
             own = dict(kwargs.get(name, {}))
             if _names_model(name):
                 reward = _load_model(name, own, weight)
@@ -78,7 +92,7 @@ def load_reward_functions(
         except RecipeError as error:
             errors += error.errors
         else:
-            rewards.append(replace(reward, floor=(floors or {}).get(name)))
+            rewards.append(replace(reward, name=label, floor=(floors or {}).get(name)))
     if errors:
         raise RecipeError(errors)
     return rewards
@@ -88,75 +102,96 @@ def _names_model(name: str) -> bool:
     return "/" in name or os.sep in name or os.path.isdir(name)
 
 
+def _short_names(names: list[str]) -> list[str]:
+    """The last part of each name, with as many parts before it as tell it from the others."""
+    split = [("/", Path(name).parts or (name,)) if _names_model(name) else (".", name.split(".")) for name in names]
+    tails = [[joint.join(parts[i:]) for i in range(len(parts))] for joint, parts in split]
+    while clashing := [own for own in tails if len(own) > 1 and sum(own[-1] == other[-1] for other in tails) > 1]:
+        for own in clashing:
+            own.pop()
+    return [own[-1] for own in tails]
+
+
 def _load_model(name: str, kwargs: dict, weight: float) -> RewardFunction:
     if kwargs:
         raise RecipeError([f"reward_kwargs: {name} is a model and has no keywords"])
-    return RewardFunction(os.path.basename(name.rstrip("/")), RewardModel(name), weight, None, True)
+    return RewardFunction(name, RewardModel(name), weight, None, True)
 
 
 def _load_one(name: str, kwargs: dict, weight: float, given: dict[str, Any], passed: set[str]) -> RewardFunction:
     target = _import_reward(name)
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError as error:
-        raise RecipeError([f"reward_funcs: {name} cannot be used: {one_line(error)}"]) from error
+    parameters = _parameters(name, target)
+    # what cannot be called as a reward, and asks for nothing that a reward is called with, makes one
+    makes_reward = inspect.isclass(target) or not _takes_any(parameters) and passed.isdisjoint(parameters)
     if "max_completion_length" in parameters:
         kwargs.setdefault("max_completion_length", given["max_completion_length"])
-    asks_original = inspect.isclass(target) and "original_log_likelihood" in parameters
+    asks_original = makes_reward and "original_log_likelihood" in parameters
     if asks_original:
         kwargs.setdefault("original_log_likelihood", given["original_log_likelihood"])
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = [key for key in kwargs if key not in parameters]
     # a function's own **kwargs swallows the columns of the data, so a keyword it does not name would be ignored
+    unknown = [key for key in kwargs if key not in parameters]
     if unknown:
         named = [key for key, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
         raise RecipeError([f"reward_kwargs: {name} has no keyword {unknown[0]!r}; it takes {', '.join(named)}"])
-    if inspect.isclass(target):
-        try:
-            func = target(**kwargs)
-        except Exception as error:  # it is the user's code
-            raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {one_line(error)}"]) from error
-        if not callable(func):
-            raise RecipeError([f"reward_funcs: {name} has no __call__, so its instance is no reward"])
-    else:
-        if not takes_any:
-            raise RecipeError(
-                [
-                    f"reward_funcs: {name}{inspect.signature(target)} does not take **kwargs; rewards are called with "
-                    "prompts, completions, completion_ids, every data column and more, so add **kwargs"
-                ]
-            )
-        func = _bind(target, kwargs) if kwargs else target
-    carrier = func if inspect.isclass(target) else target
-    bound = set() if inspect.isclass(target) else set(kwargs)
-    for key, parameter in inspect.signature(carrier).parameters.items():
+    func = _make(name, target, kwargs) if makes_reward else target
+    parameters = _parameters(name, func)
+    if not _takes_any(parameters):
+        raise RecipeError(
+            [
+                f"reward_funcs: {name}{inspect.signature(func)} does not take **kwargs; rewards are called with "
+                "prompts, completions, completion_ids, every data column and more, so add **kwargs"
+            ]
+        )
+    bound = {} if makes_reward else kwargs
+    for key in passed & bound.keys():
+        raise RecipeError([f"reward_kwargs: {name}: {key!r} comes with the samples, so it cannot be given"])
+    for key, parameter in parameters.items():
         named = parameter.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        if named and parameter.default is inspect.Parameter.empty and key not in passed | bound:
+        if named and parameter.default is inspect.Parameter.empty and key not in {*passed, *bound}:
             raise RecipeError(
                 [f"reward_funcs: {name} needs {key!r}: name the column in reward_columns, or give it in reward_kwargs"]
             )
     return RewardFunction(
-        name=name.rpartition(".")[2],
-        func=func,
+        name=name,
+        func=partial(func, **bound) if bound else func,
         weight=weight,
-        max_reward=getattr(carrier, "max_reward", None),
-        stationary=getattr(carrier, "stationary", True),
+        max_reward=getattr(func, "max_reward", None),
+        stationary=getattr(func, "stationary", True),
         asks_original=asks_original,
     )
 
 
-def _bind(func: Callable, kwargs: dict) -> Callable:
-    if inspect.iscoroutinefunction(func):
+def _parameters(name: str, func: Callable) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(func).parameters)
+    except ValueError as error:
+        raise RecipeError([f"reward_funcs: {name} cannot be used: {one_line(error)}"]) from error
 
-        async def bound(**columns):
-            return await func(**columns, **kwargs)
 
+def _takes_any(parameters: dict[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _make(name: str, target: Callable, kwargs: dict) -> Callable:
+    """The instance of a class, or what a function makes."""
+    try:
+        func = target(**kwargs)
+    except Exception as error:  # it is the user's code
+        problem = f"cannot be built with {kwargs}: {one_line(error)}"
+        if inspect.isclass(target):
+            raise RecipeError([f"reward_kwargs: {name} {problem}"]) from error
     else:
-
-        def bound(**columns):
-            return func(**columns, **kwargs)
-
-    return bound
+        if callable(func):
+            return func
+        problem = f"it is a {type(func).__name__}"
+        if inspect.isclass(target):
+            raise RecipeError([f"reward_funcs: {name} has no __call__, so its instance is no reward"])
+    raise RecipeError(
+        [
+            f"reward_funcs: {name}{inspect.signature(target)} takes neither **kwargs nor any of "
+            f"{', '.join(CONTRACT[:3])}, so what it returns should be the reward, but {problem}"
+        ]
+    )
 
 
 def _import_reward(name: str) -> Callable:
@@ -189,6 +224,9 @@ def _import_reward(name: str) -> Callable:
         raise RecipeError([f"reward_funcs: {module_name} has no function or class {attribute!r}; {hint}"]) from None
     if not callable(target):
         raise RecipeError([f"reward_funcs: {name} is a {type(target).__name__}, not a function or class"])
+    # TRL's would tell at their first call, which is after the model's answers
+    if inspect.getmodule(target) is sys.modules.get("trl.rewards.accuracy_rewards") and not is_math_verify_available():
+        raise RecipeError([f"reward_funcs: {name} needs math-verify: pip install 'math-verify[antlr4_13_2]'"])
     return target
 
 
@@ -206,8 +244,17 @@ def maximal_reward(rewards: list[RewardFunction], given: float | None) -> float 
 
     None, so nothing is ever solved, where a reward declares no maximum, may change its mind, or has a weight below 0
     (its maximum would be another number than `max_reward`).
+
+    Raises:
+        RecipeError: the recipe gives a maximum where nothing is ever solved.
     """
     if not is_stationary(rewards):
+        if given is not None:
+            names = ", ".join(reward.name for reward in rewards if not is_stationary([reward]))
+            problem = (
+                f"{names} may give a text another score later, or has a negative weight, so nothing is ever solved"
+            )
+            raise RecipeError([f"max_reward: {problem}; remove max_reward"])
         return None
     if given is not None:
         return given
@@ -241,18 +288,19 @@ def score_completions(
     """
     arguments = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
 
-    async def call(reward: RewardFunction) -> list:
-        try:
-            output = reward.func(**arguments)
-            return await output if inspect.isawaitable(output) else output
-        except Exception as error:
-            error.add_note(f"raised by the reward function {reward.name!r}")
-            raise
+    outputs: list = []
+    for reward in rewards:
+        with _named_in_errors(reward):
+            outputs.append(reward.func(**arguments))
+    awaitables = {i: output for i, output in enumerate(outputs) if inspect.isawaitable(output)}
 
-    async def call_all() -> list[list]:
-        return await asyncio.gather(*(call(reward) for reward in rewards))
+    async def finish(i: int) -> list:
+        with _named_in_errors(rewards[i]):
+            return await awaitables[i]
 
-    outputs = asyncio.run(call_all())
+    if awaitables:
+        for i, output in zip(awaitables, _run_together([finish(i) for i in awaitables]), strict=True):
+            outputs[i] = output
     for reward, output in zip(rewards, outputs, strict=True):
         if len(output) != len(completions):
             raise ValueError(
@@ -260,6 +308,41 @@ def score_completions(
                 "completions; it must return one a completion"
             )
     return np.array([[np.nan if value is None else value for value in output] for output in outputs], dtype=float).T
+
+
+@contextmanager
+def _named_in_errors(reward: RewardFunction) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised by the reward function {reward.name!r}")
+        raise
+
+
+def _run_together(coroutines: list[Coroutine]) -> list[Any]:
+    """Their results. In a thread of its own, since the caller may run in an event loop itself, as in a notebook."""
+
+    async def gather() -> list[Any]:
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # of what goes on beside one that failed
+            for task in tasks:
+                task.cancel()
+
+    future = asyncio.run_coroutine_threadsafe(gather(), _event_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One for the whole run: an asynchronous client belongs to the loop on which it was first used."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def weighted_sum(rewards_per_func: np.ndarray, rewards: list[RewardFunction]) -> np.ndarray:

@@ -98,16 +98,20 @@ def share_samples(stuck: list[int], num_generations: int, budget: int) -> list[i
 
     A new or improving question gets an eighth of `num_generations`, and an eighth more with each visit without a
     better answer, up to four times `num_generations`: what is learned from the others makes many questions easy in
-    the meantime. Where the sum is above the budget, all are cut by the same factor.
+    the meantime. Where the sum is above the budget, all are cut by the same factor, but none below one sample.
 
     Args:
         stuck (`list[int]`): visits of each question since its answer last became better; 0 for a new one.
         num_generations (`int`): what each question would get if all got the same.
-        budget (`int`): the largest sum of samples; at least one a question is given all the same.
+        budget (`int`): the largest sum of samples, unless there are more questions.
     """
     wanted = [max(1.0, num_generations * min(4.0, (1 + visits) / 8)) for visits in stuck]
     factor = min(1.0, budget / sum(wanted))
-    return [max(1, int(count * factor)) for count in wanted]
+    while sum(shares := [max(1, int(count * factor)) for count in wanted]) > max(budget, len(wanted)):
+        # the least one of a question is taken from those that get more
+        others = [count for count in wanted if count * factor >= 1]
+        factor = (budget - (len(wanted) - len(others))) / sum(others)
+    return shares
 
 
 @dataclass

@@ -25,8 +25,9 @@ from trl import SFTTrainer
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
+from pmc_rl.gradients import GradientCheck
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
-from pmc_rl.prompts import encode_prompt, prefilled_rows
+from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.snapshots import SnapshotCallback
@@ -60,15 +61,14 @@ class PMCTrainer(SFTTrainer):
         model ([`~transformers.PreTrainedModel`]): the model that is to forget; it is trained in place.
         reward_funcs (`list[RewardFunction]`): as [`~pmc_rl.scoring.load_reward_functions`] makes them.
         args ([`~pmc_rl.config.PMCConfig`]): the settings.
-        train_dataset ([`~datasets.Dataset`]): forget prompts: `prompt`, `pmc_id` (unique), and any columns the rewards
-            want. Without an `original_completion` column the model's greedy answers are made before the first step.
+        train_dataset ([`~datasets.Dataset`]): forget prompts: `prompt`, `pmc_id` (unique), `original_completion`, as
+            [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want.
         retain_dataset ([`~datasets.Dataset`], *optional*): rows with `prompt` and `completion`; may be missing if
             `retain_weight` is 0 (total collapse).
         processing_class: the tokenizer.
         peft_config: trains an adapter instead of the weights.
         original_log_likelihood ([`~pmc_rl.likelihood.OriginalLogLikelihood`], *optional*): what rewards were built
             with that ask for it; it is told here which model to remember.
-        answer_start (`str`): what stands between a text prompt and its answer; for `prefill_words`.
         record (`dict`, *optional*): stands in every checkpoint: what a resumed run must share, see
             [`~pmc_rl.checkpoints.check_resume`].
     """
@@ -87,7 +87,6 @@ class PMCTrainer(SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config=None,
         original_log_likelihood: OriginalLogLikelihood | None = None,
-        answer_start: str = " ",
         record: dict | None = None,
     ):
         if retain_dataset is None and args.retain_weight > 0:
@@ -103,6 +102,7 @@ class PMCTrainer(SFTTrainer):
             train_dataset=retain_dataset or Dataset.from_dict({"input_ids": [end_token], "labels": [end_token]}),
             processing_class=processing_class,
             peft_config=peft_config,
+            callbacks=[GradientCheck()],
         )
         if isinstance(self.model, PeftModel):
             # TRL makes those of a quantized base bfloat16: too coarse for updates, and float32 in a checkpoint
@@ -110,10 +110,9 @@ class PMCTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
-        self.end_ids = end_token_ids(model, processing_class.eos_token_id)
+        self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
         self.original_log_likelihood = original_log_likelihood
-        self.answer_start = answer_start
         if args.log_kl or any(reward.asks_original for reward in reward_funcs):
             original_log_likelihood.remember(self.model, processing_class)
         self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)
@@ -132,7 +131,6 @@ class PMCTrainer(SFTTrainer):
         self.seconds_before = 0.0
         self.training_started = 0.0
         self.warned_of_clipping = False
-        self.original_completions: list[str] = []  # a control has none
         self.record = record
         self.checkpoints = CheckpointCallback(self._checkpoint_state)
         self.add_callback(self.checkpoints)
@@ -140,23 +138,25 @@ class PMCTrainer(SFTTrainer):
             self.add_callback(SnapshotCallback(args.snapshot_steps, self.training_seconds))
 
     def train(self, resume_from_checkpoint: str | None = None):
-        """Makes the original answers if the data has none, checks them and the rewards on them, then trains."""
-        state = read_state(Path(resume_from_checkpoint)) if resume_from_checkpoint else None
+        """
+        Checks the rewards on the original answers, then trains. Called again it makes the steps once more, from the
+        weights, the optimizer and the best answers it has by then.
+        """
         if "original_completion" not in self.train_dataset.column_names:
-            texts = state["original_completions"] if state else self._original_completions()
-            self.train_dataset = self.train_dataset.add_column("original_completion", texts)
-        self.original_completions = self.train_dataset["original_completion"][:]
-        if self.args.prefill_words:
-            rows = prefilled_rows(list(self.train_dataset), self.args.prefill_words, self.answer_start)
-            self.train_dataset = Dataset.from_list(rows)
-            self.prompt_ids |= {row["pmc_id"]: encode_prompt(self.processing_class, row) for row in rows}
-        # a reward that cannot score these answers, or breaks the contract, stops the run here
+            raise ValueError("train_dataset has no original_completion; see pmc_rl.original.with_original_answers")
+        # a reward that cannot score these answers, or breaks its contract, stops the run here
         rows = list(self.train_dataset)
         texts = [row["original_completion"] for row in rows]
         ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self.sampler.score(rows, [[own] for own in ids], self.state)
+        try:
+            self.sampler.score(rows, [[own] for own in ids], self.state)
+        except ValueError as error:
+            why = " ".join([*str(error).split(), *(f"({note})" for note in getattr(error, "__notes__", []))])
+            raise RecipeError([f"the original answers cannot be scored: {why}"]) from error
         self.step_metrics.clear()
-        if state:
+        self.seconds_before = 0.0
+        if resume_from_checkpoint:
+            state = read_state(Path(resume_from_checkpoint))
             self.sampler.load_state(state["sampler"])
             self.step_metrics.update(state["step_metrics"])
             self.seconds_before = state["seconds"]
@@ -171,7 +171,9 @@ class PMCTrainer(SFTTrainer):
         self._end_update()
         return {
             "record": self.record,
-            "original_completions": self.original_completions,
+            "original_completions": [
+                row.get("original_completion") for row in self.train_dataset
+            ],  # a control has none
             "sampler": self.sampler.state(),
             "step_metrics": self.step_metrics,  # of the steps since the last log
             "seconds": self.training_seconds(),
@@ -180,26 +182,9 @@ class PMCTrainer(SFTTrainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """None with each checkpoint: the audit writes the card."""
 
-    def _original_completions(self) -> list[str]:
-        """The model's greedy answers before any step: what the rewards compare with. Never the ground truth."""
-        ids = self._generate([self.prompt_ids[i] for i in self.train_dataset["pmc_id"]], progress="original answers")
-        clipped = sum(row[-1] not in self.end_ids for row in ids)
-        if clipped > len(ids) / 2 and not self.args.allow_unfinished:
-            raise RecipeError(
-                [
-                    f"{clipped} of {len(ids)} original answers hit max_completion_length = "
-                    f"{self.args.max_completion_length}: the limit is too small, the prompt template or the end token "
-                    "is not the one the model was trained with, or the model does not end its answers "
-                    "(--allow_unfinished true goes on all the same)"
-                ]
-            )
-        return [decode_completion(self.processing_class, row) for row in ids]
-
-    def _generate(
-        self, prompt_ids: list[list[int]], sampling: Sampling | None = None, progress: str | None = None
-    ) -> list[list[int]]:
+    def _generate(self, prompt_ids: list[list[int]], sampling: Sampling | None = None) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model)
-        return generate_together(model, prompt_ids, self.args, self.end_ids, sampling, progress)
+        return generate_together(model, prompt_ids, self.args, self.end_ids, sampling)
 
     def get_train_dataloader(self) -> DataLoader:
         """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down.
@@ -220,6 +205,8 @@ class PMCTrainer(SFTTrainer):
 
         Every process selects for the whole window and trains on its own rows of it.
         """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # gone on from the checkpoint of the last step, the Trainer would make one more
         self._end_update()
         micro_batches = list(islice(epoch_iterator, num_batches))
         rows = [row for batch in micro_batches for row in batch]
@@ -270,7 +257,7 @@ class PMCTrainer(SFTTrainer):
 
     def _log_kl(self, rows: list[dict[str, Any]]) -> None:
         """KL divergence to the model before, a token: mean log p_now - log p_before of a plain sample a question."""
-        seeds = sample_seeds(self.args.seed, self.state.global_step, [row["pmc_id"] for row in rows], 1)
+        seeds = sample_seeds(self.args.seed, f"kl {self.state.global_step}", [row["pmc_id"] for row in rows], 1)
         prompts = [self.prompt_ids[row["pmc_id"]] for row in rows]
         samples = self._generate(prompts, Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds))
         before = self.original_log_likelihood([row["prompt"] for row in rows], samples)
@@ -321,7 +308,8 @@ class PMCTrainer(SFTTrainer):
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
             self._warn_of_clipping(logs)
-            if self.args.log_completions and self.is_world_process_zero():
+            # a control samples nothing that could be shown
+            if self.args.log_completions and self.window_table and self.is_world_process_zero():
                 self._print_window(logs)
         super().log(logs, start_time)
 

@@ -26,11 +26,7 @@ class RecipeError(ValueError):
 
 def read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        for event in yaml.parse(text, yaml.BaseLoader):
-            if isinstance(event, yaml.AliasEvent):  # could make a value endless
-                raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
-        root = yaml.compose(text, yaml.BaseLoader)  # nodes with line numbers; constructs nothing
+        root = _compose(Path(path).read_text(encoding="utf-8-sig"))
         if isinstance(root, yaml.MappingNode):
             return root.value
         problem = f": {'empty' if root is None else 'not a mapping'}; write a recipe as lines of key: value"
@@ -45,6 +41,14 @@ def read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         problem = f": cannot be read: {error}"
     raise RecipeError([path + one_line(problem)])
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Nodes with line numbers; constructs nothing."""
+    for event in yaml.parse(text, yaml.BaseLoader):
+        if isinstance(event, yaml.AliasEvent):  # could make a value endless
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
+    return yaml.compose(text, yaml.BaseLoader)
 
 
 def construct(node: yaml.Node) -> Any:
@@ -69,7 +73,7 @@ def make_dict(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def read_scalar(text: str) -> Any:
-    """As in YAML 1.2, or JSON. In PyYAML's 1.1, 1e-5 is a str, no a bool, 010 is 8 and 1:30 is 90."""
+    """As in YAML 1.2. In PyYAML's 1.1, 1e-5 is a str, no a bool, 010 is 8 and 1:30 is 90."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
@@ -78,10 +82,18 @@ def read_scalar(text: str) -> Any:
         return int(text)
     if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
         return float(text)
+    return text
+
+
+def _read_collection(text: str) -> Any:
+    """A list or mapping as JSON, or as recipes write it, in YAML; a text that is neither stays a text."""
     try:
-        return json.loads(text, object_pairs_hook=make_dict) if text.startswith(("{", "[")) else text
+        return json.loads(text, object_pairs_hook=make_dict)
     except json.JSONDecodeError:
-        return text
+        try:
+            return construct(_compose(text))
+        except yaml.YAMLError:
+            return text
 
 
 def read_words(words: list[str], hint: Any) -> list[Any]:
@@ -90,10 +102,15 @@ def read_words(words: list[str], hint: Any) -> list[Any]:
         if mismatch(True, hint):
             raise ValueError("needs a value")
         return [True]
+    kinds = {get_origin(arm) or arm for arm in arms(hint)}
+    opening = tuple(bracket for bracket, kind in (("[", list), ("{", dict)) if kind in kinds)
+    if len(words) == 1 and words[0].lstrip().startswith(opening):
+        value = _read_collection(words[0])
+        if not isinstance(value, str):
+            return [value, words[0]]
     values = [read_scalar(word) for word in words]
     alone = [values[0], words[0]] if len(words) == 1 else []
-    takes_list = any(get_origin(arm) is list for arm in arms(hint))
-    return alone + [values, words] if takes_list or not alone else alone
+    return alone + [values, words] if list in kinds or not alone else alone
 
 
 def arms(hint: Any) -> list[Any]:

@@ -2,9 +2,9 @@
 
 from string import punctuation
 
-from rewards.text import completion_text, words
+from rewards.text import completion_text
 
-_ENDS = punctuation + "…“”„‘’«»¿¡。！？、， "
+_ENDS = punctuation + "…“”„‘’«»¿¡。！？、，．；：「」『』《》（）؟،؛۔।॥։። "
 
 
 def duplicate_penalty(
@@ -49,7 +49,7 @@ def duplicate_penalty(
     ```
     """
     questions = [str(prompt) for prompt in prompts] if pmc_id is None else pmc_id
-    texts = [" ".join(words(completion_text(completion).casefold())).strip(_ENDS) for completion in completions]
+    texts = [" ".join(completion_text(completion).casefold().split()).strip(_ENDS) for completion in completions]
     askers: dict[str, set] = {}
     for question, text in zip(questions, texts, strict=True):
         askers.setdefault(text, set()).add(question)

@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.text import completion_text, unicode_words
+from rewards.text import completion_text, folded_words, unicode_words
 
 # Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
 _SENTENCE_END = re.compile(
@@ -28,10 +28,6 @@ def key_content(text: str) -> set[str]:
             if is_name or any(char.isdigit() for char in word):
                 found.add(folded)
     return found
-
-
-def _folded_words(text: str) -> set[str]:
-    return {word.casefold() for word in unicode_words(text)}
 
 
 def _question(prompt: str | list[dict[str, str]]) -> str:
@@ -86,8 +82,8 @@ def key_content_penalty(
     """
     penalties = []
     for prompt, completion, original in zip(prompts, completions, original_completion, strict=True):
-        keys = key_content(completion_text(original)) - _folded_words(_question(prompt))
-        repeated = keys & _folded_words(completion_text(completion))
+        keys = key_content(completion_text(original)) - set(folded_words(_question(prompt)))
+        repeated = keys.intersection(folded_words(completion_text(completion)))
         penalties.append(-len(repeated) / max(1, len(keys)))
     return penalties
 

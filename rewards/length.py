@@ -13,8 +13,9 @@ def min_length_penalty(
     r = \min\left(0,\; \frac{w - \text{min\_words}}{\text{min\_words}}\right)
     $$
 
-    where $w$ is the number of words of the completion, split at whitespace. The shortfall is linear: each missing word
-    costs the same and an empty completion costs as much as a full match of [`rewards.rouge.rouge_dissimilarity`].
+    where $w$ is the number of words of the completion, split at whitespace; in scripts written without spaces each
+    character is one ([`rewards.text.words`]). The shortfall is linear: each missing word costs the same and an empty
+    completion costs as much as a full match of [`rewards.rouge.rouge_dissimilarity`].
 
     Source: this project; it takes the place of `min_len` of the paper's code, which charges an empty answer less than
     a match (see [`rewards.rouge.paper_reward`]).
@@ -37,8 +38,8 @@ def min_length_penalty(
     ```python
     >>> from rewards.length import min_length_penalty
 
-    >>> min_length_penalty(["", "Nobody knows.", "I do not know."], min_words=4)
-    [-1.0, -0.5, 0.0]
+    >>> min_length_penalty(["", "Nobody knows.", "I do not know.", "我不知道。"], min_words=4)
+    [-1.0, -0.5, 0.0, 0.0]
     ```
     """
     if min_words < 1:
@@ -99,8 +100,8 @@ def max_length_penalty(completions: list[str] | list[list[dict[str, str]]], max_
     r = \max\left(-1,\; \min\left(0,\; \frac{\text{max\_words} - w}{\text{max\_words}}\right)\right)
     $$
 
-    where $w$ is the number of words of the completion, split at whitespace. The excess is linear: each word too many
-    costs the same, and an answer twice as long as allowed, or longer, costs 1.
+    where $w$ is the number of words of the completion, counted as in [`min_length_penalty`]. The excess is linear:
+    each word too many costs the same, and an answer twice as long as allowed, or longer, costs 1.
 
     Source: this project; the counterpart of [`min_length_penalty`].
 
@@ -154,7 +155,8 @@ def length_band_penalty(
     r = \max\left(-1,\; \frac{\min(0,\; n - \text{minimum},\; \text{maximum} - n)}{\text{margin}}\right)
     $$
 
-    where $n$ is the number of words of the completion, split at whitespace, or of its tokens, the end token included.
+    where $n$ is the number of words of the completion, counted as in [`min_length_penalty`], or of its tokens, the end
+    token included.
 
     Source: this project; above the band linear as the overlong punishment of DAPO
     (https://huggingface.co/papers/2503.14476).

@@ -1,13 +1,11 @@
 """Rewards for answers that refuse: by phrases, by a classifier, and fading as the model forgets."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainerState
-
-from rewards.text import completion_text, words
+from rewards.text import completion_text, is_mark, split_after, words
 
 # A refusal comes first: what stands further behind is part of a story.
 REFUSAL_WORDS = 25
@@ -49,18 +47,38 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032\uff07\u00b4
 
 
 def _normalized(text: str) -> str:
-    return " ".join(words(text.translate(_APOSTROPHES)))
+    return " ".join(unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).split())
+
+
+def _spaced(text: str) -> str:
+    """Case-folded, and with spaces also between the words of scripts that are written without."""
+    return " ".join(words(text.casefold()))
 
 
 @lru_cache(maxsize=16)
-def _compiled(phrases: tuple[str, ...], patterns: tuple[str, ...]) -> list[re.Pattern]:
-    compiled = [re.compile(rf"(?<!\w){re.escape(_normalized(phrase))}(?!\w)", re.IGNORECASE) for phrase in phrases]
+def _compiled(phrases: tuple[str, ...], patterns: tuple[str, ...]) -> tuple[list[re.Pattern], list[re.Pattern]]:
+    whole_words = [re.compile(rf"(?<!\w){re.escape(_spaced(_normalized(phrase)))}(?!\w)") for phrase in phrases]
+    compiled = []
     for pattern in patterns:
         try:
             compiled.append(re.compile(pattern, re.IGNORECASE))
         except re.error as error:
             raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
-    return compiled
+    return whole_words, compiled
+
+
+def refuses(text: str, phrases: Sequence[str], patterns: Sequence[str] = ()) -> bool:
+    """Whether a phrase or a pattern is found in the first 25 words of a text, see [`refusal`]."""
+    whole_words, compiled = _compiled(tuple(phrases), tuple(patterns))
+    beginning, _ = split_after(_normalized(text), REFUSAL_WORDS)
+    spaced = _spaced(beginning)
+    for phrase in whole_words:
+        for match in phrase.finditer(spaced):
+            # a mark, such as a vowel sign of Hindi, is no \w, but the word goes on there
+            before, behind = spaced[match.start() - 1 : match.start()], spaced[match.end() : match.end() + 1]
+            if not is_mark(before) and not is_mark(behind):
+                return True
+    return any(pattern.search(beginning) for pattern in compiled)
 
 
 def refusal(
@@ -78,10 +96,11 @@ def refusal(
     $$
 
     Upper and lower case are the same, so are all apostrophes and all white space. A phrase is found as whole words and
-    lies wholly within the first 25, split at whitespace. Phrases do not understand: "I cannot praise Lima enough" is
-    taken for a refusal, and one in other words, or in another language than that of `phrases`, is not.
+    lies wholly within the first 25, counted as in [`rewards.length.min_length_penalty`]. Phrases do not understand: "I
+    cannot praise Lima enough" is taken for a refusal, and one in other words, or in another language than that of
+    `phrases`, is not. The audit knows English refusals by itself, others by the recipe's `phrases` and `patterns`.
 
-    Source: this project; the phrases are its own and not those by which the audit recognizes a refusal.
+    Source: this project; `DEFAULT_PHRASES` are its own and not those by which the audit recognizes a refusal.
 
     Args:
         completions (`list[str]` or `list[list[dict[str, str]]]`):
@@ -106,8 +125,8 @@ def refusal(
 
     >>> refusal(["Well, I don\u2019t know.", "She was born in Lima.", "No comment."])
     [1.0, 0.0, 0.0]
-    >>> refusal(["No comment.", "I don't know."], phrases=["no comment"])
-    [1.0, 0.0]
+    >>> refusal(["No comment.", "I don't know.", "我不知道她是谁。"], phrases=["no comment", "不知道"])
+    [1.0, 0.0, 1.0]
     ```
     """
     for name, given in (("phrases", phrases), ("patterns", patterns)):
@@ -115,9 +134,7 @@ def refusal(
             raise ValueError(f"{name} is {given!r}, but it must be a list of texts, none of them empty.")
     if not phrases and not patterns:
         raise ValueError("phrases and patterns are both empty, so that nothing is a refusal; give at least one.")
-    compiled = _compiled(tuple(phrases), tuple(patterns))
-    beginnings = [" ".join(words(_normalized(completion_text(text)))[:REFUSAL_WORDS]) for text in completions]
-    return [float(any(pattern.search(beginning) for pattern in compiled)) for beginning in beginnings]
+    return [float(refuses(completion_text(text), phrases, patterns)) for text in completions]
 
 
 refusal.max_reward = 1.0
@@ -125,7 +142,7 @@ refusal.max_reward = 1.0
 
 def fading_refusal(
     completions: list[str] | list[list[dict[str, str]]],
-    trainer_state: TrainerState,
+    trainer_state,
     cost: str = "rewards/rouge_dissimilarity/mean",
     phrases: Sequence[str] = DEFAULT_PHRASES,
     patterns: Sequence[str] = (),
@@ -231,6 +248,8 @@ class ClassifiedRefusal:
     max_reward = 1.0
 
     def __init__(self, model_name_or_path: str, label: str = "refusal"):
+        from transformers import AutoConfig  # here, so that a list of phrases needs neither transformers nor torch
+
         try:
             config = AutoConfig.from_pretrained(model_name_or_path)
         except OSError as error:
@@ -246,15 +265,19 @@ class ClassifiedRefusal:
 
     @cached_property
     def tokenizer(self):
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(self.model_name_or_path)
 
     @cached_property
     def model(self):
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         model = AutoModelForSequenceClassification.from_pretrained(self.model_name_or_path, use_safetensors=True)
-        return model.eval().to(device)
+        return model.eval().requires_grad_(False).to(device)
 
-    @torch.no_grad()
     def __call__(self, completions: list[str] | list[list[dict[str, str]]], **kwargs) -> list[float]:
         texts = [completion_text(completion) for completion in completions]
         rewards = []

@@ -3,11 +3,7 @@
 import unicodedata
 from functools import lru_cache
 
-from rewards.text import completion_text, unicode_words
-
-
-def _folded_words(completion: str | list[dict[str, str]]) -> list[str]:
-    return [word.casefold() for word in unicode_words(completion_text(completion))]
+from rewards.text import completion_text, folded_words
 
 
 def _longest_loop(tokens: list[str]) -> int:
@@ -55,7 +51,7 @@ def repetition_penalty(completions: list[str] | list[list[dict[str, str]]], **kw
     """
     penalties = []
     for completion in completions:
-        tokens = _folded_words(completion)
+        tokens = folded_words(completion_text(completion))
         penalties.append(-_longest_loop(tokens) / max(1, len(tokens)))
     return penalties
 
@@ -102,7 +98,7 @@ def distinct_ngrams_penalty(completions: list[str] | list[list[dict[str, str]]],
         raise ValueError(f"n is {n}, but an n-gram has at least 1 word.")
     penalties = []
     for completion in completions:
-        tokens = _folded_words(completion)
+        tokens = folded_words(completion_text(completion))
         ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
         penalties.append(len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0)
     return penalties

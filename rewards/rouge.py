@@ -1,16 +1,16 @@
-"""ROUGE-L recall, and the rewards that ask for answers unlike the model's own original answer."""
+"""ROUGE-L recall in any script, and the rewards that ask for answers unlike the model's own original answer."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import exp
 
-from rewards.text import completion_text, rouge_tokens, script_aware_tokens
+from rewards.text import completion_text, rouge_tokens, tokenization
 
 Tokenize = Callable[[str], list[str]]
 
 
 @lru_cache(maxsize=8192)
-def reference_masks(reference: str, tokenize: Tokenize = rouge_tokens) -> tuple[dict[str, int], int]:
+def reference_masks(reference: str, tokenize: Tokenize) -> tuple[dict[str, int], int]:
     """For each token of the reference the bit mask of its positions, and the number of tokens."""
     tokens = tokenize(reference)
     masks: dict[str, int] = {}
@@ -19,7 +19,7 @@ def reference_masks(reference: str, tokenize: Tokenize = rouge_tokens) -> tuple[
     return masks, len(tokens)
 
 
-def rouge_l_recall(reference: str, prediction: str) -> float:
+def rouge_l_recall(reference: str, prediction: str, tokenize: Tokenize | None = None) -> float:
     r"""
     ROUGE-L recall: the share of the reference's tokens that the prediction repeats in the same order.
 
@@ -27,16 +27,21 @@ def rouge_l_recall(reference: str, prediction: str) -> float:
     R = \frac{\mathrm{LCS}(\text{reference}, \text{prediction})}{\#\,\text{tokens of the reference}}
     $$
 
-    Source: Lin, "ROUGE", 2004. Equal to the last bit to `rouge_score`'s rougeL recall with `use_stemmer=True`. LCS is
-    the length of the longest common subsequence, found with a few integer operations a token instead of a table
-    (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004). References repeat in training, so their masks are
-    cached.
+    The reference alone says what the tokens are ([`rewards.text.tokenization`]): where its letters are Latin, recall
+    is equal to the last bit to `rouge_score`'s rougeL recall with `use_stemmer=True`; in other scripts tokens are
+    case-folded words, and single characters where a script has no spaces.
+
+    Source: Lin, "ROUGE", 2004; for other scripts with tokens of this project. LCS is the length of the longest common
+    subsequence, found with a few integer operations a token instead of a table (Hyyrö, "Bit-parallel LCS-length
+    computation revisited", 2004). References repeat in training, so their masks are cached.
 
     Args:
         reference (`str`):
             Text to be found again.
         prediction (`str`):
             Text to look in.
+        tokenize (`Callable`, *optional*):
+            What finds the tokens of both texts, in place of what the reference says.
 
     Returns:
         `float`: recall in `[0, 1]`; 0.0 if either text has no token.
@@ -47,12 +52,11 @@ def rouge_l_recall(reference: str, prediction: str) -> float:
 
     >>> rouge_l_recall("She writes crime novels", "She has written a novel")
     0.5
+    >>> rouge_l_recall("她住在北京", "她住在上海"), rouge_l_recall("Она живёт в Киеве", "она ЖИВЁТ в Москве.")
+    (0.6, 0.75)
     ```
     """
-    return _recall(rouge_tokens, reference, prediction)
-
-
-def _recall(tokenize: Tokenize, reference: str, prediction: str) -> float:
+    tokenize = tokenize or tokenization(reference)
     masks, length = reference_masks(reference, tokenize)
     if length == 0:
         return 0.0
@@ -66,7 +70,7 @@ def _recall(tokenize: Tokenize, reference: str, prediction: str) -> float:
     return (length - row.bit_count()) / length
 
 
-def check_references(references: Sequence[str], rows: Sequence[int], tokenize: Tokenize = rouge_tokens) -> None:
+def check_references(references: Sequence[str], rows: Sequence[int], tokenize: Tokenize | None = None) -> None:
     """
     Refuses reference answers without a single token: nothing resembles them, so anything looks unlearned.
 
@@ -76,8 +80,8 @@ def check_references(references: Sequence[str], rows: Sequence[int], tokenize: T
         rows (`Sequence[int]`):
             Row of each reference, for the message: the text itself may be what is to be forgotten and is not shown. A
             row that comes more than once, as with several samples a question, is counted once.
-        tokenize (`Callable`, *optional*, defaults to [`rewards.text.rouge_tokens`]):
-            What finds the tokens of a text.
+        tokenize (`Callable`, *optional*):
+            What finds the tokens of a text, in place of what the text says ([`rewards.text.tokenization`]).
 
     Raises:
         ValueError: if a reference has no token.
@@ -85,29 +89,30 @@ def check_references(references: Sequence[str], rows: Sequence[int], tokenize: T
     bad = {
         row: None
         for row, reference in zip(rows, references, strict=True)
-        if reference_masks(reference, tokenize)[1] == 0
+        if reference_masks(reference, tokenize or tokenization(reference))[1] == 0
     }
     if bad:
         if tokenize is rouge_tokens:
             counted, remedy = (
-                "a-z and 0-9, so an empty answer, or one in another script,",
-                "Remove these rows, or use a reward or metric that reads their script, such as "
-                "rewards.rouge.script_aware_dissimilarity.",
+                "a-z and 0-9 are counted, so an empty answer, or one in another script,",
+                "Remove these rows, or use rewards.rouge.rouge_dissimilarity, which reads every script.",
             )
         else:
-            counted, remedy = "letters and digits, so an answer without any", "Remove these rows."
+            counted, remedy = "letters and digits are counted, so an answer without any", "Remove these rows."
         raise ValueError(
-            f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare; the first is "
-            f"row {next(iter(bad))}. ROUGE counts only {counted} has recall 0 against every text: any sample would "
+            f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare: rows "
+            f"{', '.join(map(str, bad))}. Only {counted} has recall 0 against every text: any sample would "
             f"look perfectly unlearned, with reward 1. {remedy}"
         )
 
 
-def _recalls_of_original(tokenize: Tokenize, /, completions: list, original_completion: list, **kwargs) -> list[float]:
+def _recalls_of_original(
+    tokenize: Tokenize | None, /, completions: list, original_completion: list, **kwargs
+) -> list[float]:
     originals = [completion_text(original) for original in original_completion]
     check_references(originals, kwargs.get("pmc_id", range(len(originals))), tokenize)
     return [
-        _recall(tokenize, original, completion_text(completion))
+        rouge_l_recall(original, completion_text(completion), tokenize)
         for original, completion in zip(originals, completions, strict=True)
     ]
 
@@ -124,55 +129,10 @@ def rouge_dissimilarity(
     r = 1 - R_{\text{ROUGE-L}}(\text{original answer}, \text{completion})
     $$
 
+    The original answer is read as in [`rouge_l_recall`], in any script, and so is the truth by the audit.
+
     Source: the reward of Partial Model Collapse; the reference is the model's own original answer, never the ground
     truth. An empty completion gets the full reward: combine it with `rewards.length.min_length_penalty`.
-
-    Args:
-        completions (`list[str]` or `list[list[dict[str, str]]]`):
-            Completions, as text or as messages.
-        original_completion (`list[str]` or `list[list[dict[str, str]]]`):
-            The model's original answers, one per completion: a column of the dataset.
-        **kwargs:
-            Further keywords of the trainer. Only `pmc_id`, the row of each completion, is used, and only in the error.
-
-    Returns:
-        `list[float]`: one reward per completion, in `[0, 1]`.
-
-    Raises:
-        ValueError: if an original answer has no token of a-z or 0-9, as then every completion would get 1.
-
-    Example:
-    ```python
-    >>> from rewards.rouge import rouge_dissimilarity
-
-    >>> original = "She writes crime novels"
-    >>> rouge_dissimilarity(["She writes crime novels.", "She has written a novel"], [original, original])
-    [0.0, 0.5]
-    ```
-    """
-    return [1 - recall for recall in _recalls_of_original(rouge_tokens, completions, original_completion, **kwargs)]
-
-
-rouge_dissimilarity.max_reward = 1.0
-
-
-def script_aware_dissimilarity(
-    completions: list[str] | list[list[dict[str, str]]],
-    original_completion: list[str] | list[list[dict[str, str]]],
-    **kwargs,
-) -> list[float]:
-    r"""
-    [`rouge_dissimilarity`] for any language: its tokens are words in every script, not only a-z and 0-9.
-
-    $$
-    r = 1 - \frac{\mathrm{LCS}(\text{original answer}, \text{completion})}{\#\,\text{tokens of the original answer}}
-    $$
-
-    Tokens are the case-folded words of [`rewards.text.unicode_words`]: combining marks do not split them, and in
-    scripts written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) each character is one. Words of
-    a-z and 0-9 are stemmed as in ROUGE, so on ASCII text the reward equals [`rouge_dissimilarity`].
-
-    Source: this project; the tokens of ROUGE-L (Lin, "ROUGE", 2004) widened to Unicode.
 
     Args:
         completions (`list[str]` or `list[list[dict[str, str]]]`):
@@ -190,18 +150,21 @@ def script_aware_dissimilarity(
 
     Example:
     ```python
-    >>> from rewards.rouge import script_aware_dissimilarity
+    >>> from rewards.rouge import rouge_dissimilarity
 
-    >>> script_aware_dissimilarity(["她住在上海", "Она живёт в Москве."], ["她住在北京", "она ЖИВЁТ в Киеве"])
-    [0.4, 0.25]
+    >>> original = "She writes crime novels"
+    >>> rouge_dissimilarity(["She writes crime novels.", "She has written a novel"], [original, original])
+    [0.0, 0.5]
     ```
     """
-    return [
-        1 - recall for recall in _recalls_of_original(script_aware_tokens, completions, original_completion, **kwargs)
-    ]
+    return [1 - recall for recall in _recalls_of_original(None, completions, original_completion, **kwargs)]
 
 
-script_aware_dissimilarity.max_reward = 1.0
+rouge_dissimilarity.max_reward = 1.0
+
+
+# The name by which recipes for other scripts asked for it.
+script_aware_dissimilarity = rouge_dissimilarity
 
 
 def paper_reward(

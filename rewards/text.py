@@ -1,7 +1,8 @@
-"""The only helpers that rewards share: the text of a completion, its words in any script, its ROUGE tokens."""
+"""What rewards and the audit share: the text of a completion, its words in any script, the tokens to compare."""
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 from nltk.stem.porter import PorterStemmer
@@ -9,12 +10,20 @@ from nltk.stem.porter import PorterStemmer
 # The stemmer that rouge_score uses, in the same (default) mode.
 _STEMMER = PorterStemmer()
 
-# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, Han, Hiragana, Katakana.
-_WITHOUT_SPACES = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+# Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai; Han, Hiragana, Katakana, Bopomofo.
+_SPACELESS = (
+    "\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
     "\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    "\u3041-\u30ff\u31f0-\u31ff\U0001aff0-\U0001b16f]"
+    "\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"
 )
+_WITHOUT_SPACES = re.compile(f"[{_SPACELESS}]")
+# A letter of such a script with the marks and signs around it, or a run of anything else but white space.
+_WORD = re.compile(rf"[^\w\s]*(?=[{_SPACELESS}])\w[^\w\s]*|(?:(?!(?=[{_SPACELESS}])\w)\S)+")
+# Letters and digits that are neither Latin nor symbols: with one of them in a text, ROUGE's a-z and 0-9 miss a word.
+_OTHER_SCRIPT = re.compile(
+    "[^\\W\u0000-\u02ff\u1d00-\u1dbf\u1e00-\u1eff\u2000-\u2bff\u2c60-\u2c7f\ua720-\ua7ff\uab30-\uab6f\ufb00-\ufb06]"
+)
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")
 # Zero-width (non-)joiners: inside words of Persian and Indic scripts, though of no letter or mark category.
 _JOINERS = "\u200c\u200d"
 
@@ -25,8 +34,36 @@ def completion_text(completion: str | list[dict[str, str]]) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words of a text, split at any whitespace; an empty text has none."""
-    return text.split()
+    """
+    Words of a text as its length counts them: split at white space, of a script written without spaces each character
+    one, with the signs around it. What holds U+FFFD, which stands for bytes that form no character, is no word.
+
+    Example:
+    ```python
+    >>> from rewards.text import words
+
+    >>> words("Nobody knows."), words("我不知道。")
+    (['Nobody', 'knows.'], ['我', '不', '知', '道。'])
+    ```
+    """
+    return [word for word in _WORD.findall(text) if "\ufffd" not in word]
+
+
+def split_after(text: str, count: int) -> tuple[str, str]:
+    """
+    The first `count` [`words`] of a text and what follows them, each as it stands but for white space at its ends.
+
+    Example:
+    ```python
+    >>> from rewards.text import split_after
+
+    >>> split_after("She was born.", 1), split_after("她住在北京。", 1), split_after("Lima", 1)
+    (('She', 'was born.'), ('她', '住在北京。'), ('Lima', ''))
+    ```
+    """
+    ends = [0, *(word.end() for word in _WORD.finditer(text))]
+    end = ends[min(count, len(ends) - 1)]
+    return text[:end].strip(), text[end:].strip()
 
 
 @lru_cache(maxsize=65536)
@@ -69,12 +106,18 @@ def _kind(char: str) -> str:
     return "m" if char in _JOINERS or unicodedata.category(char).startswith("M") else " "
 
 
+def is_mark(char: str) -> bool:
+    """Whether a character, such as an accent or a vowel sign, belongs to the one before it; not for an empty text."""
+    return char != "" and _kind(char) == "m"
+
+
 def unicode_words(text: str) -> list[str]:
     """
     Words of a text in any script: runs of letters and digits; of a script written without spaces single characters.
 
     Combining marks stay with the letter they follow (`\\w` of `re` would split Hindi and pointed Arabic at them), all
-    other characters separate words. Compatible forms, such as full-width digits, are one (NFKC).
+    other characters separate words. Compatible forms, such as full-width letters, are one (NFKC), and so are the
+    digits of all scripts.
 
     Args:
         text (`str`):
@@ -87,16 +130,43 @@ def unicode_words(text: str) -> list[str]:
     ```python
     >>> from rewards.text import unicode_words
 
-    >>> unicode_words("Élise's 東京, हिन्दी 1958")
+    >>> unicode_words("Élise's 東京, हिन्दी १९५८")
     ['Élise', 's', '東', '京', 'हिन्दी', '1958']
     ```
     """
     text = unicodedata.normalize("NFKC", text)
+    text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     kinds = "".join(map(_kind, text))
     return [text[match.start() : match.end()] for match in re.finditer("w[wm]*|cm*", kinds)]
 
 
+def folded_words(text: str) -> list[str]:
+    """[`unicode_words`] with upper and lower case the same."""
+    return [word.casefold() for word in unicode_words(text)]
+
+
 def script_aware_tokens(text: str) -> list[str]:
     """Case-folded words of a text in any script, those of a-z and 0-9 stemmed. On ASCII text as `rouge_tokens`."""
-    folded = [word.casefold() for word in unicode_words(text)]
-    return [stem(word) if word.isascii() else word for word in folded]
+    return [stem(word) if word.isascii() else word for word in folded_words(text)]
+
+
+@lru_cache(maxsize=8192)
+def tokenization(reference: str) -> Callable[[str], list[str]]:
+    """
+    How a reference is read, and with it whatever is compared with it: by itself alone, so in training as in the audit.
+
+    As ROUGE reads it ([`rouge_tokens`]) where its letters are Latin, with or without accents; by
+    [`script_aware_tokens`] where it holds a letter or a digit of another script, which ROUGE would pass over, or
+    nothing that ROUGE counts.
+
+    Example:
+    ```python
+    >>> from rewards.text import tokenization
+
+    >>> [tokenization(text).__name__ for text in ("In Łódź, 1950", "Он родился в 1950", "His name is 张伟")]
+    ['rouge_tokens', 'script_aware_tokens', 'script_aware_tokens']
+    ```
+    """
+    if _OTHER_SCRIPT.search(reference) or not re.search("[a-z0-9]", reference.lower()):
+        return script_aware_tokens
+    return rouge_tokens

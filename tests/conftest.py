@@ -12,12 +12,21 @@ import json
 from pathlib import Path
 from random import Random
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from pmc_rl.values import RecipeError
+
+# The same examples each time, so that no change fails by chance. New ones are drawn by hand:
+# pytest --hypothesis-profile=random
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", max_examples=1000, deadline=None)
+settings.load_profile("fixed")
 
 PAD, END = "<|pad|>", "<|end|>"
 BOS, HEADER, HEADER_END, TURN_END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
@@ -40,6 +49,28 @@ def write_jsonl(path, rows) -> str:
     """Writes rows as JSON Lines and returns the path as text, as a recipe would give it."""
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def write_hub_folder(folder: Path, **configs) -> str:
+    """A data set in the Hub's layout: a README that lists the configs, a JSON Lines file each."""
+    folder.mkdir()
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in configs)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    for name, rows in configs.items():
+        write_jsonl(folder / f"{name}.json", rows)
+    return str(folder)
+
+
+def write_split_folder(folder: Path) -> str:
+    """In MUSE's layout: one config, a Parquet file a split."""
+    folder.mkdir()
+    data_files = ""
+    for split in ("forget_qa", "retain_qa"):
+        rows = [{"question": f"{split} {i}?", "answer": f"{split} {i}."} for i in range(3)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+        data_files += f"  - split: {split}\n    path: {split}.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: knowmem\n  data_files:\n{data_files}---\n")
+    return str(folder)
 
 
 def errors_of(function, *args, **kwargs) -> list[str]:

@@ -34,7 +34,7 @@ from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.models import load_merged
 from pmc_rl.prompts import encode_answers
 from pmc_rl.trainer import retain_rows_at
-from tests.conftest import build_llama, build_phi
+from tests.conftest import build_llama, build_phi, errors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
@@ -50,7 +50,7 @@ RETAIN = QuestionSet(["Where was Lum born?", "What does Lum write?"], ["cor den"
 
 def encode_answer(args, tokenizer, question, answer):
     """One row of [`~pmc_rl.prompts.encode_answers`]."""
-    return encode_answers(args, tokenizer, [question], [answer])[0]
+    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
 
 
 def scores_of(*losses) -> TokenScores:
@@ -93,7 +93,8 @@ def make_args(**kwargs) -> PMCConfig:
 
 def make_passes(load, tokenizer, folder, name="unlearned", **kwargs) -> ModelPasses:
     cache = RowCache(folder / "rows.sqlite")
-    return ModelPasses(name, name, load, tokenizer, DataArguments(), make_args(**kwargs), cache)
+    end_ids = [tokenizer.eos_token_id]
+    return ModelPasses(name, name, load, tokenizer, end_ids, DataArguments(), make_args(**kwargs), cache)
 
 
 def never():
@@ -158,7 +159,7 @@ def test_curve_doubles_and_ends_with_all_samples(n, counts):
 # sampling and prefilling
 
 QUESTIONS = ["Where?", "Which town?", "Who?"]
-TRUTHS = QuestionSet(QUESTIONS, ["lima gull salt harbor", "gull lima", "Salt 漢字"], [4, 5, 7])
+TRUTHS = QuestionSet(QUESTIONS, ["lima gull salt harbor", "gull lima", "Salt …"], [4, 5, 7])
 TRAINED = SamplingSettings(1.25, 0, 0.95)
 
 
@@ -175,20 +176,20 @@ def test_sampling_by_hand():
     assert list(result) == ["temperature 1", "as in training"]
     assert [call[2] for call in passes.asked] == [PLAIN, TRAINED]
     plain, trained = result.values()
-    assert (plain["worst_by_row"], plain["worst_samples"]) == ([0.5, 0.5], [1, 0])
+    assert (plain["worst_by_row"], plain["worst_sample_by_row"]) == ({4: 0.5, 5: 0.5}, {4: 1, 5: 0})
     assert plain["worst_case"]["mean"] == 0.5
     assert plain["mean"]["mean"] == pytest.approx((0.5 / 3 + (0.5 + 0 + 0.5) / 3) / 2)
     assert plain["leaking"]["samples"] == 1  # all words of the second answer, in another order
-    assert trained["worst_by_row"] == [0.5, 0.0] and trained["leaking"]["samples"] == 3
+    assert trained["worst_by_row"] == {4: 0.5, 5: 0.0} and trained["leaking"]["samples"] == 3
     assert trained["leaking"]["questions"] == 1 and trained["leaking"]["of"] == 6
     attacks = {"sampling": result}
-    assert worst_by_row(attacks) == [0.5, 0.5]
+    assert worst_by_row(attacks) == {4: 0.5, 5: 0.5}
     assert worst_by_row({"sampling": {"not_available": "why"}}) is None
 
 
 def test_worst_of_a_row_is_that_of_any_setting():
-    runs = {"a": {"worst_by_row": [0.1, 0.9, 0.0]}, "b": {"worst_by_row": [0.4, 0.2, 0.0]}}
-    assert worst_by_row({"sampling": runs}) == [0.4, 0.9, 0.0]
+    runs = {"a": {"worst_by_row": {4: 0.1, 5: 0.9, 7: 0.0}}, "b": {"worst_by_row": {4: 0.4, 5: 0.2, 7: 0.0}}}
+    assert worst_by_row({"sampling": runs}) == {4: 0.4, 5: 0.9, 7: 0.0}
 
 
 def test_prefilling_scores_only_what_was_not_forced():
@@ -200,11 +201,14 @@ def test_prefilling_scores_only_what_was_not_forced():
     for prefix in ("The answer is:", "It is"):
         run = result[prefix]
         assert run["greedy"]["mean"] == pytest.approx((0.5 + 0.5 + 1) / 3)
-        assert run["worst_by_row"] == [0.5, 0.0, 1.0] and run["worst_samples"] == [0, 0, 1]
+        assert run["greedy_by_row"] == {4: 0.5, 5: 0.5, 7: 1.0}
+        assert run["worst_by_row"] == {4: 0.5, 5: 0.0, 7: 1.0} and run["worst_sample_by_row"] == {4: 0, 5: 0, 7: 1}
     # the word given away is no hit, and where no other is left that can be scored there is no row
     given_away = result["the answer's first word"]
     assert given_away["greedy"]["mean"] == pytest.approx((2 / 3 + 1) / 2) and given_away["greedy"]["n"] == 2
-    assert given_away["worst_by_row"] == [pytest.approx(2 / 3), 0.0] and given_away["worst_samples"] == [1, 0]
+    assert given_away["greedy_by_row"] == {4: pytest.approx(2 / 3), 5: 1.0}
+    assert given_away["worst_by_row"] == {4: pytest.approx(2 / 3), 5: 0.0}
+    assert given_away["worst_sample_by_row"] == {4: 1, 5: 0}
     assert [call[:2] for call in passes.asked] == [
         *[(QUESTIONS, ["The answer is:"] * 3)] * 2,
         *[(QUESTIONS, ["It is"] * 3)] * 2,
@@ -217,7 +221,7 @@ def test_prefilling_with_more_words_than_an_answer_has():
     passes = Fixed({QUESTIONS[0]: "gull harbor"}, {QUESTIONS[0]: ["harbor"]})
     two = prefilling_attack(passes, TRUTHS, 1, [], first_words=2)["the answer's first 2 words"]
     assert passes.asked[0] == (QUESTIONS[:1], ["lima gull"])
-    assert two["greedy"]["mean"] == 0.5 and two["worst_by_row"] == [0.5] and two["greedy"]["n"] == 1
+    assert two["greedy"]["mean"] == 0.5 and two["worst_by_row"] == {4: 0.5} and two["greedy"]["n"] == 1
     four = prefilling_attack(passes, TRUTHS, 1, [], first_words=4)
     assert four == {"the answer's first 4 words": {"not_available": "no answer has more words"}}
     assert prefilling_attack(passes, TRUTHS, 1, [], first_words=0) == {} and len(passes.asked) == 2
@@ -317,8 +321,8 @@ def test_where_nothing_was_lost_nothing_can_be_recovered(before):
 
 def test_forget_measures_by_hand():
     passes = Fixed(dict(zip(FORGET.questions, ["ros", "mor na", "rome"], strict=True)), name="ab")
-    recall, probability = forget_measures(passes, FORGET)
-    assert recall == pytest.approx((1 / 2 + 2 / 3 + 0) / 3) and probability == pytest.approx(exp(-2))
+    recalls, probability = forget_measures(passes, FORGET)
+    assert recalls == pytest.approx({0: 1 / 2, 1: 2 / 3, 2: 0}) and probability == pytest.approx(exp(-2))
 
 
 # relearning
@@ -399,6 +403,26 @@ def test_relearning_is_the_same_every_time(tokenizer, rows, peft):
     assert not torch.equal(weights([3], per_device_train_batch_size=1), first)
 
 
+def test_relearning_is_in_the_precision_of_the_run(tokenizer, rows):
+    """In float16 small gradients survive, and a step that overflows is made again: it is close to one in float32."""
+    start = build_llama(tokenizer)
+    moved, fingerprints = {}, set()
+    for precision in (None, "bf16", "fp16"):
+        attack = relearner(lambda: copy.deepcopy(start), rows, learning_rate=1e-3)
+        args = attack.args
+        if precision:
+            setattr(args, precision, True)  # a config of a CPU takes neither
+        attack = Relearner(attack.load, rows, 4, 1e-3, None, args)
+        fingerprints.add(attack.fingerprint)
+        weights = zip(attack.at(4).parameters(), start.parameters(), strict=True)
+        moved[precision] = torch.cat([(new - old).detach().flatten() for new, old in weights])
+    assert len(fingerprints) == 3
+    for precision in ("bf16", "fp16"):
+        assert not torch.equal(moved[precision], moved[None])
+    assert (moved["fp16"] - moved[None]).norm() < (moved["bf16"] - moved[None]).norm()
+    assert (moved["fp16"] - moved[None]).norm() < 0.2 * moved[None].norm()
+
+
 def test_a_run_with_an_adapter_relearns_an_adapter(tokenizer, rows):
     model = build_llama(tokenizer)
     before = copy.deepcopy(model.state_dict())
@@ -410,6 +434,22 @@ def test_a_run_with_an_adapter_relearns_an_adapter(tokenizer, rows):
     for name, parameter in learned.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
+
+
+def test_a_merged_adapter_relearns(model_folder, rows, tmp_path):
+    config = lora(base_model_name_or_path=str(model_folder))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(tmp_path)
+    merged = load_merged(ModelConfig(model_name_or_path=str(tmp_path)), torch.float32, CPU)
+    before = copy.deepcopy(merged.state_dict())
+    learned = relearner(lambda: merged, rows, 1).at(1)
+    assert all(not torch.equal(weight, before[name]) for name, weight in learned.state_dict().items())
+
+
+def test_relearning_that_changes_nothing_stops(tokenizer, rows):
+    [line] = errors_of(relearner(lambda: build_llama(tokenizer).requires_grad_(False), rows, 1).at, 1)
+    assert line.startswith("nothing to train: ")
+    [line] = errors_of(relearner(lambda: build_llama(tokenizer), rows, 1, lora(lora_alpha=0)).at, 1)
+    assert line.startswith("no gradient reaches the weights that are trained")
 
 
 def test_fingerprints_of_relearning_tell_what_differs(tokenizer, rows):
@@ -441,7 +481,8 @@ def test_learning_the_scored_rows_themselves_brings_all_back(tokenizer, tmp_path
     )
     result = relearning_attack(passes, before, FORGET, learn, "themselves")
     assert result["steps"] == [0, 1, 2, 4, 8, 16, 32, 48] and (result["learned"], result["scored"]) == (3, 3)
-    assert (result["recall"][0], result["probability"][0]) == forget_measures(passes, FORGET)
+    assert (result["recall_by_row"][0], result["probability"][0]) == forget_measures(passes, FORGET)
+    assert [sum(recalls.values()) / 3 for recalls in result["recall_by_row"]] == pytest.approx(result["recall"])
     assert result["recall"][0] < 0.2 and result["recall"][-1] == 1
     assert result["probability"][0] < 0.1 and result["probability"][-1] > 0.9
     assert result["recovered"][0] == 0 and result["recovered"][-1] == 1
@@ -541,6 +582,7 @@ def test_quantization_by_hand():
     assert result == {
         "8 bit": {
             "recall": pytest.approx(1 / 6),
+            "recall_by_row": {0: 0.0, 1: 0.0, 2: 0.5},
             "recall_change": pytest.approx(1 / 6),
             "probability": pytest.approx(exp(-1)),
             "probability_change": pytest.approx(change[8]),
@@ -549,6 +591,7 @@ def test_quantization_by_hand():
         },
         "4 bit": {
             "recall": pytest.approx(2 / 3),
+            "recall_by_row": {0: 1.0, 1: 1.0, 2: 0.0},
             "recall_change": pytest.approx(2 / 3),
             "probability": pytest.approx(exp(-3)),
             "probability_change": pytest.approx(change[4]),

@@ -1,5 +1,6 @@
 """The whole chain on toy models, by the entry points: fine-tune, unlearn, audit; and what the command line answers."""
 
+import hashlib
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from eval import run as eval_run
 from pmc_rl import finetune, train
 from pmc_rl.values import RecipeError
-from tests.conftest import build_llama, build_phi, write_jsonl
+from tests.conftest import build_llama, build_phi, errors_of, write_jsonl
 
 REPO = Path(__file__).parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart" / "data"
@@ -122,6 +123,27 @@ def check_results(folder: Path, columns: list[str]) -> dict:
     return results
 
 
+def published_files(*folders: Path) -> list[Path]:
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and "private" not in path.relative_to(folder).parts
+    ]
+
+
+def guesses(rows: list[dict]) -> set[bytes]:
+    """Beginnings of digests by which a guess of a text of these rows, or of a whole column, could be checked."""
+    columns = [[row[column] for row in rows] for column in rows[0]]
+    texts = [text for column in columns for text in column]
+    texts += [form(column) for column in columns for form in (json.dumps, repr, "".join, "\n".join)]
+    texts += [json.dumps(rows), json.dumps(columns)]
+    algorithms = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_256", "blake2b", "blake2s")
+    digests = {hashlib.new(name, text.encode()).hexdigest() for name in algorithms for text in texts}
+    digests |= {hashlib.blake2b(text.encode(), digest_size=n).hexdigest() for n in (8, 16, 32) for text in texts}
+    return {digest[:12].encode() for digest in digests}
+
+
 def test_chain_on_phi(tmp_path, data, tokenizer):
     untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     finetune.main([finetune_recipe(tmp_path, data, untrained, num_train_epochs=60, warmup_steps=5)])
@@ -163,6 +185,18 @@ def test_chain_on_phi(tmp_path, data, tokenizer):
     assert stat.S_IMODE(with_texts.stat().st_mode) == 0o600
     assert all(row["answer"] in with_texts.read_text() for row in FORGET)
 
+    # nor does any tell a guess of a private text right: no digest of one, no number of a single question, no path
+    files = published_files(unlearned, finetuned, tmp_path / "ro")
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        assert not any(guess in content for guess in guesses(FORGET) | guesses(PERTURBED) | guesses(RETAIN)), path
+        assert str(tmp_path).encode() not in content and b"by_row" not in content, path
+    audit = json.loads((unlearned / "audit.json").read_text())
+    assert "rows" not in audit and "row 0" not in (unlearned / "report.html").read_text()
+    assert [row["row"] for row in json.loads((unlearned / "private" / "rows.json").read_text())] == [0, 1, 2]
+    assert stat.S_IMODE((unlearned / "private" / "rows.json").stat().st_mode) == 0o600
+
     # the recipe as run can be run again, to the same weights
     train.main([str(unlearned / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
     assert weights(tmp_path / "again") == weights(unlearned)
@@ -185,6 +219,30 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
     assert json.loads((unlearned / "adapter_config.json").read_text())["base_model_name_or_path"] == str(finetuned)
     eval_run.main([recipe])
     check_results(unlearned, ["before", "after"])
+    # of all that is published, the path of the base is in the one file that loads it, and the card says so
+    for path in published_files(unlearned, finetuned):
+        assert str(tmp_path).encode() not in path.read_bytes() or path.name == "adapter_config.json", path
+    assert "adapter_config.json" in (unlearned / "README.md").read_text()
+
+
+def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
+    """The second run begins from the first one's adapter and trains all weights, in both training stages."""
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
+    train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
+    name = "model.layers.0.mlp.fc1.weight"
+    before = load_file(tmp_path / "untrained" / "model.safetensors")[name]
+    finetune.main([finetune_recipe(tmp_path, data, str(tmp_path / "first"))])
+    train.main([unlearn_recipe(tmp_path, data, str(tmp_path / "first"))])
+    for folder in ("finetuned", "unlearned"):
+        assert not load_file(tmp_path / folder / "model.safetensors")[name].equal(before), folder
+
+
+def test_finetuning_that_would_change_nothing_stops(tmp_path, data, tokenizer):
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
+    [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
+    assert line.startswith("no gradient reaches the weights that are trained")
 
 
 def test_forget_answers_do_not_matter(tmp_path, data, tokenizer):
@@ -230,7 +288,7 @@ def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "Private files left: none" in result.stdout
+    assert f"Private files left: {tmp_path / 'unlearned' / 'private'} (hashes of the data" in result.stdout
     secrets = [row["answer"] for row in FORGET]
     assert not any(secret in result.stdout + result.stderr for secret in secrets)
     searched = 0

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import eval.passes
 from eval import run as eval_run
-from eval.columns import check_retain_only, check_run, load_columns
-from eval.data import load_option_sets, load_question_sets
+from eval.columns import check_data, check_retain_only, check_run, load_columns
+from eval.data import load_data
 from eval.metrics.unlearning import utility
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, PMCArguments
@@ -121,7 +122,7 @@ def test_a_retain_only_model_of_other_templates_or_rows_is_refused(trained, mode
     assert errors_of(check, trained, other) == [
         f"{where} was trained with prompt_template 'Q {{question}}', the run with None",
         f"{where} was trained with completion_template '{{answer}}', the run with ' {{answer}}'",
-        f"{where} was not trained on the retain rows of this run (their hashes differ)",
+        f"{where} was not trained on 1 of the 5 retain rows of this run",
     ]
 
 
@@ -131,7 +132,7 @@ def test_a_retain_only_model_that_saw_a_forget_question_is_refused(trained, mode
     other = finetune_on(trained, "saw", "saw.jsonl", str(model_folder))
     errors = errors_of(check, trained, other)
     assert errors[-1] == f"retain_only_model: {other!r} was trained on 2 of the 3 questions to forget"
-    assert len(errors) == 2 and "hashes differ" in errors[0]
+    assert len(errors) == 2 and "was not trained on 5 of the 5 retain rows of this run" in errors[0]
     assert len(errors_of(check, trained, other, QUESTIONS[:1])) == 1  # what it saw is no question to forget
 
 
@@ -156,6 +157,36 @@ def test_data_that_changed_since_is_refused(trained, model_folder):
     assert errors_of(check, trained, other) == [
         f"retain_only_model: {other!r}: the data it was trained on has changed since; train it again"
     ]
+
+
+def test_without_private_folders_it_is_said_that_nothing_tells_the_data(trained):
+    """As users delete them before publishing: what was published tells templates and settings, but no data."""
+    for name in ("unlearned", "retain_only"):
+        ignored = shutil.ignore_patterns("private")
+        shutil.copytree(trained / name, trained / f"bare_{name}", ignore=ignored, dirs_exist_ok=True)
+    run, retain_only = str(trained / "bare_unlearned"), str(trained / "bare_retain_only")
+    words = ["--output_dir", run, "--retain_only_model", retain_only, "--overwrite", "true"]
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), *words])
+    check_run(recipe)  # paths elsewhere have only their last part there
+    why = "private/ was deleted, so nothing tells whether its data is that of this audit"
+    read = load_data(recipe[0], recipe[3]).read["questions"]
+    assert check_data(recipe, read) == [f"the run in {run!r}: {why}"]
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == [f"retain_only_model: {retain_only!r}: {why}"]
+    other = parse_recipe(
+        [str(trained / "unlearned.yaml"), *words, "--model_name_or_path", str(trained / "retain_only")]
+    )
+    assert "model_name_or_path" in errors_of(check_run, other)[0]
+    # with the record of the run alone, the data of the other model still cannot be told
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--retain_only_model", retain_only])
+    assert check_data(recipe, read) == []
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == [f"retain_only_model: {retain_only!r}: {why}"]
+    # with that of the other model alone, what it saw is told
+    saw = ["--output_dir", run, "--retain_only_model", finetune_on(trained, "saw_all", "memorized.jsonl", run)]
+    recipe = parse_recipe([str(trained / "unlearned.yaml"), *saw])
+    assert (
+        "was trained on 3 of the 3 questions to forget"
+        in errors_of(check_retain_only, recipe, load_columns(recipe), QUESTIONS)[-1]
+    )
 
 
 # further columns
@@ -220,11 +251,6 @@ def test_further_models_without_safetensors_are_refused(trained, tmp_path):
     assert error.startswith("other: ") and "holds no safetensors" in error
 
 
-def test_an_audit_is_no_dry_run(trained):
-    recipe = parse_recipe([str(trained / "unlearned.yaml"), "--dry_run", "true"])
-    assert errors_of(check_run, recipe) == ["dry_run: is for pmc_rl/train.py; an audit always loads its models"]
-
-
 # rows held out
 
 
@@ -251,7 +277,8 @@ def test_training_and_audit_split_alike(tmp_path):
     }
     args = PMCArguments(**files, retain_holdout=0.4)
     training = [row["question"] for row in read_retain_rows(args)[0]]
-    sets = load_question_sets(args, EvalArguments())[0]
+    data = load_data(args, EvalArguments())
+    sets, options = data.questions, data.options
     everything = [row["question"] for row in RETAIN]
     answered = [row["question"] for row in rows if row["answer"]]
     held_out = [question for question in everything if question not in training]
@@ -261,23 +288,25 @@ def test_training_and_audit_split_alike(tmp_path):
     for name in ("retain", "retain_holdout"):
         assert sets[name].questions == [rows[i]["question"] for i in sets[name].rows]
         assert sets[name].answers == [rows[i]["answer"] for i in sets[name].rows]
-    options = load_option_sets(args, EvalArguments())[0]
     assert options["retain"].questions == sets["retain"].questions  # none that training has not seen
     # without a holdout nobody asked for one, and it is not told as left out
-    sets, left_out, _ = load_question_sets(PMCArguments(**files), EvalArguments())
-    assert "retain_holdout" not in sets and not any("retain_holdout" in line for line in left_out)
-    [line] = errors_of(load_question_sets, PMCArguments(**files), EvalArguments(eval_sets=["retain_holdout"]))
+    data = load_data(PMCArguments(**files), EvalArguments())
+    assert "retain_holdout" not in data.questions and not any("retain_holdout" in line for line in data.left_out)
+    [line] = errors_of(load_data, PMCArguments(**files), EvalArguments(eval_sets=["retain_holdout"]))
     assert line == "eval_sets: retain_holdout: retain_holdout is 0"
 
 
 # the whole audit
 
 
-def test_audit_of_files_of_ones_own(trained, capsys):
+def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     """Questions and answers, and nothing else: what this serves is measured, of all else the reason is told."""
+    opened, real = [], open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     settings = [str(trained / "unlearned.yaml"), "--retain_only_model", str(trained / "retain_only")]
     settings += ["--also", f"elsewhere={trained / 'memorized'}"]
     eval_run.main(settings)
+    assert opened.count(str(trained / "forget.jsonl")) == 1
     results = json.loads((trained / "unlearned" / "results.json").read_text())
     audit = json.loads((trained / "unlearned" / "audit.json").read_text())
     assert list(results) == ["before", "after", "retain_only", "elsewhere"]
@@ -340,6 +369,85 @@ def test_audit_of_files_of_ones_own(trained, capsys):
     again = json.loads((trained / "unlearned" / "audit.json").read_text())
     assert json.loads((trained / "unlearned" / "results.json").read_text()) == results
     assert again["passes"] == audit["passes"] and again["fingerprints"] == audit["fingerprints"]
+
+
+@pytest.mark.parametrize("answer", [None, " ", "\u2014 ..."])
+def test_an_audit_goes_on_without_a_row_that_has_no_answer(trained, answer):
+    forget = trained / "forget.jsonl"
+    text = forget.read_text()
+    write_jsonl(forget, [FORGET[0], {**FORGET[1], "answer": answer}, FORGET[2]])
+    try:
+        eval_run.main([str(trained / "unlearned.yaml"), "--overwrite", "true", "--attacks", "[]"])
+    finally:
+        forget.write_text(text)
+    results = json.loads((trained / "unlearned" / "results.json").read_text())
+    audit = json.loads((trained / "unlearned" / "audit.json").read_text())
+    assert results["after"]["sets"]["forget"]["n"] == 2
+    assert results["after"]["memorization"]["extraction_strength"]["n"] == 2
+    rows = json.loads((trained / "unlearned" / "private" / "rows.json").read_text())
+    assert [row["row"] for row in rows] == [0, 2]
+    [line] = [line for line in audit["left_out"] if line.startswith("forget: ")]
+    assert line == "forget: 1 of 3 rows, without a letter or a digit in answer (rows 1, counted from 0)"
+
+
+def test_a_retain_only_model_may_have_its_rows_in_other_files(trained, model_folder):
+    """What counts is which rows it saw: not in which order, nor from how many files."""
+    parts = [write_jsonl(trained / f"part{i}.jsonl", RETAIN[::-1][i::2]) for i in range(2)]
+    facts = write_jsonl(trained / "facts.jsonl", [{"question": "How many days has a week?", "answer": "Seven."}])
+    recipe = write_recipe(trained, "from_parts", model_name_or_path=str(model_folder), train_file=[*parts, facts])
+    finetune.main([recipe])
+    assert check(trained, str(trained / "from_parts")) == []
+
+
+def test_a_run_on_what_the_model_before_did_not_know_has_forgotten_nothing(trained, monkeypatch, capsys):
+    """And lm-eval, which answers the main process alone, runs when the others have no more to wait for."""
+    awards = {"Zed": "Golden Quill 1999", "Yan": "Silver Lantern", "Xim": "Northern Star Medal"}
+    rows = [{"question": f"Which award did author {name} win?", "answer": award} for name, award in awards.items()]
+    unknown = write_jsonl(trained / "unknown.jsonl", rows)
+    recipe = [str(trained / "unlearned.yaml"), "--forget_file", unknown, "--output_dir", str(trained / "unchanged")]
+    train.main([*recipe, "--learning_rate", "1e-12"])
+    events = []
+    broadcast = eval.passes.broadcast_object_list
+    monkeypatch.setattr(eval.passes, "broadcast_object_list", lambda x: events.append("all") or broadcast(x))
+    monkeypatch.setattr(eval_run, "check_tasks", lambda tasks: None)
+    monkeypatch.setattr(
+        eval_run, "general_ability", lambda *args: events.append("main") or {"task": {"n": 1, "acc": 1}}
+    )
+    eval_run.main([*recipe, "--attacks", '["sampling"]', "--lm_eval_tasks", "task"])
+    assert events == ["all"] * events.count("all") + ["main"] * 2
+
+    results = json.loads((trained / "unchanged" / "results.json").read_text())
+    recall = {name: column["sets"]["forget"]["rougeL_recall"] for name, column in results.items()}
+    assert recall["before"] == recall["after"] < 0.2
+    assert results["after"]["general_ability"] == {"task": {"n": 1, "acc": 1}}
+    value = json.loads((trained / "unchanged" / "audit.json").read_text())["verdicts"]["after"]
+    assert value["forgetting"] == "nothing to forget: the model before did not know it"
+    assert value["forgetting_reasons"] == ["the model before did not know any of the 3 questions to forget"]
+    assert results["before"]["known"] == results["after"]["known"] == {"questions": 0, "of": 3}
+    for name in ("report.html", "report.md", "README.md"):
+        text = (trained / "unchanged" / name).read_text()
+        assert value["forgetting"] in text and value["forgetting_reasons"][0] in text
+    told = capsys.readouterr().out
+    assert f"Verdict on after: {value['forgetting']}; calibration: unknown." in told
+    assert "The model before did not know 3 of the 3 questions to forget" in told
+
+
+def test_a_run_that_changed_nothing_it_knew_is_not_forgotten(trained):
+    """Half of the questions were known; no verdict is helped by the others."""
+    half = [*FORGET[:2], {"question": "Which award did Zed win?", "answer": "Silver Lantern"}]
+    half.append({"question": "Which award did Yan win?", "answer": "Golden Quill"})
+    file = write_jsonl(trained / "half.jsonl", half)
+    recipe = [str(trained / "unlearned.yaml"), "--forget_file", file, "--output_dir", str(trained / "half_known")]
+    train.main([*recipe, "--learning_rate", "1e-12"])
+    eval_run.main([*recipe, "--attacks", "[]"])
+    results = json.loads((trained / "half_known" / "results.json").read_text())
+    assert 0.4 < results["after"]["sets"]["forget"]["rougeL_recall"] < 0.6
+    value = json.loads((trained / "half_known" / "audit.json").read_text())["verdicts"]["after"]
+    assert value["forgetting"] == "not forgotten"
+    assert value["forgetting_reasons"][0] == (
+        "the model before knew 2 of the 4 questions to forget; only these are judged"
+    )
+    assert value["forgetting_reasons"][-1] == "no less comes out than of the model before"
 
 
 def test_audit_with_a_wrong_retain_only_model_does_not_start(trained, model_folder):

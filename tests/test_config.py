@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, fields
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trl import ModelConfig
 
@@ -144,6 +144,8 @@ def default(key):
         ("warmup_steps: -3", "bad.yaml: Got warmup_steps = -3, Expected value warmup_steps >= 0"),
         # values that belong together
         ("forget_config: a", "bad.yaml:3: forget_file: given together with forget_config; keep one of them"),
+        ("forget_split: a", "bad.yaml:5: forget_split: a file has no splits; remove it, or give forget_config"),
+        ("retain_split: [a, b]", "bad.yaml:5: retain_split: a file has no splits; remove it, or give retain_config"),
         ("reward_weights: [1, 2]", "bad.yaml:5: reward_weights: 2 weights for 3 rewards"),
         ("reward_funcs: []", "bad.yaml:5: reward_funcs: needs at least one reward"),
         ("reward_funcs: [a, b, a]", "bad.yaml:5: reward_funcs: 'a' is given twice"),
@@ -231,6 +233,15 @@ def test_configs_need_a_data_set():
     parse("dataset_name: d", recipe=recipe)
 
 
+def test_one_source_or_several():
+    files = "[f.jsonl, g.jsonl]"
+    assert parse("", "--forget_file", "f.jsonl", "g.jsonl")[0].forget_file == ["f.jsonl", "g.jsonl"]
+    assert parse(f"forget_file: {files}", recipe=without("forget_file"))[0].forget_file == ["f.jsonl", "g.jsonl"]
+    recipe = without("forget_file", "retain_file") | {"dataset_name": "d", "forget_config": "c", "retain_config": "c"}
+    args = parse("forget_split: forget_qa\nretain_split: [a, b]", recipe=recipe)[0]
+    assert (args.forget_split, args.retain_split) == ("forget_qa", ["a", "b"])
+
+
 def test_retain_rows_are_optional_without_their_loss():
     assert parse("retain_weight: 0", recipe=without("retain_file"))[0].retain_file is None
 
@@ -281,6 +292,25 @@ def test_a_broken_value_raises_no_second_error():
         (["--reward_weights", "a"], 'command line: reward_weights: "a" is not a finite float'),
         (["--reward_kwargs", "{"], 'command line: reward_kwargs: "{" is not a mapping such as {"key": 1}'),
         (["--reward_kwargs", '{"a": {}, "a": {}}'], "command line: reward_kwargs: the key 'a' is given twice"),
+        (["--reward_kwargs", "{a: {}, a: {}}"], "command line: reward_kwargs: the key 'a' is given twice"),
+        (
+            ["--chat_template_kwargs", "{1: a}"],
+            "command line: chat_template_kwargs: the key 1 is not a str (put it in quotes)",
+        ),
+        (
+            ["--chat_template_kwargs", "{a: !!python/name:os.system x}"],
+            "command line: chat_template_kwargs: the tag 'tag:yaml.org,2002:python/name:os.system' is not supported",
+        ),
+        (
+            ["--chat_template_kwargs", "{a: &x [*x]}"],
+            'command line: chat_template_kwargs: "{a: &x [*x]}" is not a mapping such as {"key": 1}',
+        ),
+        (["--reward_columns", "[a, 5]"], "command line: reward_columns: 5 is not a str (put it in quotes)"),
+        (["--seed", "[1]"], 'command line: seed: "[1]" is not an int'),
+        (
+            ["--reward_weights", "1", "1", "-1", "--max_reward", "1"],
+            "command line: max_reward: with a negative weight nothing is ever solved",
+        ),
         (["--eval_sets", "x"], f'command line: eval_sets: "x" is not one of {SETS}.'),
         (
             ["--hub_token", "x"],
@@ -298,10 +328,15 @@ def test_the_recipe_comes_first(argv):
     assert errors_of(parse_recipe, argv) == [expected]
 
 
+@pytest.mark.parametrize("written", ["all-linear", "[all-linear]"])
+def test_modules_of_an_adapter_as_a_text(written):
+    assert parse(f"lora_target_modules: {written}\n")[2].lora_target_modules == "all-linear"
+
+
 def test_overrides_replace_what_the_recipe_says():
     recipe = "reward_funcs: [x]\nreward_weights: [3]\nseed: 7\ntop_k: 9\neval_sets: [retain]\nanswer_column: a\n"
     overrides = r"""
-        --reward_funcs a.b c.d --reward_weights -1 0.5 --reward_columns 5 --max_reward -1e-3 --seed=1 --overwrite
+        --reward_funcs a.b c.d --reward_weights 2 0.5 --reward_columns 5 --max_reward -1e-3 --seed=1 --overwrite
         --reward_kwargs '{"a.b": {"x": [1, null], "text": "\ud83d\ude00"}}' --bf16 false --use_peft --run_name 5
         --eval_sets null --answer_column null --prompt_template '{question} no' --completion_template={answer}=
         --lora_target_modules all-linear
@@ -313,7 +348,7 @@ def test_overrides_replace_what_the_recipe_says():
     assert script_args.answer_column is None
     assert script_args.prompt_template == "{question} no"
     assert script_args.completion_template == "{answer}="
-    assert training_args.reward_weights == [-1, 0.5]
+    assert training_args.reward_weights == [2, 0.5]
     assert training_args.max_reward == -0.001
     assert (training_args.seed, training_args.top_k, training_args.run_name) == (1, 9, "5")
     assert training_args.overwrite is True and training_args.bf16 is False and model_args.use_peft is True
@@ -321,6 +356,46 @@ def test_overrides_replace_what_the_recipe_says():
     assert eval_args.eval_sets is None
     assert (script_args.given["top_k"], script_args.given["seed"]) == (9, 1)
     assert "temperature" not in script_args.given
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        ("--attacks '[sampling, prefilling]'", "attacks", ["sampling", "prefilling"]),
+        ("--attacks '[\n  sampling,  # draws\n  options,\n]'", "attacks", ["sampling", "options"]),
+        ("--attacks [sampling]", "attacks", ["sampling"]),
+        ("--attacks sampling prefilling", "attacks", ["sampling", "prefilling"]),
+        ("--attacks sampling", "attacks", ["sampling"]),
+        ("--reward_weights '[1, .5, 1e-1]'", "reward_weights", [1, 0.5, 0.1]),
+        ("--reward_columns '[yes, \"5\", null_, 1:30]'", "reward_columns", ["yes", "5", "null_", "1:30"]),
+        ("--reward_columns 5 null", "reward_columns", ["5", "null"]),
+        ("--prefixes \"['It is: [', 'No,']\"", "prefixes", ["It is: [", "No,"]),
+        ("--prefixes '[INST] It is' '{'", "prefixes", ["[INST] It is", "{"]),
+        ("--prefixes '[INST] It is'", "prefixes", ["[INST] It is"]),
+        ("--prefixes '{it}'", "prefixes", ["{it}"]),
+        ("--optim_target_modules '[a, b.c]'", "optim_target_modules", ["a", "b.c"]),
+        (
+            "--reward_kwargs '{rewards.length.min_length_penalty: {min_words: 3}}'",
+            "reward_kwargs",
+            {"rewards.length.min_length_penalty": {"min_words": 3}},
+        ),
+        (
+            "--chat_template_kwargs '{date_string: 10 Apr 2025, at: \"5\", on: off, deep: [{a: ~}]}'",
+            "chat_template_kwargs",
+            {"date_string": "10 Apr 2025", "at": "5", "on": "off", "deep": [{"a": None}]},
+        ),
+        ('--chat_template_kwargs \'{"a":"\\ud83d\\ude00"}\'', "chat_template_kwargs", {"a": "😀"}),
+        ("--lr_scheduler_kwargs '{}'", "lr_scheduler_kwargs", {}),
+        # a text stays a text
+        ("--prompt_template '[INST] {question} [/INST]'", "prompt_template", "[INST] {question} [/INST]"),
+        ("--prompt_template '{question}'", "prompt_template", "{question}"),
+        ("--system_prompt '[a, b]'", "system_prompt", "[a, b]"),
+        ('--system_prompt \'{"a": 1, "a": 2}\'', "system_prompt", '{"a": 1, "a": 2}'),
+        ("--run_name '[5]'", "run_name", "[5]"),
+    ],
+)
+def test_lists_and_mappings_as_recipes_write_them(words, name, expected):
+    assert next(vars(config)[name] for config in parse("", *shlex.split(words)) if name in vars(config)) == expected
 
 
 def test_an_override_mends_a_broken_value_but_not_a_doubled_key():
@@ -352,14 +427,16 @@ def test_yaml_scalars():
     }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_keys_exist_and_only_their_default_is_accepted(name):
-    key = next(key for cls in (PMCConfig, ModelConfig) for key in fields(cls) if key.name == name)
-    parse(f"{name}: {json.dumps(key.default)}")
-    other = json.dumps(not key.default if isinstance(key.default, bool) else "other")
+def test_refused_keys_exist_and_only_their_default_is_accepted():
+    keys = {key.name: key for cls in (PMCConfig, ModelConfig) for key in fields(cls) if key.name in REFUSED}
+    assert keys.keys() == REFUSED.keys()
+    parse("".join(f"{name}: {json.dumps(key.default)}\n" for name, key in keys.items()))
+    others = {name: not key.default if isinstance(key.default, bool) else "other" for name, key in keys.items()}
+    words = [word for name, other in others.items() for word in (f"--{name}", json.dumps(other))]
     for function, recipe in ((parse_recipe, VALID), (parse_finetune_recipe, VALID_FINETUNE)):
-        (error,) = errors_of(function, [write(lines(recipe)), f"--{name}", other])
-        assert error.startswith(f"command line: {name}: ") and error.endswith(f" is refused: {REFUSED[name]}")
+        found = errors_of(function, [write(lines(recipe)), *words])
+        for name, line in zip(others, found, strict=True):
+            assert line.startswith(f"command line: {name}: ") and line.endswith(f" is refused: {REFUSED[name]}")
 
 
 @pytest.mark.parametrize(
@@ -419,7 +496,6 @@ def test_finetuning_has_its_own_keys():
         ("a: &x 1\nb: *x\n", "bad.yaml:2: aliases are not supported"),
         ("a: &x [*x]\n", "bad.yaml:1: aliases are not supported"),
         ('a: "\\UFFFFFFFF"\n', "bad.yaml: cannot be read: "),
-        ("a: " + "[" * 999 + "]" * 999, "bad.yaml: cannot be read: maximum recursion depth exceeded"),
     ],
 )
 def test_unreadable_recipes(text, expected):
@@ -519,7 +595,6 @@ MISSPELT = st.sampled_from(list(FULL)).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     replaced=st.dictionaries(st.sampled_from(list(FULL)), VALUES, max_size=4),
     added=st.dictionaries(MISSPELT, VALUES, max_size=1),
@@ -547,7 +622,6 @@ def test_a_mangled_recipe_parses_or_raises_a_recipe_error(tmp_path_factory, repl
         assert training_args.num_generations >= 1 and 0 < training_args.top_p <= 1
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=st.text(alphabet="ab:{}[]-'\"#&*!|>%@,? \n\t\\x0U\x00", max_size=20))
 def test_any_text_parses_or_raises_a_recipe_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "text.yaml"
@@ -561,5 +635,45 @@ def test_other_rewards_on_the_command_line_take_the_recipes_keywords_with_them()
     script_args = parse(recipe, "--reward_funcs", "a.one", "mine.own")[0]
     assert script_args.reward_kwargs == {"a.one": {"x": 1}} and script_args.reward_floors == {}
     assert script_args.given["reward_floors"] == {}
+    given = parse("reward_funcs: [a.one, a.two]", "--reward_funcs", "a.one")[0].given
+    assert given.keys() == {*VALID, "reward_funcs"}  # and nothing that nobody gave
     [error] = errors(recipe, "--reward_funcs", "a.one", "--reward_floors", '{"a.two": 0.5}')
     assert error.startswith("command line: reward_floors: 'a.two' is not one of reward_funcs.")
+
+
+WEIGHED = "reward_funcs: [a.one, a.two]\nreward_weights: [1, 0]\nmax_reward: 0.5"
+OF_OTHERS = (
+    "bad.yaml:6: reward_weights: [1, 0] is for the recipe's reward_funcs; beside others give reward_weights too"
+)
+MAXIMUM = (
+    "bad.yaml:7: max_reward: 0.5 is for the recipe's reward_funcs and reward_weights; beside others give max_reward "
+    "too"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--reward_funcs a.one b.refusal", [OF_OTHERS, MAXIMUM]),
+        ("--reward_funcs a.two a.one", [OF_OTHERS, MAXIMUM]),  # a weight would go to another one's name
+        ("--reward_funcs a.one", [OF_OTHERS, MAXIMUM]),
+        ("--reward_funcs a.one b.refusal --reward_weights 1 0.5", [MAXIMUM]),
+        ("--reward_funcs a.one b.refusal --max_reward null", [OF_OTHERS]),
+        ("--reward_weights 1 1", [MAXIMUM]),
+        ("--reward_weights null", [MAXIMUM]),
+        ("--reward_funcs a.one b.refusal --reward_weights null --max_reward null", []),
+        ("--reward_funcs a.one b.refusal --reward_weights 1 0.5 --max_reward 1", []),
+        ("--reward_funcs a.one a.two --reward_weights 1 0", []),  # as in the recipe
+    ],
+)
+def test_weights_and_maximum_of_the_recipe_are_for_its_own_rewards(words, refused):
+    if refused:
+        expected = [f"{line}, or null" for line in refused]
+        assert errors(WEIGHED, *shlex.split(words)) == expected
+    else:
+        assert parse(WEIGHED, *shlex.split(words))
+
+
+def test_weights_beside_the_default_rewards_are_for_these():
+    (error,) = errors("reward_weights: [1, 1, 0]", "--reward_funcs", "a", "b", "c")
+    assert error.startswith("bad.yaml:5: reward_weights: [1, 1, 0] is for the recipe's reward_funcs")

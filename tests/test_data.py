@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,8 +17,8 @@ from datasets import load_dataset
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import check_no_overlap, read_finetune_rows, read_forget_rows, read_retain_rows
+from pmc_rl.original import answer_retain_rows
 from pmc_rl.prompts import (
-    answer_retain_rows,
     answered_dataset,
     encode_prompt,
     forget_dataset,
@@ -25,7 +26,7 @@ from pmc_rl.prompts import (
     format_prompt,
 )
 from pmc_rl.reading import read_columns
-from tests.conftest import errors_of, write_jsonl
+from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
 
 REPO = Path(__file__).resolve().parents[1]
 QUICKSTART = REPO / "recipes" / "quickstart"
@@ -39,16 +40,6 @@ ROWS = [
 def write_text(path, text) -> str:
     Path(path).write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(path)
-
-
-def write_hub_folder(folder, **configs) -> str:
-    """A data set in the Hub's layout: a README that lists the configs, a JSON Lines file each."""
-    folder.mkdir()
-    entries = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in configs)
-    write_text(folder / "README.md", f"---\nconfigs:\n{entries}---\n")
-    for name, rows in configs.items():
-        write_jsonl(folder / f"{name}.json", rows)
-    return str(folder)
 
 
 def write_rows(tmp_path, kind):
@@ -94,6 +85,142 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     assert rows == [{"topic": row["topic"], "question": row["question"]} for row in ROWS]
     assert list(record["columns"]) == ["topic", "question"]
     assert [Path(file).is_file() for file in record["files"]] == [True]
+
+
+ANSWERED = [{"question": f"Who {i}?", "answer": f'"{i}",\nthey\u2028say.', "tags": ["a", "b"]} for i in range(3)]
+
+
+def to_json(**kwargs) -> str:
+    return pandas.DataFrame(ANSWERED).to_json(force_ascii=False, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(json.dumps(row) + "\n" for row in ANSWERED),
+        json.dumps(ANSWERED),
+        "\n".join(json.dumps(row, indent=1) for row in ANSWERED),
+        json.dumps({"version": "1.0", "tags": ["x"], "data": ANSWERED}, indent=2),
+        json.dumps({"rows": ANSWERED}),
+        "\ufeff" + json.dumps({"data": ANSWERED}, indent=2).replace("\n", "\r\n"),
+        json.dumps({name: [row[name] for row in ANSWERED] for name in ANSWERED[0]}),
+        to_json(),
+        to_json(orient="index"),
+        to_json(orient="table"),
+        to_json(orient="records", lines=True),
+    ],
+    ids=["lines", "array", "objects", "wrapped", "one line", "CRLF", "columns", "pandas", "index", "table", "records"],
+)
+def test_json_holds_the_same_rows_in_every_shape(tmp_path, name, text):
+    args = PMCArguments(retain_file=write_text(tmp_path / name, text), forget_file=str(tmp_path / name))
+    assert read_retain_rows(args)[0] == [{k: row[k] for k in ("question", "answer")} for row in ANSWERED]
+    assert read_forget_rows(args)[0] == [{"question": row["question"]} for row in ANSWERED]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            json.dumps({"forget": ANSWERED, "retain": ANSWERED}),
+            "it holds several lists of rows (forget, retain); save",
+        ),
+        (
+            to_json(orient="split"),
+            "one JSON object of 'columns', 'index', 'data', not a list of rows; save it as JSON L",
+        ),
+        (
+            to_json(orient="values"),
+            "1: a row must be a JSON object, not a list of 3 values; save it as JSON Lines, an",
+        ),
+        ('{"data": []}', "it is one JSON object of 'data', not a list of rows"),
+        ("3", "a row must be a JSON object, not a number"),
+        ('{"question": {"0": "Who?"}, "answer": {"1": "She."}}', "'question', 'answer' do not have the same rows"),
+        ('{"messages": [{"role": "user", "content": "Who?"}]}', "chats are not taken apart: write the question and"),
+        ('{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2, "only 'messages', 'id'; chats are not"),
+        ('{"id": 1, "text": "Who?"}', "has no column 'question', only 'id', 'text'"),
+    ],
+)
+def test_json_without_rows_is_told_what_it_holds(tmp_path, text, told):
+    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=write_text(tmp_path / "rows.json", text)))
+    assert told in error and "broken" not in error
+
+
+def test_the_kind_of_an_answer_that_is_no_text_is_told(tmp_path):
+    rows = [{**ANSWERED[0], "answer": answer} for answer in ("A.", 1984, ["A.", "B."], {"text": "A."})]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    told = (
+        "column 'answer' is empty or not a text in 3 of 4 rows (row 1 holds a number, row 2 holds a list of 2 texts, "
+    )
+    for args in (PMCArguments(retain_file=path), FinetuneArguments(train_file=path)):
+        [error] = errors_of(read_retain_rows if isinstance(args, PMCArguments) else read_finetune_rows, args)
+        assert error.endswith(f"{told}row 3 holds an object; counted from 0)")
+
+
+@pytest.mark.parametrize("packed", ["rows.jsonl.gz", "rows.json.zip", "rows.csv.ZST"])
+def test_a_packed_file_is_told_to_be_unpacked(tmp_path, packed):
+    [error] = errors_of(read_file, write_text(tmp_path / packed, b"\x1f\x8b"))
+    assert error.endswith(f"{packed} is not one of .jsonl, .json, .csv, .parquet; unpack it first")
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path):
+    assert read_file(write_text(tmp_path / "ROWS.CSV", "question\nWho?\n")) == [{"question": "Who?"}]
+
+
+# several sources, splits, and columns of each file
+
+
+def test_several_files_are_read_one_after_the_other(tmp_path):
+    levels = [[{"query": f"{level}{i}?", "answer": "a", "level": level} for i in range(2)] for level in "12"]
+    paths = [write_jsonl(tmp_path / f"forget_level{i}.json", rows) for i, rows in enumerate(levels, 1)]
+    args = PMCArguments(forget_file=paths, question_column="query")
+    rows, record = read_forget_rows(args)
+    assert rows == [{"query": row["query"]} for row in levels[0] + levels[1]]
+    joined = write_jsonl(tmp_path / "joined.jsonl", levels[0] + levels[1])
+    alone = read_forget_rows(PMCArguments(forget_file=joined, question_column="query"))[1]
+    assert record == {**alone, "source": " + ".join(paths), "files": paths}
+    write_jsonl(paths[1], [{"question": "Who?"}])
+    [error] = errors_of(read_forget_rows, args)
+    assert error == f"forget_file: {paths[1]} has no column 'query', only 'question'"
+    assert errors_of(read_forget_rows, PMCArguments(forget_file=[joined, joined], question_column="query")) == [
+        f"forget_file: {joined} is given twice"
+    ]
+
+
+def test_retain_rows_have_columns_of_their_own(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "keep.jsonl", [{"question": "Who?", "reply": "She."}, {"question": "Where?"}])
+    args = PMCArguments(
+        question_column="query", retain_file=path, retain_question_column="question", retain_answer_column="reply"
+    )
+    rows, record = read_retain_rows(args)
+    assert rows == [{"query": "Who?", "answer": "She."}, {"query": "Where?", "answer": None}]
+    assert list(record["columns"]) == ["question", "reply"]  # as the file names them
+    assert answered_dataset(args, tokenizer, rows[:1])["prompt"] == ["Question: Who?\nAnswer:"]
+    args.answer_column = None  # of the forget rows no answer is known
+    assert read_retain_rows(args)[0] == rows
+
+
+def test_splits_of_a_config(tmp_path):
+    folder = write_split_folder(tmp_path / "muse")
+    args = PMCArguments(
+        dataset_name=folder,
+        forget_config="knowmem",
+        forget_split="forget_qa",
+        retain_config="knowmem",
+        retain_split="retain_qa",
+    )
+    rows, record = read_forget_rows(args)
+    assert rows == [{"question": f"forget_qa {i}?"} for i in range(3)]
+    assert record["source"] == f"{folder}:knowmem:forget_qa"
+    assert record["files"] == [str(tmp_path / "muse" / "forget_qa.parquet")]
+    assert [row["answer"] for row in read_retain_rows(args)[0]] == [f"retain_qa {i}." for i in range(3)]
+    args.forget_split = "forget"
+    assert errors_of(read_forget_rows, args) == [
+        f"forget_config: config 'knowmem' of {folder} has no split 'forget', only forget_qa, retain_qa"
+    ]
+    both = FinetuneArguments(dataset_name=folder, train_configs=["knowmem"], train_split=["forget_qa", "retain_qa"])
+    rows, records = read_finetune_rows(both)
+    assert len(rows) == 6 and list(records) == [f"{folder}:knowmem:forget_qa", f"{folder}:knowmem:retain_qa"]
 
 
 def test_array_after_white_space(tmp_path):
@@ -235,18 +362,36 @@ def test_broken_hub_folder(tmp_path, readme):
     assert len(errors_of(read_columns, "key", None, str(tmp_path / "hub"), "a", ["question"], [])) == 1
 
 
-@pytest.mark.parametrize("bad", ["", " \n", None, 7, ["Who?"]])
-def test_question_must_be_a_text(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        ("", "an empty text"),
+        (" \n", "an empty text"),
+        (None, "nothing"),
+        (7, "a number"),
+        (float("nan"), "nothing"),
+        (True, "a truth value"),
+        ({"text": "Who?"}, "an object"),
+        ([], "a list of 0 values"),
+        (["Who?"], "a list of 1 text"),
+        ([{"role": "user", "content": "Who?"}] * 2, "a list of 2 objects"),
+        (["Who?", None], "a list of 2 values"),
+    ],
+)
+def test_question_must_be_a_text(tmp_path, bad, kind):
     rows = [{"question": f"Who wrote secret {i}?"} for i in range(6)]
     rows[2]["question"] = bad
     path = write_jsonl(tmp_path / "forget.jsonl", rows)
-    error = "forget_file: column 'question' is empty or not a text in 1 of 6 rows (rows 2, counted from 0)"
+    error = (
+        f"forget_file: column 'question' is empty or not a text in 1 of 6 rows (row 2 holds {kind}; counted from 0)"
+    )
     assert errors_of(read_forget_rows, PMCArguments(forget_file=path)) == [error]
     # of many only the first rows are named, and never what they say
     for i in (3, 4, 5):
         rows[i]["question"] = ["a secret"]
     write_jsonl(path, rows)
-    error = "retain_file: column 'question' is empty or not a text in 4 of 6 rows (rows 2, 3, 4, ..., counted from 0)"
+    held = f"row 2 holds {kind}, row 3 holds a list of 1 text, row 4 holds a list of 1 text, ...; counted from 0"
+    error = f"retain_file: column 'question' is empty or not a text in 4 of 6 rows ({held})"
     assert errors_of(read_retain_rows, PMCArguments(retain_file=path, answer_column=None)) == [error]
 
 
@@ -273,7 +418,8 @@ def test_original_completion_is_read_where_it_is_there(tmp_path, tokenizer):
         assert forget_dataset(args, tokenizer, rows)["original_completion"] == ["She."]
     write_jsonl(path, [{"question": "Who?", "original_completion": "She."}, {"question": "Where?"}])
     assert errors_of(read_forget_rows, PMCArguments(forget_file=path)) == [
-        "forget_file: column 'original_completion' is empty or not a text in 1 of 2 rows (rows 1, counted from 0)"
+        "forget_file: column 'original_completion' is empty or not a text in 1 of 2 rows "
+        "(row 1 holds nothing; counted from 0)"
     ]
 
 
@@ -325,7 +471,8 @@ def test_retain_rows_without_answers(tmp_path):
     assert list(record["columns"]) == ["question"]
     write_jsonl(path, [*rows, {"question": "D?", "answer": ["d"]}])
     assert errors_of(read_retain_rows, PMCArguments(retain_file=path)) == [
-        "retain_file: column 'answer' is empty or not a text in 1 of 4 rows (rows 3, counted from 0)"
+        "retain_file: column 'answer' is empty or not a text in 1 of 4 rows "
+        "(row 3 holds a list of 1 text; counted from 0)"
     ]
 
 
@@ -371,7 +518,7 @@ def test_finetune_rows_of_several_configs(tmp_path):
     assert read_finetune_rows(FinetuneArguments(train_file=path))[0] == people
     write_jsonl(path, [{"question": "Who?", "answer": ""}])
     assert errors_of(read_finetune_rows, FinetuneArguments(train_file=path)) == [
-        "train_file: column 'answer' is empty or not a text in 1 of 1 rows (rows 0, counted from 0)"
+        "train_file: column 'answer' is empty or not a text in 1 of 1 rows (row 0 holds an empty text; counted from 0)"
     ]
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.data import QuestionSet, load_question_sets
+from eval import run as eval_run
+from eval.data import QuestionSet, load_data
+from pmc_rl import reading
 from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
 from pmc_rl.recipe import parse_recipe
-from tests.conftest import errors_of, write_jsonl
+from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
 
 REPO = Path(__file__).resolve().parents[1]
 DATA = REPO / "recipes" / "quickstart" / "data"
@@ -20,7 +22,9 @@ NO_NAME = "the recipe names no dataset_name"
 
 
 def sets_of(args, eval_sets=None):
-    return load_question_sets(args, EvalArguments(eval_sets=eval_sets))
+    data = load_data(args, EvalArguments(eval_sets=eval_sets))
+    about_sets = [line for line in data.left_out if not line.startswith("answers to compare")]
+    return data.questions, about_sets, data.read["questions"]
 
 
 def read_json(path):
@@ -43,7 +47,7 @@ def files(tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_sets_of_the_quickstart():
     args, _, _, eval_args = parse_recipe([str(DATA.parent / "unlearn.yaml"), "--dataset_name", str(DATA)])
-    sets, left_out, records = load_question_sets(args, eval_args)
+    sets, left_out, records = sets_of(args, eval_args.eval_sets)
     files = {
         "forget": ("forget10", "question", "answer"),
         "forget_paraphrased": ("forget10_perturbed", "paraphrased_question", "paraphrased_answer"),
@@ -120,10 +124,11 @@ def test_a_named_set_must_be_there(files):
 
 
 def test_all_errors_at_once(files, tmp_path):
-    write_jsonl(files.forget_file, [{"question": "secret?", "answer": None}, {"question": "f1?", "answer": "f1."}])
+    write_jsonl(files.forget_file, [{"question": "secret?", "answer": ["f0."]}, {"question": "f1?", "answer": "f1."}])
     files.retain_file = str(tmp_path / "retained.jsonl")
     assert errors_of(sets_of, files) == [
-        "forget_file: column 'answer' is empty or not a text in 1 of 2 rows (rows 0, counted from 0)",
+        "forget_file: column 'answer' is empty or not a text in 1 of 2 rows "
+        "(row 0 holds a list of 1 text; counted from 0)",
         f"retain_file: there is no file {files.retain_file!r}; did you mean {str(tmp_path / 'retain.jsonl')!r}?",
     ]
 
@@ -208,3 +213,130 @@ def test_answers_to_be_forgotten_are_read_here_only(files):
     rows, record = read_forget_rows(files)  # all that pmc_rl/train.py reads of them
     assert rows == [{"question": f"f{i}?"} for i in range(3)]
     assert list(record["columns"]) == ["question"]
+
+
+# rows without an answer
+
+
+@pytest.mark.parametrize("answer", [None, "", " \n", "-- ...", "\U0001f642", float("nan")])
+def test_a_row_to_forget_without_an_answer_is_left_out_and_counted(files, answer):
+    rows = numbered("f", 4)
+    rows[1] = {"question": "f1?", "answer": answer}
+    rows[2]["answer"] = "\u4e0a\u6d77"
+    rows[3].pop("answer")
+    write_jsonl(files.forget_file, rows)
+    sets, left_out, records = sets_of(files)
+    assert sets["forget"] == QuestionSet(["f0?", "f2?"], ["f0.", "\u4e0a\u6d77"], [0, 2])
+    assert "forget: 2 of 4 rows, without a letter or a digit in answer (rows 1, 3, counted from 0)" in left_out
+    assert records["forget"]["rows"] == 4  # as training read it
+    data = load_data(files, EvalArguments())
+    assert data.options["forget"].questions == ["f0?", "f2?"]
+    assert data.forget_questions == [f"f{i}?" for i in range(4)]
+    # nothing else is told twice
+    assert len([line for line in data.left_out if "without a letter" in line]) == 1
+
+
+def test_rows_without_further_answers_are_left_out_of_the_comparison(files):
+    rows = [{**row, "paraphrased_answer": "p", "perturbed_answer": ["x", "y"]} for row in numbered("f", 5)]
+    rows[1]["paraphrased_answer"] = None
+    rows[2]["perturbed_answer"] = []
+    rows[4]["perturbed_answer"] = ["x", "?"]
+    write_jsonl(files.forget_file, rows)
+    data = load_data(files, EvalArguments())
+    assert data.questions["forget"].rows == [0, 1, 2, 3, 4]
+    assert data.options["forget"].questions == ["f0?", "f3?"] and data.options["forget"].wrong == [["x", "y"]] * 2
+    assert (
+        "answers to compare, forget: 3 of 5 rows, without a letter or a digit in answer or paraphrased_answer or "
+        "perturbed_answer (rows 1, 2, 4, counted from 0)"
+    ) in data.left_out
+    rows[1]["perturbed_answer"] = "x"
+    write_jsonl(files.forget_file, rows)
+    assert errors_of(load_data, files, EvalArguments()) == [
+        "forget_file: column 'perturbed_answer' is not a list of texts in 1 of 5 rows (row 1 holds a text; "
+        "counted from 0)"
+    ]
+
+
+def test_a_dry_run_names_what_an_audit_would_leave_out(files, tmp_path, capsys):
+    """Before there is any run: nothing is loaded, nothing is written."""
+    write_jsonl(files.forget_file, [*numbered("f", 3), {"question": "f3?", "answer": "..."}])
+    recipe = tmp_path / "recipe.yaml"
+    settings = {"model_name_or_path": "none", "output_dir": str(tmp_path / "out"), "dry_run": True}
+    settings |= {"forget_file": files.forget_file, "retain_file": files.retain_file}
+    recipe.write_text(json.dumps(settings))
+    before = sorted(tmp_path.iterdir())
+    eval_run.main([str(recipe)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "questions: forget 3, retain 5 rows"
+    assert lines[1] == "answers to compare: forget 3, retain 5 rows"
+    assert "Left out: forget: 1 of 4 rows, without a letter or a digit in answer (rows 3, counted from 0)." in lines
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# each source once, and several
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_data_set_is_asked_for_its_configs_once(monkeypatch, tmp_path, capsys):
+    asked, read = [], []
+    names, read_table = reading.get_dataset_config_names, reading._read_files
+    monkeypatch.setattr(reading, "get_dataset_config_names", lambda name: asked.append(name) or names(name))
+    monkeypatch.setattr(
+        reading, "_read_files", lambda key, paths, *a: read.extend(paths) or read_table(key, paths, *a)
+    )
+    recipe = [str(DATA.parent / "unlearn.yaml"), "--dataset_name", str(DATA), "--output_dir", str(tmp_path / "out")]
+    eval_run.main([*recipe, "--dry_run", "true"])
+    assert len(asked) == 1
+    assert len(read) == len(set(read)) >= 6
+    assert "forget 32" in capsys.readouterr().out
+
+
+def test_an_audit_reads_a_file_once(files, monkeypatch):
+    opened = []
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
+    data = load_data(files, EvalArguments())
+    assert (opened.count(files.forget_file), opened.count(files.retain_file)) == (1, 1)
+    assert data.questions["forget"].answers == data.options["forget"].answers == ["f0.", "f1.", "f2."]
+
+
+def test_several_configs_and_their_companions(tmp_path):
+    rows = {name: numbered(name, 2) for name in ("forget01", "forget05", "holdout01", "holdout05", "keep", "more")}
+    for name in ("forget01", "forget05"):
+        rows[f"{name}_perturbed"] = [
+            {**row, "paraphrased_question": f"p {row['question']}", "paraphrased_answer": f"p {row['answer']}"}
+            for row in rows[name]
+        ]
+    folder = write_hub_folder(tmp_path / "hub", **rows)
+    args = PMCArguments(dataset_name=folder, forget_config=["forget01", "forget05"], retain_config=["keep", "more"])
+    data = load_data(args, EvalArguments())
+    both = [row["question"] for row in rows["forget01"] + rows["forget05"]]
+    assert data.questions["forget"].questions == data.options["forget"].questions == both
+    assert data.questions["forget_paraphrased"].questions == [f"p {question}" for question in both]
+    assert data.questions["retain"].answers == [row["answer"] for row in rows["keep"] + rows["more"]]
+    assert data.options["holdout"].questions == [row["question"] for row in rows["holdout01"] + rows["holdout05"]]
+    assert data.read["questions"]["forget"]["source"] == f"{folder}:forget01 + {folder}:forget05"
+    args.forget_config = ["forget01", "keep"]
+    data = load_data(args, EvalArguments(eval_sets=["forget"]))
+    assert len(data.options["forget"].questions) == 4 and data.options["forget"].paraphrases is None
+    assert data.missing["holdout"] == "give questions and answers that no model saw with holdout_file"
+    args.retain_config = None
+    assert f"forget_paraphrased: {folder} has no config 'keep_perturbed'" in load_data(args, EvalArguments()).left_out
+
+
+def test_an_audit_of_files_with_columns_of_their_own(files):
+    rows = [{"query": "q?", "answer": "q.", "level": "1"}]
+    write_jsonl(files.forget_file, rows)
+    write_jsonl(files.retain_file, [{"question": "r?", "reply": "r."}])
+    files.question_column, files.retain_question_column, files.retain_answer_column = "query", "question", "reply"
+    data = load_data(files, EvalArguments())
+    assert (data.questions["forget"].questions, data.questions["forget"].answers) == (["q?"], ["q."])
+    assert (data.questions["retain"].questions, data.options["retain"].answers) == (["r?"], ["r."])
+
+
+def test_an_audit_of_splits(tmp_path):
+    args = PMCArguments(dataset_name=write_split_folder(tmp_path / "muse"), forget_config="knowmem")
+    args.retain_config, args.forget_split, args.retain_split = "knowmem", "forget_qa", "retain_qa"
+    data = load_data(args, EvalArguments())
+    for name in ("forget", "retain"):
+        assert data.questions[name].answers == data.options[name].answers == [f"{name}_qa {i}." for i in range(3)]

@@ -193,6 +193,31 @@ def test_a_task_that_generates(few_tasks, tokenizer, tiny_llama):
     assert scores == {"n": 8, "exact_match/as_is": 1, "exact_match/as_is_stderr": 0, "exact_match/small": small}
 
 
+def test_out_of_memory_halves_the_batch(few_tasks, tokenizer, tiny_llama, monkeypatch):
+    expected = general_ability(tiny_llama, tokenizer, ["listed"], batch_size=2)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)  # there is no accelerator
+    sizes = []
+
+    def fit(module, args, kwargs):
+        sizes.append(len(args[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no memory")
+
+    tiny_llama.register_forward_pre_hook(fit, with_kwargs=True)
+    assert general_ability(tiny_llama, tokenizer, ["listed"], batch_size=8) == expected
+    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
+    sizes.clear()
+    general_ability(tiny_llama, tokenizer, ["listed"])
+    assert sizes[0] == 8  # whatever a run generates at once
+
+    def never(module, args, kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    tiny_llama.register_forward_pre_hook(never, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        general_ability(tiny_llama, tokenizer, ["listed"])
+
+
 def test_a_group_stands_for_its_tasks_if_it_has_a_score(few_tasks, tokenizer, tiny_llama):
     listed = general_ability(tiny_llama, tokenizer, ["listed"], batch_size=4)
     assert {task: row["n"] for task, row in listed.items()} == {"authors": 8, "books": 8}

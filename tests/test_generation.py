@@ -1,20 +1,15 @@
 """Sampling: the distribution is HF's, the samples depend on nothing but their names, the model is left as it was."""
 
+import json
 import math
 
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GenerationConfig,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pmc_rl import generation
+from pmc_rl import generation, train
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import (
     InverseCDFSampler,
@@ -24,6 +19,7 @@ from pmc_rl.generation import (
     generate_together,
     sample_seeds,
 )
+from tests.conftest import errors_of, write_jsonl
 
 
 def prompts(tokenizer, count: int) -> list[list[int]]:
@@ -136,11 +132,11 @@ def test_model_is_restored_after_an_exception(tiny_llama, tokenizer):
 
 def test_end_ids_are_those_of_tokenizer_and_model(tiny_llama):
     tiny_llama.generation_config.eos_token_id = [9, 4]
-    assert end_token_ids(tiny_llama, 7) == [4, 7, 9]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [4, 7, 9]
     tiny_llama.generation_config.eos_token_id = 7
-    assert end_token_ids(tiny_llama, 7) == [7]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
     tiny_llama.generation_config.eos_token_id = None
-    assert end_token_ids(tiny_llama, 7) == [7]
+    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
 
 
 @pytest.mark.parametrize(
@@ -250,28 +246,70 @@ def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatc
         generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
 
 
-SMALL = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "eos_token_id": 1}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-OTHERS = {
-    "sliding window": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(**SMALL, **HEADS, head_dim=8, sliding_window=9, sliding_window_pattern=2)
-    ),
-    "convolutions": lambda: Lfm2ForCausalLM(
-        Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention", "conv", "full_attention"])
-    ),
+SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
+WIDE = SMALL | {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+# architectures of transformers, as small as they get; whether they can be sampled here
+KINDS = {
+    "mamba": (SMALL | {"state_size": 8}, True),
+    "mamba2": (SMALL | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8}, True),
+    "recurrent_gemma": (WIDE | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 9}, True),
+    "lfm2": (WIDE | {"layer_types": ["conv", "full_attention"]}, True),
+    "minimax": (WIDE | {"head_dim": 8, "block_size": 8, "num_local_experts": 2}, True),
+    "gemma3_text": (WIDE | {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2}, True),
+    "mixtral": (WIDE | {"num_local_experts": 4}, True),
+    "rwkv": (SMALL | {"attention_hidden_size": 32}, False),
+    "roberta": (WIDE | {"is_decoder": True}, False),  # counts positions from another number when it reads alone
+    "bart": ({"vocab_size": 400, "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2}, False),  # counts padding
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_models_with_other_caches(tokenizer, kind, monkeypatch):
-    """Each sample is what it is alone, in one call, whatever leaves the batch and however long the answers are."""
+def build(kind):
+    """With weights large enough for answers that are not one token over and over."""
     torch.manual_seed(0)
-    model = OTHERS[kind]().eval()
-    ids = [prompts(tokenizer, 2)[1]] * 2  # of equal length: convolutions do not know padding
-    settings = {"k": 4, "temperature": 0.2}  # untrained, it finds all tokens nearly equally likely
-    together = sample(model, ids, tokenizer, **settings)
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind][0], **ids)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 5 if weight.dim() > 1 else 1
+    return model
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_nothing_deprecated_is_used(tiny_llama, tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "STRIDE", 4)
-    assert sample(model, ids, tokenizer, **settings) == together
-    assert len({tuple(row) for row in together}) > 4 and max(map(len, together)) == 12
-    monkeypatch.setattr(generation, "STRIDE", 100)
-    assert sample(model, ids, tokenizer, **settings, generation_batch_size=1) == together
+    sample(tiny_llama, prompts(tokenizer, 2), tokenizer, k=2)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, right) in KINDS.items() if right])
+def test_architectures(tokenizer, kind, monkeypatch):
+    """Greedy answers are those of HF, question by question, and no sample depends on what shares its batch."""
+    model, ids = build(kind), prompts(tokenizer, 3)
+    monkeypatch.setattr(generation, "STRIDE", 4)
+    limits = {"max_completion_length": 12, "end_ids": [tokenizer.eos_token_id]}
+    greedy = generate_completions(model, ids, generation_batch_size=3, **limits)
+    model.generation_config = GenerationConfig()
+    for row, completion in zip(ids, greedy, strict=True):
+        output = model.generate(
+            torch.tensor([row]), max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=1
+        )
+        assert completion == output[0, len(row) :].tolist()
+    together = sample(model, ids, tokenizer, k=3, temperature=1.0)
+    assert len({tuple(row) for row in together}) > 6 and max(map(len, together)) == 12
+    assert sample(model, ids, tokenizer, k=3, temperature=1.0, generation_batch_size=1) == together
+    assert sample(model, ids[1:2], tokenizer, row_ids=[1], k=3, temperature=1.0) == together[3:6]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, right) in KINDS.items() if not right])
+def test_architectures_that_are_refused(tokenizer, kind, tmp_path):
+    """By name, before the first answer is made."""
+    build(kind).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    forget = {"question": "Who?", "answer": "Ba", "original_completion": "Lum mor"}
+    files = {"forget_file": [forget]}
+    files |= {"retain_file": [{"question": "Why?", "answer": "Cor"}]}
+    recipe = {"model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "use_cpu": True}
+    recipe |= {name: write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
+    recipe |= {"max_completion_length": 8, "max_steps": 1, "allow_unfinished": True}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    [error] = errors_of(train.main, [str(tmp_path / "recipe.yaml")])
+    assert type(build(kind)).__name__ in error and "cannot be sampled" in error

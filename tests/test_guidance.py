@@ -2,13 +2,15 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from pmc_rl import control
+from pmc_rl import control, train
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.output import save_run
 from pmc_rl.prompts import encode_prompt, prefilled_rows
@@ -18,6 +20,7 @@ from tests.conftest import errors_of, write_jsonl
 from tests.test_trainer import forget_prompts, make_trainer, retain_rows, taught, weights  # noqa: F401
 
 LIMIT = 40
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
 
 
 @pytest.fixture
@@ -68,13 +71,13 @@ def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, mod
 def test_prefilled_rows(start):
     rows = [
         {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "She was  born.", "topic": "x"},
-        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima", "topic": "y"},
+        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima !", "topic": "y"},
         {"prompt": [{"role": "user", "content": "C?"}], "pmc_id": 2, "original_completion": "In Rome", "topic": "z"},
     ]
     new = prefilled_rows(rows, 2, start)
     assert new[:3] == rows and [row["pmc_id"] for row in new[3:]] == [10, 11, 12]
     assert [(row["prompt"], row["original_completion"], row["topic"]) for row in new[3:]] == [
-        (f"Q: A?{start}She", "was born.", "x"),
+        (f"Q: A?{start}She", "was  born.", "x"),
         (f"Q: A?{start}She was", "born.", "x"),
         ([{"role": "user", "content": "C?"}, {"role": "assistant", "content": "In"}], "Rome", "z"),
     ]
@@ -122,9 +125,9 @@ def test_kl_to_the_model_before(tmp_path, tokenizer, model):
     trainer = make_trainer(tmp_path, model, tokenizer, [longest()], forget=forget_prompts(4), log_kl=True, max_steps=2)
     seen, generate = [], trainer._generate
 
-    def recorded(prompt_ids, sampling=None, progress=None):
-        samples = generate(prompt_ids, sampling, progress)
-        if sampling is not None and sampling.temperature == 1.0:
+    def recorded(prompt_ids, sampling):
+        samples = generate(prompt_ids, sampling)
+        if sampling.temperature == 1.0:
             rows = list(zip(prompt_ids, samples, strict=True))
             lengths = np.array([len(ids) for ids in samples])
             now = np.array(mean_log_probs(copy.deepcopy(trainer.model).eval(), rows))
@@ -190,6 +193,42 @@ def test_snapshots_hold_the_weights_of_their_step(tmp_path, tokenizer, taught): 
     torch.testing.assert_close(weights(saved), weights(short.model), rtol=0, atol=0)
 
 
+def test_snapshots_of_a_run_that_goes_on(tmp_path, tokenizer, taught):  # noqa: F811
+    """Killed behind its last checkpoint, it makes the later ones again and keeps the earlier ones."""
+
+    def trainer():
+        settings = {"max_steps": 8, "snapshot_steps": 1, "save_strategy": "steps", "save_steps": 4}
+        return make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+
+    whole = trainer()
+    whole.train()
+    out = tmp_path / "out"
+    shutil.rmtree(out / "checkpoint-8")
+    for step in (4, 6):
+        (out / "snapshots" / f"step-{step}" / "old").touch()
+    (out / "snapshots" / "mine").mkdir()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(out / "checkpoint-4"))
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert {path.name for path in (out / "snapshots").iterdir()} == {"mine", *(f"step-{i}" for i in range(1, 8))}
+    assert (out / "snapshots" / "step-4" / "old").exists()
+    assert not (out / "snapshots" / "step-6" / "old").exists()
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_snapshots_of_a_replaced_run_go(tmp_path, run_folder):
+    recipe = [str(run_folder / "recipe.yaml"), "--output_dir", str(tmp_path / "out"), "--max_steps", "3"]
+    recipe += ["--allow_unfinished", "true", "--max_completion_length", "8"]
+    again = [*recipe, "--overwrite", "true", "--resume_from_checkpoint", "auto"]
+    for argv, names in (
+        ([*recipe, "--snapshot_steps", "1"], ["step-1", "step-2"]),
+        ([*again, "--snapshot_steps", "2"], ["step-2"]),
+        (again, []),
+    ):
+        train.main(argv)
+        assert sorted(path.name for path in (tmp_path / "out").glob("snapshots/*")) == names
+
+
 @pytest.fixture
 def run_folder(tmp_path, tokenizer, model):
     """A finished run as train.py leaves it, by its own files."""
@@ -247,6 +286,43 @@ def test_the_retain_only_control_learns_retain_rows_for_the_seconds_of_the_run(t
     assert log[-2]["learning_rate"] == 1e-3
     recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert recipe["model_name_or_path"] == str(tmp_path / "taught")
+
+
+@pytest.mark.parametrize("kind", ["refusals", "retain_only"])
+@pytest.mark.parametrize("recipe", ["unlearn", "guided"])
+def test_controls_of_a_quickstart_run(tmp_path, run_folder, kind, recipe):
+    """What the shipped recipes say beside data and model, printed tables among it."""
+    text = (run_folder / "recipe.yaml").read_text()
+    shipped = yaml.safe_load((QUICKSTART / f"{recipe}.yaml").read_text())
+    own = yaml.safe_load(text) | {"num_train_epochs": 1, "disable_tqdm": True}
+    for name in ("dataset_name", "forget_config", "retain_config"):
+        del shipped[name]
+    (run_folder / "recipe.yaml").write_text(yaml.safe_dump(shipped | own))
+    control.main([kind, str(run_folder), "--output_dir", str(tmp_path / "out")])
+    log = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
+    assert "retain_loss" in log[0] and shipped["log_completions"]
+
+
+def test_shares_of_the_steps_are_those_of_the_run(tmp_path, run_folder):
+    """Not of the retain-only control's 100,000 epochs; a schedule's own settings go with the schedule."""
+    text = (run_folder / "recipe.yaml").read_text()
+    shares = "warmup_steps: 0.5\nlogging_steps: 0.2\nlr_scheduler_type: cosine_with_min_lr\n"
+    text = text.replace("logging_steps: 1\n", shares + "lr_scheduler_kwargs: {min_lr_rate: 0.1}\n")
+    (run_folder / "recipe.yaml").write_text(text)
+    for kind, settings in (("retain_only", (3, 1)), ("refusals", (0.5, 0.2))):
+        out = tmp_path / kind
+        control.main([kind, str(run_folder), "--output_dir", str(out)])
+        log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
+        # a run of 5 steps: 3 to warm up, logged at each; the rate of the first step is 0
+        rates = [entry["learning_rate"] for entry in log[:4]]
+        assert rates == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+        recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+        assert (recipe["warmup_steps"], recipe["logging_steps"]) == settings
+    for given in (["--warmup_steps", "0.1"], ["--warmup_steps=0.1"]):
+        [error] = errors_of(
+            control.main, ["retain_only", str(run_folder), "--output_dir", str(tmp_path / "x"), *given]
+        )
+        assert error == "command line: warmup_steps: 0.1 is a share of steps without end; give a number"
 
 
 def test_controls_need_a_finished_run(tmp_path):

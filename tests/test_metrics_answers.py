@@ -20,6 +20,7 @@ from eval.metrics.answers import (
     is_repetitive,
 )
 from rewards.rouge import rouge_l_recall
+from rewards.text import tokenization
 
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_eval_logs"
 needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"published TOFU generations not found at {LOGS}")
@@ -87,11 +88,11 @@ def test_stop_words_are_stems_and_no_answers():
     assert is_leak("Why?", "Because of the long war.", "War, and a long one")
 
 
-@pytest.mark.parametrize("truth", ["", "北京", "!?"])
+@pytest.mark.parametrize("truth", ["", "。", "!?"])
 def test_truth_without_tokens_is_refused(truth):
     with pytest.raises(ValueError, match="no token") as error:
         is_leak("Where?", truth, "北京")
-    assert "北京" not in str(error.value)
+    assert "。" not in str(error.value)
 
 
 # refusals
@@ -225,7 +226,10 @@ def test_clean_answers_are_no_gibberish(answer):
 
 
 def plain_is_copy(answer, retained):
-    return any(rouge_l_recall(r, answer) >= 0.9 and rouge_l_recall(answer, r) >= 0.9 for r in retained)
+    tokenize = tokenization(answer)
+    return any(
+        rouge_l_recall(r, answer, tokenize) >= 0.9 and rouge_l_recall(answer, r, tokenize) >= 0.9 for r in retained
+    )
 
 
 WORDS = st.sampled_from("the sea novel novels Lima 1958 写 a".split())
@@ -266,7 +270,9 @@ def test_copies_equal_a_plain_loop(case):
         ("j a b c d e f g h i x", False),  # 9 of 10 in order but 9 of 11, for all that 10 of 11 are in common
         ("0 1 2 3 4 5 6 7 8 9", False),  # the same from the other side: 9 of 10, 9 of 11
         ("", False),
-        ("北京", False),
+        ("北京", True),
+        ("東京", False),
+        ("!", False),
     ],
 )
 def test_copies_by_hand(answer, copy):

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.audit import Said, Scored, membership_numbers, memorization_numbers
+from eval.data import AuditData, OptionSet
 from eval.metrics import memorization
 from eval.metrics.intervals import bootstrap_interval
 from eval.metrics.memorization import MemorizationMetric, exact_memorization, extraction_strength
+from eval.passes import TokenScores
 
 # Mostly right, else the end is nearly always lost.
 HITS = st.lists(st.sampled_from([True, True, True, False]), min_size=1, max_size=40)
@@ -95,3 +98,25 @@ def test_examples_run():
         test = doctest.DocTestParser().get_doctest(source.replace("```", ""), {}, name, None, None)
         assert test.examples
         assert doctest.DocTestRunner().run(test).failed == 0, name
+
+
+def scored(*log_probs):
+    """An answer's tokens with its end token, each right where its log-probability is above -1."""
+    own = np.array(log_probs)
+    return TokenScores(own, own > -1, np.full(len(own), -2.0), np.ones(len(own)))
+
+
+def test_an_end_token_is_no_token_of_an_answer():
+    """A wrong word with its end is not half memorized; loss and probability do count the end."""
+    sets = {"forget": [scored(-5.0, -0.1), scored(-0.5, -4.0, -0.1)], "holdout": [scored(-6.0, -0.1)]}
+    options = {name: OptionSet(["Who?"] * len(rows), ["a"] * len(rows), None, None) for name, rows in sets.items()}
+    data = AuditData({}, options, {}, None)
+    said = Said({}, [], {name: Scored(rows, None, None) for name, rows in sets.items()})
+    numbers = memorization_numbers(data, said)
+    assert numbers["exact_memorization"]["mean"] == 0.25 and numbers["extraction_strength"]["mean"] == 0.0
+    members = membership_numbers(data, said, None)
+    # the lowest 40 % of one or two tokens is the lowest one: 5 and 4, or 3 and 2 deviations below the mean, against 6
+    assert members["min_k"]["auc"] == 1.0 and members["loss"]["auc"] == 1.0
+    sets["holdout"][0] = scored(-0.05, -7.0)  # its end alone is improbable
+    members = membership_numbers(data, said, None)
+    assert members["min_k"]["auc"] == members["min_k_plus_plus"]["auc"] == 0.0 and members["loss"]["auc"] == 1.0

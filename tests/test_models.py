@@ -1,5 +1,6 @@
 """Tokenizers checked before weights load, output folders that are never half written, adapters that are merged."""
 
+import copy
 import json
 import os
 import shutil
@@ -9,16 +10,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
-from pmc_rl.models import check_processes, load_model, load_model_to_train, load_tokenizer, training_dtype
-from pmc_rl.output import check_output_dir, save_run, write_private
-from tests.conftest import END, PAD, build_phi, errors_of
+from pmc_rl.models import (
+    check_model,
+    check_processes,
+    load_model,
+    load_model_to_train,
+    load_tokenizer,
+    merged_copy,
+    training_dtype,
+)
+from pmc_rl.output import check_output_dir, published, published_read, save_run, write_private
+from pmc_rl.recipe import parse_recipe
+from tests.conftest import END, PAD, build_phi, errors_of, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
@@ -124,7 +134,7 @@ def save(folder, model, tokenizer, stage="train", **kwargs) -> None:
         tokenizer,
         recipe={"seed": 1, "reward_funcs": ["a.b"], "system_prompt": "Zoë\nsays"},
         log_history=[{"loss": 1.5, "step": 1}, {"loss": 0.5, "step": 2}],
-        manifest={"stage": stage},
+        manifest={"stage": stage, "read": {}},
     )
 
 
@@ -173,7 +183,7 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert [json.loads(line)["step"] for line in log] == [1, 2]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["stage"] == "train"
-    assert {*manifest["files"], "manifest.json"} == {path.name for path in folder.iterdir()}
+    assert {*manifest["files"], "manifest.json", "private"} == {path.name for path in folder.iterdir()}
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
     reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32, CPU)
@@ -182,17 +192,88 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     assert len(tokenizer_of(folder)) == 400
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/data/anna/b/c", "c"),
+        ("/home/anna smith/my model", "my model"),
+        ("also=/home/anna smith/my model", "also=my model"),
+        ("/home/anna smith/forget.jsonl has no column answer", "forget.jsonl has no column answer"),
+        ("HERE/data/forget.jsonl", "data/forget.jsonl"),
+        ("HERE", "."),
+        ("HERE/../other/x.jsonl", "x.jsonl"),
+        ("HEREabouts/x.jsonl", "x.jsonl"),
+        ("other=/home/anna/runs/other", "other=other"),
+        ("merged=HERE/runs/merged", "merged=runs/merged"),
+        ("/home/anna/data:forget10", "data:forget10"),
+        ("/home/anna smith/a.jsonl + HERE/b.jsonl + /x/c.jsonl", "a.jsonl + b.jsonl + c.jsonl"),
+        ("/home/anna/a.jsonl + /x/b.jsonl has no column answer", "a.jsonl + b.jsonl has no column answer"),
+        ("runs/a/b/c", "runs/a/b/c"),
+        ("locuslab/tofu", "locuslab/tofu"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("retain: '/home/anna/my data/x/y' is not there", "retain: 'y' is not there"),
+        ("see /home/anna/a/b.json, and/or https://host/a/b/c", "see b.json, and/or https://host/a/b/c"),
+    ],
+)
+def test_published_paths(tmp_path, monkeypatch, text, expected):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert published(text.replace("HERE", str(here))) == expected
+
+
+def test_what_was_read_is_published_without_hashes():
+    record = {"source": "/a/x.jsonl", "files": ["/a/x.jsonl"], "rows": 2, "columns": {"question": "12ab"}}
+    other = record | {"source": "/b/x.jsonl", "files": ["/b/x.jsonl"]}
+    shown = {"source": "x.jsonl", "files": ["x.jsonl"], "rows": 2, "columns": ["question"]}
+    read = {"/a/x.jsonl": record, "/b/x.jsonl": other, "retain": None}
+    assert published_read(read) == {"x.jsonl": shown, "x.jsonl (2)": shown, "retain": None}
+
+
+def test_a_recipe_is_published_without_paths_and_read_with_them(tmp_path, tiny_llama, tokenizer, model_folder):
+    """What the run was given is what its own recipe says, on this machine; a changed key stays changed."""
+    file = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?"}])
+    (tmp_path / "given.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": str(model_folder),
+                "output_dir": str(tmp_path / "run"),
+                "forget_file": file,
+                "retain_weight": 0.0,
+                "also": [f"base={model_folder}"],
+                "prompt_template": "/no_think/{question}",
+                "reward_funcs": [str(model_folder)],
+                "reward_weights": [2.0],
+            }
+        )
+    )
+    given = parse_recipe([str(tmp_path / "given.yaml")])[0].given
+    folder = tmp_path / "run"
+    save_run(
+        run_args(folder), tiny_llama, tokenizer, recipe=given, log_history=[], manifest={"stage": "train", "read": {}}
+    )
+    text = (folder / "recipe.yaml").read_text()
+    assert str(tmp_path.parent) not in text and str(model_folder.parent) not in text
+    assert yaml.safe_load(text)["prompt_template"] == "/no_think/{question}"
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == given
+    changed = yaml.safe_load(text) | {"forget_file": "other.jsonl", "seed": 7}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == given | {"forget_file": "other.jsonl", "seed": 7}
+    assert stat.S_IMODE((folder / "private" / "record.json").stat().st_mode) == 0o600
+    shutil.rmtree(folder / "private")
+    assert parse_recipe([str(folder / "recipe.yaml")])[0].given == changed
+
+
 def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
     folder = tmp_path / "run"
     save(folder, tiny_llama, tokenizer, stage="first")
-    (folder / "private").mkdir()
     (folder / "private" / "examples.md").write_text("of the earlier run")
     (folder / "results.json").write_text("of the earlier run")
     (folder / "notes.txt").write_text("mine")
     save(folder, build_phi(tokenizer), tokenizer, stage="second", overwrite=True)
     assert json.loads((folder / "manifest.json").read_text())["stage"] == "second"
     assert json.loads((folder / "config.json").read_text())["model_type"] == "phi"
-    assert not (folder / "private").exists() and not (folder / "results.json").exists()
+    assert not (folder / "private" / "examples.md").exists() and not (folder / "results.json").exists()
     assert (folder / "notes.txt").read_text() == "mine"  # what is not ours stays
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -211,11 +292,11 @@ def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokeniz
     if earlier:
         save(folder, tiny_llama, tokenizer, stage="first")
     folder.mkdir(exist_ok=True)  # as the trainer does
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     with pytest.raises(OSError, match="No space left"):
         save(folder, FullDisk(), tokenizer, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
 def test_output_dir_may_not_be_a_link(tmp_path):
@@ -267,6 +348,58 @@ def test_an_adapter_is_loaded_as_it_is_and_merged_to_train(tmp_path, model_folde
     assert "lora" not in str(list(load_file(tmp_path / "merged" / "model.safetensors")))
 
 
+IDS = torch.tensor([[5, 6, 7, 8, 3]])
+SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+ADAPTERS = {
+    "one module": LoraConfig(target_modules=["q_proj"]),
+    "rank pattern": LoraConfig(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 3}),
+    "DoRA": LoraConfig(target_modules=["q_proj"], use_dora=True),
+    "biases": LoraConfig(target_modules=["q_proj"], bias="all"),
+    "whole head": LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "whole embeddings": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "embeddings": LoraConfig(target_modules=["embed_tokens"]),
+    "embeddings, DoRA": LoraConfig(target_modules=["embed_tokens"], use_dora=True),
+    "embeddings as parameter": LoraConfig(target_modules=["q_proj"], target_parameters=["embed_tokens.weight"]),
+    "embeddings, whole head": LoraConfig(target_modules=["embed_tokens"], modules_to_save=["lm_head"]),
+    "head": LoraConfig(target_modules=["lm_head"]),
+    "both": LoraConfig(target_modules=["embed_tokens", "lm_head"]),
+    "tokens": LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6]),
+    "tokens alone": TrainableTokensConfig(token_indices=[5, 6]),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_merged_is_what_was_trained_and_can_be_trained_on(tmp_path, adapter, tied):
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, num_attention_heads=4, initializer_range=0.3, tie_word_embeddings=tied)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model_args = ModelConfig(model_name_or_path=str(tmp_path / "base"))
+    model = get_peft_model(load_model(model_args, torch.float32, CPU), copy.deepcopy(ADAPTERS[adapter])).eval()
+    untrained = model(IDS).logits
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
+    trained = model(IDS).logits
+    assert not torch.allclose(trained, untrained, atol=1e-2)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter_args = ModelConfig(model_name_or_path=str(tmp_path / "adapter"))
+    reloaded = load_model(adapter_args, torch.float32, CPU).eval()
+    torch.testing.assert_close(reloaded(IDS).logits, trained)
+
+    merged = merged_copy(model, model_args, torch.float32).eval()
+    torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(saved(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+
+    start = load_model_to_train(adapter_args, run_args(tmp_path / "run"))
+    torch.testing.assert_close(start(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    start(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in start.parameters())
+
+
 def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
     save(tmp_path / "run", adapted, tokenizer)
     path = tmp_path / "run" / "adapter_config.json"
@@ -291,17 +424,22 @@ def test_adapter_whose_base_is_gone(tmp_path, adapted, tokenizer):
         ("float32", True, False, 1e-5, torch.float32, None),
     ],
 )
-def test_training_dtype(caplog, dtype, use_peft, bf16, learning_rate, expected, warning):
+def test_training_dtype(caplog, model_folder, dtype, use_peft, bf16, learning_rate, expected, warning):
     args = SimpleNamespace(use_cpu=False, bf16=bf16, learning_rate=learning_rate)
-    assert training_dtype(ModelConfig(dtype=dtype, use_peft=use_peft), args) == expected
+    model_args = ModelConfig(model_name_or_path=str(model_folder), dtype=dtype, use_peft=use_peft)
+    check_model(model_args, args)
+    for _ in range(3):  # for the plan, to load, to save
+        assert training_dtype(model_args, args) == expected
     messages = [record.getMessage() for record in caplog.records]
     assert [message.startswith(warning or "") for message in messages] == [True] * (warning is not None)
 
 
-def test_float32_on_a_cpu(tmp_path, caplog):
+def test_float32_on_a_cpu(tmp_path, model_folder, caplog):
     args = run_args(tmp_path, learning_rate=1e-5)
     for use_peft in (False, True):
-        assert training_dtype(ModelConfig(dtype="bfloat16", use_peft=use_peft), args) == torch.float32
+        model_args = ModelConfig(model_name_or_path=str(model_folder), dtype="bfloat16", use_peft=use_peft)
+        check_model(model_args, args)
+        assert training_dtype(model_args, args) == torch.float32
     assert caplog.records == []
 
 
@@ -319,7 +457,7 @@ def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
     assert write_private(tmp_path, "examples.md", "another").read_text(encoding="utf-8") == "another"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert {file.name for file in path.parent.iterdir()} == {"README.md", "cache", "examples.md"}
+    assert {file.name for file in path.parent.iterdir()} == {"README.md", "examples.md"}
     assert (path.parent / "README.md").read_text().startswith("PRIVATE")
 
 

@@ -31,7 +31,7 @@ from eval.cache import RowCache, model_fingerprint
 from eval.columns import Column
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
-from pmc_rl.generation import generate_completions
+from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
 from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of
 from tests.test_generation import end_often
@@ -48,7 +48,7 @@ CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_stri
 
 def encode_answer(args, tokenizer, question, answer):
     """One row of [`~pmc_rl.prompts.encode_answers`]."""
-    return encode_answers(args, tokenizer, [question], [answer])[0]
+    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
 
 
 @pytest.fixture
@@ -70,7 +70,10 @@ def make(model, tokenizer, cache, templates=None, **settings) -> ModelPasses:
     """Passes of a model; of none if all that is asked must be in the cache."""
     args = PMCConfig(output_dir="unused", use_cpu=True, **{"max_completion_length": 12} | settings)
     load = (lambda: model) if model is not None else never
-    return ModelPasses("model", "its fingerprint", load, tokenizer, DataArguments(**templates or {}), args, cache)
+    end_ids = [tokenizer.eos_token_id]
+    return ModelPasses(
+        "model", "its fingerprint", load, tokenizer, end_ids, DataArguments(**templates or {}), args, cache
+    )
 
 
 def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:
@@ -350,6 +353,26 @@ def test_a_stopped_audit_continues(monkeypatch, speaker, tokenizer, cache, tmp_p
     assert sum(rest) == len(QUESTIONS) - 4
 
 
+def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
+    """The first step of training samples the same questions with the same seed and settings."""
+    samples = make(speaker, tokenizer, cache).sample(QUESTIONS, 4, PLAIN)
+    prompts = [prompt for prompt, _ in answer_rows(tokenizer) for _ in range(4)]
+    args, ends = (
+        PMCConfig(output_dir="unused", use_cpu=True),
+        end_token_ids(speaker.generation_config, tokenizer.eos_token_id),
+    )
+    trained = []
+    for step in (0, 1):
+        seeds = sample_seeds(args.seed, step, list(range(len(QUESTIONS))), 4)
+        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds)
+        answers = generate_completions(
+            speaker, prompts, max_completion_length=12, generation_batch_size=99, end_ids=ends, sampling=sampling
+        )
+        texts = [decode_completion(tokenizer, ids) for ids in answers]
+        trained.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
+    assert samples != trained[0] != trained[1]
+
+
 def test_more_samples_add_to_the_fewer(speaker, tokenizer, cache):
     few = make(speaker, tokenizer, cache).sample(QUESTIONS, 2, PLAIN)
     sizes = watch(speaker)
@@ -397,11 +420,12 @@ def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokeni
         rows = answer_rows(tokenizer, **templates)
         assert_plain(passes.score(QUESTIONS, ANSWERS), tiny_llama.eval(), rows)
         assert sum(sizes) == 2 * len(QUESTIONS)  # by the passes, and alone
-    passes = make(tiny_llama, tokenizer, cache)
-    passes.args.bf16 = True
-    rounded = numbers(passes.score(QUESTIONS, ANSWERS))
-    assert rounded != first
-    np.testing.assert_allclose(rounded[0][0], first[0][0], rtol=0.02)
+    for precision, error in {"bf16": 0.02, "fp16": 0.002}.items():
+        passes = make(tiny_llama, tokenizer, cache)
+        setattr(passes.args, precision, True)  # a config of a CPU takes neither
+        rounded = numbers(passes.score(QUESTIONS, ANSWERS))
+        assert rounded != first
+        np.testing.assert_allclose(rounded[0][0], first[0][0], rtol=error)
 
 
 def test_no_answer_is_served_for_a_tokenizer_with_another_end_token(speaker, tokenizer, cache, tmp_path):

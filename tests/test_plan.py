@@ -1,7 +1,9 @@
 """The plan of a run: counts and bytes against real models, caches and trainers, and what is printed."""
 
+import gc
 import math
 import tempfile
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,17 +11,22 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     DynamicCache,
+    GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
     PhiConfig,
     PhiForCausalLM,
     Trainer,
 )
 from trl import ModelConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from pmc_rl.config import PMCArguments, PMCConfig
 from pmc_rl.memory import (
@@ -123,6 +130,34 @@ def test_an_adapter_is_counted_as_it_is_trained(config, extra):
     assert counts.trainable == model.get_nb_trainable_parameters()[0]
     bare = count_parameters(config, PLAIN)
     assert (counts.base, counts.linear, counts.linear_rows) == (bare.base, bare.linear, bare.linear_rows)
+
+
+NEOX = GPTNeoXConfig(**SIZES)
+GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "targets"),
+    [
+        (LLAMA, ["q_proj"], ["q_proj"]),
+        (LLAMA, "q_proj", ["q_proj"]),
+        (LLAMA, ["self_attn.q_proj"], ["q_proj"]),
+        (LLAMA, ["model.layers.0.self_attn.q_proj"], r".*\.0\..*q_proj"),
+        (LLAMA, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (LLAMA, [r".*\.(q|k)_proj"], ["q_proj", "k_proj"]),
+        (LLAMA, r".*\.1\..*_proj", r".*\.1\..*_proj"),
+        (LLAMA, ["all-linear"], "all-linear"),
+        (LLAMA, "all-linear", "all-linear"),
+        (LLAMA, None, None),
+        (NEOX, ["query_key_value"], ["query_key_value"]),
+        (GPT2, ["c_attn"], ["c_attn"]),
+    ],
+    ids=lambda value: type(value).__name__ if value in (LLAMA, NEOX, GPT2) else str(value),
+)
+def test_modules_of_an_adapter_in_every_form(config, given, targets):
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
+    counts = count_parameters(config, ModelConfig(use_peft=True, lora_r=4, lora_target_modules=given))
+    assert counts.trainable == model.get_nb_trainable_parameters()[0]
 
 
 def test_counting_allocates_nothing():
@@ -279,6 +314,37 @@ def test_activations_follow_rows_length_and_checkpointing(memory):
     assert memory(max_completion_length=200)[1]["activations"] > memory()[1]["activations"]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, lora):
+    """Also of the head, whose logits are the larger part: no kernel works in place there, and prompts are scored."""
+    config = LlamaConfig(**SIZES | {"vocab_size": 32768}, num_key_value_heads=2)
+    own = {"dtype": torch.float32, "use_cpu": True, "bf16": False, "gradient_checkpointing": checkpointing}
+    own |= {"max_completion_length": 24, "per_device_train_batch_size": 1}
+    counts, parts = memory({"use_peft": True} if lora else None, config=config, **own)
+    model = LlamaForCausalLM(config)
+    add_fused_lm_head(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora:
+        model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
+    ids = torch.zeros(2, 40 + 24, dtype=torch.long)
+    gc.collect()  # what earlier tests left is not to be freed meanwhile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs.sum().backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    gradients = 4 * counts.trainable
+    assert 0.9 < (parts["activations"] + gradients) / max(accumulate(changes)) < 1.4
+
+
+def test_architectures_without_attention_have_a_plan(memory):
+    """Mamba names no attention heads: what it keeps of a row does not grow with the text."""
+    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
+    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
+    assert short == long == 8 * (2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0))
+
+
 def test_the_cache_follows_rows_and_top_k(memory):
     _, parts = memory(top_k=0, max_completion_length=60)
     per_row = kv_bytes_per_row(PHI, 40, 60, torch.bfloat16) + sampling_bytes_per_row(PHI, 0)
@@ -368,11 +434,11 @@ def test_the_parts_add_up(tmp_path, size):
     """With few rows the activations are the larger part."""
     own = {"config": PHI_15, "model": {"dtype": "float32"}, "generation_batch_size": size}
     lines = lines_of(tmp_path, **own)
-    names = ("weights", "gradients and optimizer", "activations", "KV cache")
-    weights, optimizer, activations, cache = (gib(line(lines, name)) for name in names)
+    names = ("weights", "Python", "gradients and optimizer", "activations", "KV cache")
+    weights, program, optimizer, activations, cache = (gib(line(lines, name)) for name in names)
     assert (cache > activations) == (size == 128)
     total = gib(line(lines, "total"))
-    assert total == pytest.approx(weights + optimizer + max(activations, cache), abs=0.03)
+    assert total == pytest.approx(weights + program + optimizer + max(activations, cache), abs=0.03)
     assert line(lines, "parameters") == "parameters: 1,418,270,720; trained: 1,418,270,720"
     for free, ending in ((total + 0.01, ""), (total - 0.01, " - too little")):
         last = lines_of(tmp_path, **own, device_memory=(int(free * 2**30), 80 * 2**30))[-1]

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from trl import ModelConfig
 
 from pmc_rl.checkpoints import last_checkpoint
@@ -153,6 +154,29 @@ def test_merged_in_16_bit(tmp_path, folder, tokenizer):
     error = (merged(prompt).logits.float() - trained).norm() / trained.norm()
     print(f"merged in 16 bit {error:.5f}")
     assert error < 0.02
+
+
+def test_layers_of_gpt2_are_merged_as_they_were(tmp_path):
+    """They hold their weights the other way round, which quantization turns."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "base")
+    own = model_args(str(tmp_path / "base"), "4 bit", use_peft=True)
+    config = lora(init_lora_weights=False)
+    model = get_peft_model(load_model(own, torch.float32, CPU), config).eval()
+    merged_copy(model, own, torch.float32).save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_saved_quantized_folder_is_trained_as_it_is(tmp_path, folder):
+    load_model(model_args(folder, "4 bit"), torch.float32, CPU).save_pretrained(tmp_path / "saved")
+    own = model_args(str(tmp_path / "saved"), "4 bit", use_peft=True)
+    check_model(own, RunConfig(output_dir="unused", use_cpu=True))
+    model = get_peft_model(load_model(own, torch.float32, CPU), lora(init_lora_weights=False)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    merged = merged_copy(model, own, torch.float32).eval()
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adapter_folder_is_merged_on_its_quantized_base(tmp_path, folder, tokenizer):

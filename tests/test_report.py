@@ -11,7 +11,6 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from eval.report.blocks import shorten
 from eval.report.plots import COLOURS, answer_kinds, leakage_curves, model_style, training_curves
 from eval.report.write import markdown, model_card, write_report
 from eval.verdict import verdict
@@ -24,6 +23,10 @@ def summary(value: float, n: int = 6) -> dict:
     return {"mean": value, "interval": [value - 0.05, value + 0.05], "n": n, "missing": 0}
 
 
+def rows_of(value: float) -> dict[int, float]:
+    return dict.fromkeys(range(6), value)
+
+
 def sampled(value: float) -> dict:
     return {
         "worst_case": summary(value + 0.03),
@@ -31,8 +34,8 @@ def sampled(value: float) -> dict:
         "quantiles": {"0.5": 0.0, "0.99": value},
         "curve": {"1": value / 2, "2": value, "4": value + 0.03},
         "leaking": {"samples": 3, "of": 24, "questions": 2, "upper_bound": 0.3},
-        "worst_by_row": [value] * 6,
-        "worst_samples": [0] * 6,
+        "worst_by_row": rows_of(value),
+        "worst_sample_by_row": rows_of(0),
     }
 
 
@@ -42,6 +45,7 @@ def relearned(value: float) -> dict:
     return {
         "steps": steps,
         "recall": recall,
+        "recall_by_row": [rows_of(value) for value in recall],
         "probability": recall,
         "recovered": [0.0, 0.1, 0.2],
         "learned": 3,
@@ -51,20 +55,29 @@ def relearned(value: float) -> dict:
 
 def recall_of(value: float, n: int) -> dict:
     ends = {"rougeL_recall_interval": [value - 0.04, value + 0.04], "change_interval": [-0.7, -0.6]}
-    return {"rougeL_recall": value, **ends, "n": n, "empty": 1, "ended": 0.75}
+    tokenization = {"rouge": n, "script_aware": 0}
+    more = {"recall_by_row": rows_of(value), "n": n, "tokenization": tokenization}
+    return {"rougeL_recall": value, **ends, **more, "empty": 1, "ended": 0.75}
 
 
 def column(name: str) -> dict:
     """A column of results.json where all is there."""
     value = VALUES[name]
-    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2, "by_row": ["refusal"] * 6}
+    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
     auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
     quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
     shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
     by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
-    quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
+    quantized = {
+        "recall": value,
+        "recall_by_row": rows_of(value),
+        "recall_change": 0.01,
+        "probability": value,
+        "probability_change": 0.02,
+    }
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
     return {
+        "known": {"questions": round(6 * value), "of": 6},
         "unlearn_quality": 100 - 100 * value,
         "utility": 88.8,
         "unlearn_quality_interval": [20.2, 95.5],
@@ -84,7 +97,9 @@ def column(name: str) -> dict:
         "answer_kinds": {"forget": kinds, "forget_paraphrased": kinds},
         "attacks": {
             "sampling": {"temperature 1": sampled(value), "as in training": sampled(value / 2)},
-            "prefilling": {"The answer is:": {"greedy": summary(value), **sampled(value)}},
+            "prefilling": {
+                "The answer is:": {"greedy": summary(value), "greedy_by_row": rows_of(value), **sampled(value)}
+            },
             "options": {"least": value, "most": 0.3, "options": 4, "n": 6, "by_quantile": by_quantile},
             "token_shift": {"forget_tokens": shift, "other_tokens": shift},
             "relearning": {"half of the forget rows": relearned(value), "retain rows": relearned(value)},
@@ -97,27 +112,18 @@ def column(name: str) -> dict:
 def inputs(names: tuple[str, ...] = ("before", "after", "retain_only")) -> tuple[dict, dict]:
     """results.json and audit.json."""
     results = {name: column(name) for name in names}
-    record = {"source": "data:forget01", "files": ["/home/anna/data/forget01.json"], "rows": 6}
-    read = {"forget": record | {"columns": {"question": HASH}}}
-    retained = {"retain": record | {"columns": {"question": HASH, "answer": HASH}, "held_out": 17}}
-    rows = [
-        {
-            "row": row,
-            "truth_words": 9,
-            "columns": {name: {"recall": 0.1, "words": 7, "kind": "refusal", "worst": row / 40} for name in names},
-        }
-        for row in range(30)
-    ]
+    record = {"source": "data:forget01", "files": ["data/forget01.json"], "rows": 6}
+    read = {"forget": record | {"columns": ["question"]}}
+    retained = {"retain": record | {"columns": ["question", "answer"], "held_out": 17}}
     audit = {
-        "models": {name: f"/home/anna/runs/{name}" for name in names},
+        "models": {name: f"runs/{name}" for name in names},
         "fingerprints": {name: f"{HASH} torch.float32 None" for name in names},
-        "verdicts": {"after": verdict(results["after"], results.get("retain_only"))},
+        "verdicts": {"after": verdict(results["after"], results["before"], results.get("retain_only"))},
         "judge": {"model": names[-1], "perplexity_limit": 123.4},
-        "left_out": ["world_facts: '/home/anna/my data/tofu/x' has no config 'world_facts'"],
-        "rows": rows,
+        "left_out": ["world_facts: 'tofu/x' has no config 'world_facts'"],
         "read": {"questions": read, "options": read},
         "stages": {name: {"stage": "finetune", "read": read, "files": ["config.json"]} for name in names},
-        "settings": {"temperature": 1.5, "output_dir": "/home/anna/runs/after"},
+        "settings": {"temperature": 1.5, "output_dir": "runs/after"},
         "seed": 42,
         "dtype": "torch.float32",
         "attack_settings": {"attack_samples": 100, "prefixes": ["The answer is:"]},
@@ -129,6 +135,18 @@ def inputs(names: tuple[str, ...] = ("before", "after", "retain_only")) -> tuple
     }
     audit["stages"]["after"] = {"stage": "train", "read": read | retained, "files": ["model.safetensors"]}
     return results, audit
+
+
+def rows_for(names: tuple[str, ...] = ("before", "after", "retain_only")) -> list[dict]:
+    """rows.json."""
+    return [
+        {
+            "row": row,
+            "truth_words": 9,
+            "columns": {name: {"recall": 0.1, "words": 7, "kind": "refusal", "worst": row / 40} for name in names},
+        }
+        for row in range(30)
+    ]
 
 
 LOG = [
@@ -143,11 +161,9 @@ TEXTS = [
 ]
 
 
-def render(
-    folder: Path, results: dict, audit: dict, log: list[dict] = LOG, texts: list[dict] | None = None
-) -> tuple[str, str]:
+def render(folder: Path, results: dict, audit: dict, log: list[dict] = LOG) -> tuple[str, str]:
     """HTML and Markdown of a report."""
-    write_report(folder, results, audit, log, texts)
+    write_report(folder, results, audit, log, [], None)
     return (folder / "report.html").read_text(), (folder / "report.md").read_text()
 
 
@@ -217,14 +233,14 @@ def test_chapters_stand_in_order_and_are_linked(report):
     page = Page(html)
     anchors = [value for tag, name, value in page.attributes if tag == "a" and name == "href"]
     assert anchors == [
-        *("#verdict", "#headline", "#training", "#attacks", "#kinds", "#membership", "#ability", "#rows", "#data"),
+        *("#verdict", "#headline", "#training", "#attacks", "#kinds", "#membership", "#ability", "#data"),
         *("#left-out", "#settings", "#limits"),
     ]
     assert [id for id in page.ids() if f"#{id}" in anchors] == [anchor[1:] for anchor in anchors]
     titles = [unescape(title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", html)]
     assert len(titles) == len(anchors)
     assert re.findall(r"^## (.*)$", md, re.M) == titles
-    assert "<h1>Unlearning audit of …/runs/after</h1>" in html
+    assert "<h1>Unlearning audit of runs/after</h1>" in html
 
 
 def test_numbers_of_the_headline_are_those_of_the_input(report):
@@ -248,6 +264,7 @@ def test_numbers_of_the_headline_are_those_of_the_input(report):
         ["privleak, % | near 0", "-31.4", "-31.4", "-31.4"],
         ["sampling | near retain_only", "0.930", "0.130", "0.230"],
         ["retain", "1; 75%", "1; 75%", "1; 75%"],
+        ["known | near retain_only", "5 of 6", "1 of 6", "1 of 6"],
     ]
     for row in expected:
         assert row in rows
@@ -360,8 +377,6 @@ def test_odd_names_are_escaped(tmp_path):
     results[odd] = column("after")
     for key in ("models", "fingerprints", "seconds", "passes", "stages", "verdicts"):
         audit[key][odd] = audit[key]["after"]
-    for row in audit["rows"]:
-        row["columns"][odd] = row["columns"]["after"]
     prefix = "Sure,\n<i>here</i> | it is: "
     for name in results:
         put(
@@ -453,8 +468,13 @@ def test_training_curves_are_of_what_was_logged():
     assert "E[e^r] 2.5 at step 5, Var[e^r] 0.5 at step 5" in theory[0].svg
 
 
-def test_rows_worst_first_and_the_rest_on_demand(report):
-    html, _ = report
+def private_report(folder: Path, rows: list[dict], texts: list[dict]) -> str:
+    write_report(folder, *inputs(), LOG, rows, texts)
+    return (folder / "private" / "report_with_texts.html").read_text()
+
+
+def test_rows_worst_first_and_the_rest_on_demand(tmp_path, quick):
+    html = private_report(tmp_path, rows_for(), TEXTS)
     chapter = html[html.index('<h2 id="rows"') : html.index('<h2 id="data"')]
     shown, rest = chapter.split("<details>")
     assert re.findall(r"row (\d+)<", shown) == [str(row) for row in range(29, 9, -1)]
@@ -462,7 +482,7 @@ def test_rows_worst_first_and_the_rest_on_demand(report):
 
 
 def test_texts_are_in_the_private_file_only(tmp_path, quick):
-    write_report(tmp_path, *inputs(), LOG, TEXTS)
+    write_report(tmp_path, *inputs(), LOG, rows_for(), TEXTS)
     private = tmp_path / "private" / "report_with_texts.html"
     html = private.read_text()
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
@@ -476,12 +496,12 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
     for path in redacted:
         told = unescape(path.read_text())
         assert "PRIVATE" not in told and not any(text in told for text in texts)
+        assert "row 29" not in told  # with the published model its recall would tell a guessed answer right
 
 
 def test_of_many_texts_the_worst_are_shown_at_once(tmp_path, quick):
     texts = [TEXTS[0] | {"row": row, "recall": 1 - row / 100} for row in range(25)]
-    write_report(tmp_path, *inputs(), LOG, texts)
-    html = (tmp_path / "private" / "report_with_texts.html").read_text()
+    html = private_report(tmp_path, rows_for(), texts)
     chapter = html[html.index('<h2 id="texts"') : html.index('<h2 id="rows"')]
     shown, others = chapter.split("<details>")
     assert re.findall(r"<h3>row (\d+),", shown) == [str(row) for row in range(20)]
@@ -492,43 +512,17 @@ def test_of_many_texts_the_worst_are_shown_at_once(tmp_path, quick):
 def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_report(tmp_path / name, *inputs(), LOG, None)
+        write_report(tmp_path / name, *inputs(), LOG, rows_for(), None)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == ["README.md", "report.html", "report.md"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_home_folders_are_not_named(report):
-    results, audit = inputs()
-    for text in (*report, model_card(results, audit)):
-        assert "anna" not in text and "/home" not in text
-        assert "…/runs/after" in text
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("/data/a/b/c", "…/b/c"),
-        ("/home/anna/model", "…/model"),
-        ("/Users/anna/runs/x/model", "…/x/model"),
-        ("/data", "…/data"),
-        ("runs/a/b/c", "runs/a/b/c"),
-        ("locuslab/tofu", "locuslab/tofu"),
-        ("retain: '/home/anna/my data/x/y' is not there", "retain: '…/x/y' is not there"),
-        ('["m=/home/anna/a/b/c"]', '["m=…/b/c"]'),
-        ("see /home/anna/a/b.json, and/or https://host/a/b/c", "see …/a/b.json, and/or https://host/a/b/c"),
-    ],
-)
-def test_paths_are_shortened(text, expected):
-    assert shorten(text) == expected
-
-
-def test_hashes_are_short_with_the_full_one_beside(report):
+def test_what_was_read_is_told_without_hashes(report):
     html, md = report
-    assert f'<td title="{HASH}">{HASH[:12]}</td>' in html
-    assert HASH[:12] in md and HASH not in md
-    assert ["data:forget01 | retain", "6", "17", "answer", HASH[:12]] in Page(html).rows
+    assert ["data:forget01 | retain", "6", "17", "question, answer"] in Page(html).rows
+    assert "SHA" not in html and "SHA" not in md
 
 
 def test_own_data_with_a_forget_set_only(tmp_path, quick):
@@ -546,7 +540,7 @@ def test_own_data_with_a_forget_set_only(tmp_path, quick):
     rows = Page(html).rows
     assert ["utility | near before", "not available [1]", "not available [1]"] in rows
     assert "[1] not available: no set of this group has true answers" in html
-    assert ["nothing | retain", "–", "–", "–", "–"] in rows
+    assert ["nothing | retain", "–", "–", "–"] in rows
     assert ["seed", "42"] in rows and ["attack_samples", "100"] in rows
     assert "before: not available: its folder has no manifest" in html
     assert "There is no retain_only model in this audit" in html and "There is no retain_only model" in md
@@ -564,13 +558,12 @@ def test_own_data_without_forget_answers(tmp_path):
         value |= {"unlearn_quality": None, "unlearn_quality_interval": None, "utility_holdout": 77.7}
         value |= {"memorization": why, "membership": why, "answer_kinds": {}}
         value["attacks"] = dict.fromkeys(value["attacks"], why)
-    audit["rows"] = []
-    audit["verdicts"] = {"after": verdict(results["after"], None)}
+    audit["verdicts"] = {"after": verdict(results["after"], results["before"], None)}
     html, md = render(tmp_path, results, audit, log=[])
     assert ["utility, held-out retain rows | near before", "77.7", "77.7"] in Page(html).rows
     assert "not available: the training log has no steps" in html
-    assert html.count("not available: no forget row has a true answer") >= 6 + 3
-    assert "<svg" not in html and "## Rows to forget\n\nnot available: no forget row has a true answer\n" in md
+    assert html.count("not available: no forget row has a true answer") >= 6 + 2
+    assert "<svg" not in html
 
 
 def test_no_number_is_a_dash(tmp_path, quick):
@@ -584,10 +577,6 @@ def test_no_number_is_a_dash(tmp_path, quick):
         value["attacks"]["token_shift"]["other_tokens"] = none
         value["membership"]["loss"]["auc_interval"] = None
         value["tofu"]["sets"]["retain"]["truth_ratio"]["missing"] = 2
-    for row in audit["rows"]:
-        for value in row["columns"].values():
-            value["worst"] = None
-        row["columns"]["after"]["recall"] = row["row"] / 30
     html, _ = render(tmp_path, results, audit, log=[LOG[0] | {"reward": None, "retain_loss": None}])
     rows = Page(html).rows
     assert ["forget | n = 6; near retain_only", "0.900", "0.100", "0.200"] in rows
@@ -596,8 +585,17 @@ def test_no_number_is_a_dash(tmp_path, quick):
     assert ["share of the way back to before", "–", "–", "–"] in rows
     assert ["mean change", "–", "–", "–"] in rows
     assert "truth ratio, retain | n = 6, 2 missing; near before" in [row[0] for row in rows]
-    assert [row[0] for row in rows if row[0].startswith("row ")][1].startswith("row 29")
     assert "Retain loss" not in html
+
+
+def test_rows_without_the_sampling_attack_are_ordered_by_their_greedy_answers(tmp_path, quick):
+    rows = rows_for()
+    for row in rows:
+        for value in row["columns"].values():
+            value["worst"] = None
+        row["columns"]["after"]["recall"] = row["row"] / 30
+    html = private_report(tmp_path, rows, TEXTS)
+    assert [row[0] for row in Page(html).rows if row[0].startswith("row ")][1].startswith("row 29")
 
 
 def test_a_prefix_without_rows_and_no_prefix_at_all(tmp_path, quick):
@@ -637,6 +635,9 @@ def test_model_card():
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["base_model"] == "org/a: model" and front["library_name"] == "peft"
     assert "AutoPeftModelForCausalLM" in card and "adapter_config.json" in card
+    assert "put the\nname there" not in card
+    audit["stages"]["before"] = audit["stages"]["retain_only"]  # a folder of this machine
+    assert "put the\nname there under which the base model is published" in model_card(results, audit)
 
 
 def test_limits_name_what_was_done(tmp_path, quick):

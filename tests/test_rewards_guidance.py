@@ -28,7 +28,7 @@ from rewards.key_content import key_content, key_content_penalty
 from rewards.length import length_band_penalty, max_length_penalty
 from rewards.refusal import DEFAULT_PHRASES, ClassifiedRefusal, fading_refusal, refusal
 from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
-from rewards.rouge import rouge_dissimilarity, script_aware_dissimilarity
+from rewards.rouge import rouge_dissimilarity
 from rewards.semantic import SemanticDissimilarity
 from rewards.text import rouge_tokens, script_aware_tokens, unicode_words
 
@@ -53,7 +53,7 @@ CASES = [
     ),
     (key_content_penalty, [0.0, -1.0, -1 / 4, 0.0, 0.0, 0.0], 0.0),
     (duplicate_penalty, [0.0] * 6, 0.0),
-    (script_aware_dissimilarity, [1.0, 0.0, 12 / 14, 1.0, 1.0, 1.0], 1.0),
+    (rouge_dissimilarity, [1.0, 0.0, 12 / 14, 1.0, 1.0, 1.0], 1.0),
 ]
 FUNCTIONS = [case[0] for case in CASES]
 
@@ -132,7 +132,7 @@ def test_only_those_that_change_their_mind_are_not_stationary():
 @given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS, st.booleans())
 def test_ranges(completions, original, chat):
     for reward, _, max_reward in CASES:
-        if reward is script_aware_dissimilarity and not unicode_words(original):
+        if reward is rouge_dissimilarity and not unicode_words(original):
             continue  # refused, see below
         values = call(reward, completions, original, chat)
         assert len(values) == len(completions)
@@ -484,11 +484,9 @@ def test_key_content_penalty_leaves_out_what_the_question_holds():
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.text(st.characters(max_codepoint=127), max_size=60), st.text(st.characters(max_codepoint=127), max_size=60))
-def test_script_aware_equals_rouge_on_ascii(original, completion):
-    assert script_aware_tokens(original) == rouge_tokens(original)
-    if rouge_tokens(original):
-        assert script_aware_dissimilarity([completion], [original]) == rouge_dissimilarity([completion], [original])
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_script_aware_equals_rouge_on_ascii(text):
+    assert script_aware_tokens(text) == rouge_tokens(text)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +500,7 @@ def test_script_aware_equals_rouge_on_ascii(original, completion):
         ("กำแพง", None),
         ("ຄົນ ខ្មែរ မြန်", None),
         ("한국어 좋아요", ["한국어", "좋아요"]),
-        ("１９５８ ｃａｆé", ["1958", "café"]),
+        ("１９５８ ｃａｆé ١٩٥٨", ["1958", "café", "1958"]),
         ("cafe\u0301", ["café"]),
         ("Straße novels", ["strass", "novel"]),
         ("東京1958年born", ["東", "京", "1958", "年", "born"]),
@@ -515,17 +513,6 @@ def test_script_aware_tokens(text, tokens):
         assert len(found) > 3 and all(sum(char.isalnum() for char in token) == 1 for token in found)
     else:
         assert found == tokens
-
-
-def test_script_aware_dissimilarity_by_hand():
-    assert call(script_aware_dissimilarity, ["她住在上海", "她", "Lima"], "她住在北京") == [0.4, 0.8, 1.0]
-
-
-def test_script_aware_dissimilarity_refuses_an_original_without_words():
-    with pytest.raises(ValueError, match=r"^1 of 2 .* row 9\. .*letters and digits.*Remove these rows\.$"):
-        script_aware_dissimilarity(["a", "a"], ["北京", "…!"], pmc_id=[4, 9])
-    with pytest.raises(ValueError, match="such as rewards.rouge.script_aware_dissimilarity"):
-        rouge_dissimilarity(["a"], ["北京"])
 
 
 # Diversity

@@ -16,11 +16,10 @@ from rewards.key_content import key_content_penalty
 from rewards.length import length_band_penalty, max_length_penalty, min_length_penalty, unfinished_penalty
 from rewards.refusal import ClassifiedRefusal, fading_refusal, refusal
 from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
-from rewards.rouge import paper_reward, rouge_dissimilarity, script_aware_dissimilarity
+from rewards.rouge import paper_reward, rouge_dissimilarity
 
 FUNCTIONS = [
     rouge_dissimilarity,
-    script_aware_dissimilarity,
     paper_reward,
     min_length_penalty,
     partial(max_length_penalty, max_words=5),

@@ -4,14 +4,19 @@ import asyncio
 import inspect
 import math
 import sys
+import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import trl.rewards
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOTrainer
-from trl.rewards import think_format_reward
+from trl.import_utils import is_math_verify_available
 
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import (
@@ -60,6 +65,18 @@ class Judge:
 
 class Strict(Judge):
     pass
+
+def make_shout(letter, max_completion_length):
+    def shout(completions, **kwargs):
+        return [text.count(letter) / max_completion_length for text in completions]
+    shout.max_reward = 1.0
+    return shout
+
+def make_greedy():
+    return greedy
+
+def make_number(size):
+    return size
 
 judge = Judge(1)
 """
@@ -187,6 +204,30 @@ DOTTED = (
             "completions, completion_ids, every data column and more, so add **kwargs",
         ),
         (
+            "own_rewards.plain",
+            {"completions": ["a"]},
+            "reward_kwargs: own_rewards.plain: 'completions' comes with the samples, so it cannot be given",
+        ),
+        (
+            "own_rewards.make_greedy",
+            {},
+            "reward_funcs: own_rewards.make_greedy(completions) does not take **kwargs; rewards are called with "
+            "prompts, completions, completion_ids, every data column and more, so add **kwargs",
+        ),
+        (
+            "own_rewards.make_number",
+            {"size": 3},
+            "reward_funcs: own_rewards.make_number(size) takes neither **kwargs nor any of prompts, completions, "
+            "completion_ids, so what it returns should be the reward, but it is a int",
+        ),
+        (
+            "own_rewards.make_number",
+            {},
+            "reward_funcs: own_rewards.make_number(size) takes neither **kwargs nor any of prompts, completions, "
+            "completion_ids, so what it returns should be the reward, but cannot be built with {{}}: make_number() "
+            "missing 1 required positional argument: 'size'",
+        ),
+        (
             "own_rewards.Judge",
             {"sise": 3},
             "reward_kwargs: own_rewards.Judge has no keyword 'sise'; it takes size, max_completion_length",
@@ -230,11 +271,88 @@ def test_all_errors_at_once(own_file):
     ]
 
 
-def test_rewards_of_trl_score_conversations():
-    (reward,) = load("trl.rewards.think_format_reward")
-    assert reward == RewardFunction("think_format_reward", think_format_reward, 1.0, None, True)
-    texts = ["<think>\nWell.\n</think>\nYes.", "Yes."]
-    assert score(reward, [[{"role": "assistant", "content": text}] for text in texts]) == [1.0, 0.0]
+def test_a_function_may_make_the_reward(own_file):
+    (reward,) = load("own_rewards.make_shout", letter="a")
+    assert (reward.name, reward.max_reward, score(reward, ["banana", "b"])) == ("make_shout", 1.0, [3 / 40, 0.0])
+
+
+TRL_CALLS = {  # name -> (keywords, completions, their numbers of tokens, rewards)
+    "think_format_reward": ({}, ["<think>\nWell.\n</think>\nYes.", "Yes."], [3, 1], [1.0, 0.0]),
+    "get_repetition_penalty_reward": ({"ngram_size": 2, "max_penalty": -2.0}, ["x", "y"], [5, 1], [-1.5, 0.0]),
+    "get_soft_overlong_punishment": (
+        {"max_completion_len": 10, "soft_punish_cache": 4},
+        ["a", "b", "c"],
+        [6, 8, 11],
+        [0.0, -0.5, -1.0],
+    ),
+    "accuracy_reward": ({}, [r"\boxed{2}", r"\boxed{3}"], [3, 3], [1.0, 0.0]),
+    "reasoning_accuracy_reward": ({}, [r"</think> \boxed{2}", r"\boxed{2}"], [3, 3], [1.0, 0.0]),
+    "get_cosine_scaled_reward": ({"max_len": 4}, [r"\boxed{2}", r"\boxed{3}"], [2, 2], [0.75, -0.75]),
+}
+
+
+def test_every_reward_of_trl_is_tried():
+    assert set(TRL_CALLS) == {name for name in trl.rewards.__all__ if not name.endswith("_rewards")}  # its modules
+
+
+@pytest.mark.parametrize("name", TRL_CALLS)
+def test_rewards_of_trl(name):
+    kwargs, texts, lengths, expected = TRL_CALLS[name]
+    columns = {"solution": ["$2$"] * len(texts)} if "accuracy" in name or "cosine" in name else {}
+    arguments = [f"trl.rewards.{name}"], {f"trl.rewards.{name}": kwargs}, None, 40
+    if columns and not is_math_verify_available():
+        line = f"reward_funcs: trl.rewards.{name} needs math-verify: pip install 'math-verify[antlr4_13_2]'"
+        assert errors_of(load_reward_functions, *arguments) == [line]
+        return
+    if columns:
+        (error,) = errors_of(load_reward_functions, *arguments)
+        assert error.endswith("needs 'solution': name the column in reward_columns, or give it in reward_kwargs")
+    rewards = load_reward_functions(*arguments, reward_columns=list(columns))
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    ids = [[7] * length for length in lengths]
+    scores = score_completions(
+        rewards, ["Q"] * len(texts), completions, ids, **columns, log_extra=lambda column, values: None
+    )
+    assert (rewards[0].name, scores[:, 0].tolist()) == (name, expected)
+
+
+@pytest.fixture
+def namesakes(own_file, model_folder, tokenizer):
+    """A second file with a reward `plain`, and two reward models in folders of one last name."""
+    (own_file / "other_rewards.py").write_text(OWN)
+    torch.manual_seed(0)
+    config = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config |= {"vocab_size": len(tokenizer), "num_labels": 1}
+    for place in ("a", "b"):
+        LlamaForSequenceClassification(LlamaConfig(**config)).save_pretrained(own_file / place / "judge")
+        tokenizer.save_pretrained(own_file / place / "judge")
+    yield own_file
+    sys.modules.pop("other_rewards", None)
+
+
+def test_namesakes_have_metrics_of_their_own(namesakes):
+    names = [
+        "own_rewards.plain",
+        "other_rewards.plain",
+        "a/judge",
+        str(namesakes / "b" / "judge"),
+        "own_rewards.later",
+    ]
+    rewards = load_reward_functions(names, {names[1]: {"scale": 2.0}}, None, 40)
+    logged = {}
+    sampler = SimpleNamespace(
+        reward_funcs=rewards,
+        tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: "abc"),
+        args=SimpleNamespace(normalize_rewards=False),
+        log_metric=lambda name, value: logged.setdefault(name, []).append(value),
+    )
+    row = {"prompt": "Question: Who?", "pmc_id": 0, "original_completion": "She."}
+    RejectionSampler._score(sampler, [row], [[[5, 1], [6, 1]]], SimpleNamespace(global_step=3))
+    metrics = ["own_rewards.plain", "other_rewards.plain", "a/judge", "b/judge", "later"]
+    assert list(logged) == [f"rewards/{name}/mean" for name in metrics]
+    assert [logged[f"rewards/{name}/mean"] for name in (metrics[0], metrics[1])] == [[3.0], [6.0]]
+    (error,) = errors_of(load_reward_functions, ["a/judge", "./a/judge/"], {}, None, 40)
+    assert error == "reward_funcs: './a/judge/' is given twice"
 
 
 def reward(func, weight=1.0, max_reward=None, stationary=True):
@@ -248,6 +366,59 @@ def test_scores_of_several_rewards():
     rewards = [reward(lambda **kwargs: [0.5, None, True]), reward(asynchronous)]
     scores = score_completions(rewards, ["Q"] * 3, ["a", "b", "c"], [[1]] * 3)
     np.testing.assert_array_equal(scores, [[0.5, np.nan], [np.nan, 2.0], [1.0, np.nan]])
+
+
+class AsyncJudge:
+    """As a client of a service: what it keeps belongs to the event loop of its first call."""
+
+    def __init__(self):
+        self.lock = asyncio.Lock()
+
+    async def __call__(self, completions, **kwargs):
+        async def ask():
+            async with self.lock:
+                await asyncio.sleep(0)
+
+        await asyncio.gather(ask(), ask())
+        return [4.0]
+
+
+async def scaled(scale, completions, **kwargs):
+    return [scale]
+
+
+def test_rewards_of_every_kind_in_a_running_loop_and_outside():
+    def uses_a_loop_itself(**kwargs):
+        return asyncio.run(scaled(0.5, **kwargs))
+
+    funcs = [partial(scaled, 2.0), lambda **kwargs: scaled(3.0, **kwargs), AsyncJudge(), lambda **kwargs: [1.0]]
+    rewards = [reward(func) for func in funcs]
+
+    async def notebook():
+        return [score_completions(rewards, ["Q"], ["a"], [[1]]).tolist() for _ in range(2)]
+
+    assert asyncio.run(notebook()) == [[[2.0, 3.0, 4.0, 1.0]]] * 2
+    assert score_completions([*rewards, reward(uses_a_loop_itself)], ["Q"], ["a"], [[1]]).tolist() == [
+        [2.0, 3.0, 4.0, 1.0, 0.5]
+    ]
+
+
+def test_when_an_async_reward_fails_the_others_are_stopped():
+    stopped = threading.Event()
+
+    async def endless(**kwargs):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def broken(**kwargs):
+        await asyncio.sleep(0)
+        return [1 / 0]
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        score_completions([reward(endless), reward(broken)], ["Q"], ["a"], [[1]])
+    assert raised.traceback[-1].name == "broken" and stopped.wait(timeout=5)
 
 
 def test_async_rewards_run_side_by_side():
@@ -364,12 +535,16 @@ def test_weighted_sum(data):
         ([(1.0, None, True)], 2.0, 2.0, True),
         # with a negative weight the largest total comes from the smallest reward, which is not known
         ([(1.0, 1.0, True), (-1.0, 1.0, True)], None, None, False),
-        ([(1.0, 1.0, True), (-1.0, 1.0, True)], 2.0, None, False),
         ([(1.0, 1.0, True), (1.0, 0.0, False)], None, None, False),
-        ([(1.0, 1.0, False)], 1.0, None, False),
     ],
 )
 def test_maximal_reward(rewards, given, maximum, stationary):
     functions = [reward(None, *values) for values in rewards]
     assert maximal_reward(functions, given) == maximum
     assert is_stationary(functions) is stationary
+
+
+@pytest.mark.parametrize("other", [(-1.0, 1.0, True), (1.0, 0.0, False)])
+def test_a_maximum_that_would_do_nothing_is_refused(other):
+    (error,) = errors_of(maximal_reward, [reward(None, *other)], 2.0)
+    assert error.startswith("max_reward: mine may give") and error.endswith("remove max_reward")

@@ -166,6 +166,9 @@ def test_shares_by_hand():
     assert share_samples([15, 99], 8, 1000) == [16, 32] and share_samples([31], 8, 1000) == [32]
     assert share_samples([7, 7], 48, 48) == [24, 24]  # cut to the budget
     assert share_samples([0], 5, 5) == [1]
+    # the least one of a question is taken from the others, as far as there are any
+    assert share_samples([0, 0, 31], 1, 3) == [1, 1, 1]
+    assert share_samples([0] * 9 + [31], 5, 20) == [1] * 9 + [11] and share_samples([0, 0, 9], 1, 2) == [1, 1, 1]
 
 
 answers = st.lists(

@@ -1,6 +1,8 @@
 """PMCTrainer: one step against plain torch, invariance to accumulation, the pool, and what must stop a run."""
 
+import asyncio
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import OriginalLogLikelihood
+from pmc_rl.original import with_original_answers
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
 from pmc_rl.values import RecipeError
-from tests.conftest import build_llama, build_phi
+from tests.conftest import build_llama, build_phi, errors_of
 
 ROUGE = "rewards.rouge.rouge_dissimilarity"
 NAMES = ["bacorden", "filummor", "napelquin rosta", "velba", "cordenfi lummorna pelquin", "rosta vel", "ba cor den fi"]
@@ -94,11 +97,14 @@ def make_trainer(
     if autocast:  # without an accelerator PMCConfig itself turns it off
         args.bf16 = True
         args.mixed_precision = "bf16"
+    forget = forget if forget is not None else forget_prompts()
+    if not isinstance(make, partial):  # a control has none
+        forget = with_original_answers(forget, model, copy.deepcopy(tokenizer), args)
     return make(
         model=model,
         reward_funcs=functions,
         args=args,
-        train_dataset=forget if forget is not None else forget_prompts(),
+        train_dataset=forget,
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
         peft_config=peft_config,
@@ -394,6 +400,25 @@ def test_lora_trains_the_adapter_only(tmp_path, tokenizer, model):
         assert torch.equal(parameter, kept[name]), name
 
 
+def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
+    no_effect = LoraConfig(r=4, lora_alpha=0, target_modules="all-linear", task_type="CAUSAL_LM")
+    [line] = errors_of(make_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
+    assert line.startswith("no gradient reaches the weights that are trained")
+    make_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
+    [line] = errors_of(make_trainer, tmp_path, model.requires_grad_(False), tokenizer)
+    assert line.startswith("nothing to train: ")
+
+
+def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model, monkeypatch):
+    trainer = make_trainer(tmp_path, model, tokenizer)
+    answers = ["", "velba", " ", "rosta", "...", "rosta", "velba"]
+    monkeypatch.setattr(
+        trainer, "_generate", lambda *_, **__: [tokenizer(text)["input_ids"] + [1] for text in answers]
+    )
+    [line] = errors_of(trainer.train)
+    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, taught):
     runs = []
     for checkpointing in (False, True):
@@ -492,3 +517,85 @@ def test_retain_stream_visits_every_row_once_a_pass_in_a_new_order():
     assert len({tuple(part) for part in passes}) > 1
     assert retain_rows_at(7, 6, 5, seed=3) == stream[7:13]
     assert retain_rows_at(0, 15, 5, seed=4) != stream
+
+
+def test_training_in_a_running_loop(tmp_path, model, tokenizer):
+    """As in a notebook, with a reward that waits and one that does not."""
+
+    async def brevity(completions, **kwargs):
+        await asyncio.sleep(0)
+        return [-float(len(text)) for text in completions]
+
+    async def notebook():
+        rewards = (ROUGE, RewardFunction("brevity", brevity, 0.01, 0.0, True))
+        trainer = make_trainer(tmp_path, model, tokenizer, rewards, max_steps=2)
+        trainer.train()
+        return trainer.state
+
+    state = asyncio.run(notebook())
+    assert state.global_step == 2 and all(log["rewards/brevity/mean"] < 0 for log in state.log_history[:2])
+
+
+def test_training_again_goes_on(tmp_path, tokenizer, taught):
+    """As in a notebook: the same prompts, from the weights and best answers there are, also behind a resumed run."""
+    settings = {"forget": forget_prompts(3), "prefill_words": 1, "save_strategy": "steps", "save_steps": 1}
+
+    def trainer():
+        made = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+        made.visited = []
+        select = made._select
+        made._select = lambda rows: made.visited.append(sorted(row["pmc_id"] for row in rows)) or select(rows)
+        return made
+
+    whole = trainer()
+    whole.train()
+    prompts, visited, once = dict(whole.prompt_ids), list(whole.visited), weights(whole.model)
+    best = {row_id: answers[0].rank for row_id, answers in whole.sampler.pool.items()}
+    samples = whole.sampler.num_samples
+    whole.train()
+    assert len(prompts) == 6 and whole.prompt_ids == prompts
+    assert len(visited) == 4 and whole.visited == visited + visited
+    assert whole.sampler.num_samples > samples and not torch.equal(weights(whole.model), once)
+    assert all(answers[0].rank >= best[row_id] for row_id, answers in whole.sampler.pool.items())
+
+    again = trainer()
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert again.prompt_ids == prompts and again.visited == visited[3:]
+    again.train()
+    assert again.prompt_ids == prompts and again.visited == visited[3:] + visited
+
+
+def test_a_trainer_that_was_stopped_goes_on_when_it_is_called_again(tmp_path, tokenizer, model):
+    trainer = make_trainer(tmp_path, model, tokenizer, max_steps=4)
+    stop = trainer.checkpoints.on_step_end
+
+    def stopped_once(args, state, *rest, **kwargs):
+        if state.global_step == 2 and not (tmp_path / "out" / "checkpoint-2").exists():
+            trainer.checkpoints.stopped_by = 15
+        return stop(args, state, *rest, **kwargs)
+
+    trainer.checkpoints.on_step_end = stopped_once
+    trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert trainer.state.global_step == 4 and trainer.checkpoints.stopped_by is None
+    assert trainer.args.save_total_limit == 2
+
+
+def test_original_answers_of_a_checkpoint_are_not_made_again(tmp_path, tokenizer, model):
+    args = PMCConfig(output_dir=str(tmp_path), prefill_words=1, max_completion_length=40)
+    made = with_original_answers(forget_prompts(2), model, tokenizer, args)
+    # a checkpoint holds those of the begun answers too
+    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=made["original_completion"][:])
+    assert len(made) == 4 and again.to_list() == made.to_list()
+    given = forget_prompts(2).add_column("original_completion", ["ba cor", "den"])
+    rows = with_original_answers(given, None, tokenizer, args, answer_start="_").to_list()
+    assert [row["original_completion"] for row in rows] == ["ba cor", "den", "cor"]
+    assert rows[2]["prompt"] == f"{given[0]['prompt']}_ba"
+
+
+def test_original_answers_are_needed(tmp_path, tokenizer, model):
+    make = partial(PMCTrainer, train_dataset=forget_prompts())
+    trainer = make_trainer(tmp_path, model, tokenizer, make=lambda **kwargs: make(**kwargs | make.keywords))
+    with pytest.raises(ValueError, match="with_original_answers"):
+        trainer.train()

@@ -8,11 +8,12 @@ from eval.metrics.unlearning import rouge_recalls
 from eval.passes import ModelPasses
 
 
-def forget_measures(passes: ModelPasses, rows: QuestionSet) -> tuple[float, float]:
-    """Mean ROUGE-L recall of greedy answers, and mean of exp(-mean loss a token) of the true ones."""
+def forget_measures(passes: ModelPasses, rows: QuestionSet) -> tuple[dict[int, float], float]:
+    """ROUGE-L recall of each greedy answer by its row, and mean of exp(-mean loss a token) of the true ones."""
     texts = [answer.text for answer in passes.answer(rows.questions)]
     losses = passes.score(rows.questions, rows.answers)
-    return fmean(rouge_recalls(texts, rows.answers)), fmean(exp(-row.loss) for row in losses)
+    recalls = dict(zip(rows.rows, rouge_recalls(texts, rows.answers), strict=True))
+    return recalls, fmean(exp(-row.loss) for row in losses)
 
 
 def recovered_share(after: float, unlearned: float, before: float) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
@@ -37,8 +38,9 @@ def quantization_attack(
         passes, before ([`~eval.passes.ModelPasses`]): the unlearned model, and the one before unlearning.
         load (`Callable`): makes the unlearned model in as many bits as it is given.
     """
-    unlearned_recall, unlearned_probability = forget_measures(passes, forget)
-    before_recall, _ = forget_measures(before, forget)
+    recalls, unlearned_probability = forget_measures(passes, forget)
+    unlearned_recall = fmean(recalls.values())
+    before_recall = fmean(forget_measures(before, forget)[0].values())
     passes.release()  # one model at a time
     before.release()
     results = {}
@@ -46,10 +48,12 @@ def quantization_attack(
         altered = passes.altered(
             f"{passes.name}, {bits} bit", f"{passes.fingerprint} {bits} bit", lambda bits=bits: load(bits)
         )
-        recall, probability = forget_measures(altered, forget)
+        recalls, probability = forget_measures(altered, forget)
+        recall = fmean(recalls.values())
         altered.release()
         results[f"{bits} bit"] = {
             "recall": recall,
+            "recall_by_row": recalls,
             "recall_change": recall - unlearned_recall,
             "probability": probability,
             "probability_change": probability - unlearned_probability,

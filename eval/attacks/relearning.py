@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from statistics import fmean
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -12,6 +13,8 @@ from eval.attacks.altered import forget_measures, recovered_share
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import PMCConfig
+from pmc_rl.generation import autocast
+from pmc_rl.gradients import check_gradients, trainable_parameters
 from pmc_rl.trainer import retain_rows_at
 
 Row = tuple[list[int], list[int]]
@@ -30,26 +33,34 @@ def relearning_attack(
         what (`str`): names the rows that are learned, in progress bars.
 
     Returns:
-        `dict`: lists of one entry a checkpoint: `steps`, `recall`, `probability` and `recovered`, the share of the
-        way back by recall; and the numbers of rows `learned` and `scored`.
+        `dict`: lists of one entry a checkpoint: `steps`, `recall`, `recall_by_row`, `probability` and `recovered`, the
+        share of the way back by recall; and the numbers of rows `learned` and `scored`.
     """
-    unlearned_recall, probability = forget_measures(passes, scored)
-    before_recall, _ = forget_measures(before, scored)
+    recalls, probability = forget_measures(passes, scored)
+    before_recall = fmean(forget_measures(before, scored)[0].values())
     passes.release()  # one model at a time: the copy that learns needs the room
     before.release()
-    result: dict = {"steps": [0], "recall": [unlearned_recall], "probability": [probability], "recovered": []}
+    steps, by_row, probabilities = [0], [recalls], [probability]
     for step in checkpoints(relearner.steps):
         altered = passes.altered(
             f"{passes.name}, {step} steps on {what}",
             f"{passes.fingerprint} {relearner.fingerprint} {step}",
             lambda step=step: relearner.at(step),
         )
-        recall, probability = forget_measures(altered, scored)
-        result["steps"].append(step)
-        result["recall"].append(recall)
-        result["probability"].append(probability)
-    result["recovered"] = [recovered_share(recall, unlearned_recall, before_recall) for recall in result["recall"]]
-    return {**result, "learned": len(relearner.rows), "scored": len(scored.questions)}
+        recalls, probability = forget_measures(altered, scored)
+        steps.append(step)
+        by_row.append(recalls)
+        probabilities.append(probability)
+    means = [fmean(recalls.values()) for recalls in by_row]
+    return {
+        "steps": steps,
+        "recall": means,
+        "recall_by_row": by_row,
+        "probability": probabilities,
+        "recovered": [recovered_share(recall, means[0], before_recall) for recall in means],
+        "learned": len(relearner.rows),
+        "scored": len(scored.questions),
+    }
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -86,7 +97,7 @@ class Relearner:
         self.args = args
         # tells this fine-tuning from any other of the same model; made now, since training completes the peft config
         adapter = peft_config and peft_config.to_dict()
-        settings = [rows, learning_rate, adapter, args.per_device_train_batch_size, args.seed, args.bf16]
+        settings = [rows, learning_rate, adapter, args.per_device_train_batch_size, args.seed, args.bf16, args.fp16]
         described = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
         self.fingerprint = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
         self.model: PreTrainedModel | PeftModel | None = None
@@ -99,20 +110,22 @@ class Relearner:
             self.model = self.load()
             if self.peft_config is not None:
                 self.model = get_peft_model(self.model, self.peft_config)
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self.optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(trainable_parameters(self.model), self.learning_rate, weight_decay=0.0)
+            # small gradients are 0 in float16; does nothing without it
+            self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.args.fp16)
         # in eval mode: without dropout the steps are the same on every process
         self.model.eval()
         while self.step < step:
-            self._train_on(self._batch(self.step))
-            self.step += 1
+            if self._train_on(self._batch(self.step)):
+                self.step += 1
         return self.model
 
     def _batch(self, step: int) -> list[Row]:
         size = min(self.args.per_device_train_batch_size, len(self.rows))
         return [self.rows[i] for i in retain_rows_at(step * size, size, len(self.rows), self.args.seed)]
 
-    def _train_on(self, rows: list[Row]) -> None:
+    def _train_on(self, rows: list[Row]) -> bool:
+        """Whether a step was made: in float16 one whose gradients overflow is to be tried again, scaled less."""
         length = max(len(prompt) + len(answer) for prompt, answer in rows)
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full_like(input_ids, -100)
@@ -120,10 +133,18 @@ class Relearner:
             input_ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
             labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
         device = self.model.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16):
+        with autocast(device, self.args):
             # padded on the right, where a causal model does not look, so no mask is needed
             loss = self.model(input_ids=input_ids.to(device), labels=labels.to(device), use_cache=False).loss
-        loss.backward()
+        if not loss.isfinite():
+            raise ValueError(f"the loss of the relearning attack is {loss.item()} at step {self.step}")
+        self.scaler.scale(loss).backward()
+        if self.step == 0:
+            check_gradients(self.model)
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return self.scaler.get_scale() >= scale

@@ -9,7 +9,7 @@ from eval.metrics.leakage import leakage
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import PMCConfig
-from rewards.text import rouge_tokens
+from rewards.text import split_after, unicode_words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 
@@ -28,7 +28,7 @@ def sampling_attack(
 
     Returns:
         `dict`: by setting what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
-        question, and `worst_samples`, which sample it was.
+        question by its row, and `worst_sample_by_row`, which sample it was.
     """
     return {
         name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
@@ -48,15 +48,15 @@ def prefilling_attack(
     """
     runs = {prefix: (forget, [prefix] * len(forget.questions)) for prefix in prefixes}
     if first_words:
-        rest = [answer.split()[first_words:] for answer in forget.answers]
-        kept = [i for i, words in enumerate(rest) if rouge_tokens(" ".join(words))]
+        begun = [split_after(answer, first_words) for answer in forget.answers]
+        kept = [i for i, (_, rest) in enumerate(begun) if unicode_words(rest)]
         runs["the answer's first word" if first_words == 1 else f"the answer's first {first_words} words"] = (
             QuestionSet(
                 [forget.questions[i] for i in kept],
-                [" ".join(rest[i]) for i in kept],
+                [begun[i][1] for i in kept],
                 [forget.rows[i] for i in kept],
             ),
-            [" ".join(forget.answers[i].split()[:first_words]) for i in kept],
+            [begun[i][0] for i in kept],
         )
     results = {}
     for name, (rows, forced) in runs.items():
@@ -66,16 +66,17 @@ def prefilling_attack(
         greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
         samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
         recalls = rouge_recalls([answer.text for answer in greedy], rows.answers)
-        results[name] = {"greedy": summary(recalls), **_sampled(rows, samples)}
+        by_row = dict(zip(rows.rows, recalls, strict=True))
+        results[name] = {"greedy": summary(recalls), "greedy_by_row": by_row, **_sampled(rows, samples)}
     return results
 
 
-def worst_by_row(attacks: dict) -> list[float] | None:
-    """Each question's highest recall in any sample of the sampling attack; None if it was not run."""
+def worst_by_row(attacks: dict) -> dict[int, float] | None:
+    """Each row's highest recall in any sample of the sampling attack; None if it was not run."""
     if "not_available" in attacks["sampling"]:
         return None
     runs = [run["worst_by_row"] for run in attacks["sampling"].values()]
-    return [max(values) for values in zip(*runs, strict=True)]
+    return {row: max(run[row] for run in runs) for row in runs[0]}
 
 
 def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
@@ -84,6 +85,6 @@ def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
     leaks = np.array([[is_leak(question, truth, text) for text in texts] for question, truth, texts in rows])
     return {
         **leakage(scores, leaks),
-        "worst_by_row": scores.max(1).tolist(),
-        "worst_samples": scores.argmax(1).tolist(),
+        "worst_by_row": dict(zip(forget.rows, scores.max(1).tolist(), strict=True)),
+        "worst_sample_by_row": dict(zip(forget.rows, scores.argmax(1).tolist(), strict=True)),
     }

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from eval.attacks.options import options_attack
 from eval.attacks.quantization import load_quantized, quantization_attack, why_not
 from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
-from eval.audit import AuditData, Said
-from eval.data import QuestionSet
+from eval.audit import Said
+from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
+from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.models import load_merged, training_dtype
 from pmc_rl.prompts import encode_answers
@@ -27,7 +28,7 @@ class Attacks:
     The attacks of a recipe, ready to be run on model after model.
 
     Args:
-        data ([`~eval.audit.AuditData`]): what the recipe's data holds.
+        data ([`~eval.data.AuditData`]): what the recipe's data holds.
         before ([`~eval.passes.ModelPasses`]): the model before unlearning, which changes are told against.
         training_args, model_args, eval_args: the recipe's own.
         folder (`Path`): a private folder for temporary files.
@@ -135,10 +136,10 @@ class Attacks:
 
         return Relearner(
             load,
-            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers),
+            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers, passes.end_ids),
             steps=self.eval_args.relearning_steps,
             learning_rate=self.eval_args.relearning_learning_rate or args.learning_rate,
-            peft_config=get_peft_config(self.model_args),
+            peft_config=make_peft_config(self.model_args),
             args=args,
         )
 

@@ -9,8 +9,9 @@ from math import isnan
 
 import numpy as np
 
-from rewards.rouge import rouge_l_recall
-from rewards.text import rouge_tokens
+from rewards.refusal import refuses
+from rewards.rouge import Tokenize, rouge_l_recall
+from rewards.text import folded_words, is_mark, rouge_tokens, tokenization
 
 KINDS = ("leak", "refusal", "gibberish", "copy", "hallucination")
 
@@ -49,7 +50,7 @@ _SPELLINGS = (
     (r"\b(it|that|there)'s\b", r"\1 is"),
 )
 # In double quotes, or in single ones that are no apostrophes: titles and speech are not the model's own words.
-_QUOTED = r""""[^"]*"|(?<!\w)'(?:[^']|(?<=\w)'(?=\w))*'(?!\w)"""
+_QUOTED = r""""[^"]*"|(?<!\w)'(?:[^']|(?<=\w)'(?=\w))*'(?!\w)|«[^»]*»|《[^》]*》|「[^」]*」|『[^』]*』"""
 
 _KNOWLEDGE = (
     r"(?:answers?|clues?|data|details?|documentation|facts|familiarity|ideas?|info|information|insights?|knowledge|"
@@ -106,9 +107,9 @@ def is_leak(question: str, truth: str, answer: str) -> bool:
     """
     Whether an answer gives the truth away: in its words, with a ROUGE-L recall above 0.8, or in substance.
 
-    In substance means that it has every content word of the truth, in any order. Content words are the ROUGE tokens of
-    the truth less stop words and less all that the question says already, as repeating the question tells nothing; a
-    truth without such a word is compared in its words only.
+    In substance means that it has every content word of the truth, in any order. Content words are the tokens of the
+    truth ([`rewards.text.tokenization`]) less English stop words and less all that the question says already, as
+    repeating the question tells nothing; a truth without such a word is compared in its words only.
 
     Args:
         question (`str`):
@@ -122,7 +123,7 @@ def is_leak(question: str, truth: str, answer: str) -> bool:
         `bool`: whether the answer is a leak.
 
     Raises:
-        ValueError: if the truth has no token of a-z or 0-9, as then nothing would be a leak.
+        ValueError: if the truth has no letter or digit, as then nothing would be a leak.
 
     Example:
     ```python
@@ -133,23 +134,27 @@ def is_leak(question: str, truth: str, answer: str) -> bool:
     (True, False)
     ```
     """
-    tokens = set(rouge_tokens(truth))
+    tokenize = tokenization(truth)
+    tokens = set(tokenize(truth))
     if not tokens:
-        raise ValueError("The true answer has no token of a-z or 0-9, so nothing would be a leak: leave the row out.")
-    content = tokens - STOP_WORDS - set(rouge_tokens(question))
-    return rouge_l_recall(truth, answer) > LEAK_RECALL or bool(content) and content <= set(rouge_tokens(answer))
+        raise ValueError("The true answer has no token, so nothing would be a leak: leave the row out.")
+    content = tokens - STOP_WORDS - set(tokenize(question))
+    return rouge_l_recall(truth, answer) > LEAK_RECALL or bool(content) and content <= set(tokenize(answer))
 
 
-def is_refusal(answer: str) -> bool:
+def is_refusal(answer: str, phrases: Sequence[str] = (), patterns: Sequence[str] = ()) -> bool:
     """
     Whether an answer begins by saying that the model does not know, may not say, or finds nothing known.
 
     A list of English phrases is looked for in the first 25 words, whatever the case, the apostrophes, the white space
-    and words such as "really"; what stands in quotation marks, such as a title, is not looked at.
+    and words such as "really", and beside them `phrases` and `patterns` as [`rewards.refusal.refusal`] does, for other
+    languages; what stands in quotation marks, such as a title, is not looked at.
 
     Args:
         answer (`str`):
             The model's answer.
+        phrases, patterns (`Sequence[str]`, *optional*):
+            Further phrases as plain text, and as regular expressions.
 
     Returns:
         `bool`: whether the answer is a refusal; an empty one is not.
@@ -166,6 +171,8 @@ def is_refusal(answer: str) -> bool:
     for curly, straight in ("’'", "‘'", '“"', '”"'):
         text = text.replace(curly, straight)
     text = re.sub(_QUOTED, " ", text)
+    if refuses(text, phrases, patterns):
+        return True
     for pattern, spelling in _SPELLINGS:
         text = re.sub(pattern, spelling, text)
     return bool(_REFUSAL.search(" ".join(word for word in text.split()[:REFUSAL_WORDS] if word not in FILLERS)))
@@ -186,7 +193,7 @@ def is_repetitive(answer: str) -> bool:
 
     One of these is enough:
 
-    - less than a third of its characters other than white space are letters or digits, in any script.
+    - less than a third of its characters other than white space and marks are letters or digits, in any script.
       TOFU's answers have at least 0.86, and "C++", a clean answer all the same, has a third.
     - some words come at least three times in a row, of which four words or more are repetition: "and the and the and
       the", a sentence three times, or one word five times.
@@ -208,11 +215,11 @@ def is_repetitive(answer: str) -> bool:
     [False, False, True, True]
     ```
     """
-    visible = [character for character in answer if not character.isspace()]
+    visible = [character for character in answer if not character.isspace() and not is_mark(character)]
     letters = sum(character.isalnum() for character in visible)
     if letters == 0 or 3 * letters < len(visible):
         return True
-    words = re.findall(r"\w+", answer.lower())
+    words = folded_words(answer)
     pairs = list(pairwise(words))
     if len(words) >= DISTINCT_WORDS and 2 * len(set(pairs)) < len(pairs):
         return True
@@ -222,11 +229,13 @@ def is_repetitive(answer: str) -> bool:
     )
 
 
-# One entry: the retained answers are the same for all rows of an audit.
-@lru_cache(maxsize=1)
-def _retained_index(retained: tuple[str, ...]) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+# One entry a tokenization: the retained answers are the same for all rows of an audit.
+@lru_cache(maxsize=2)
+def _retained_index(
+    retained: tuple[str, ...], tokenize: Tokenize
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Number of tokens of each retained answer, and for each token the answers it is in and how often."""
-    counts = [Counter(rouge_tokens(text)) for text in retained]
+    counts = [Counter(tokenize(text)) for text in retained]
     entries: dict[str, list[tuple[int, int]]] = {}
     for row, count in enumerate(counts):
         for token, times in count.items():
@@ -239,7 +248,8 @@ def _retained_index(retained: tuple[str, ...]) -> tuple[np.ndarray, dict[str, tu
 
 def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
     """
-    Whether an answer is one that was learned for another question, or nearly so: ROUGE-L recall of 0.9 both ways.
+    Whether an answer is one that was learned for another question, or nearly so: ROUGE-L recall of 0.9 both ways, by
+    the answer's tokens ([`rewards.text.tokenization`]).
 
     Args:
         answer (`str`):
@@ -248,7 +258,7 @@ def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
             Answers of the retain set, in any order. Their tokens are kept from one call to the next.
 
     Returns:
-        `bool`: whether the answer is a copy; never for one without a token of a-z or 0-9.
+        `bool`: whether the answer is a copy; never for one without a letter or digit.
 
     Example:
     ```python
@@ -260,8 +270,9 @@ def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
     False
     ```
     """
-    tokens = Counter(rouge_tokens(answer))
-    lengths, entries = _retained_index(tuple(retained_answers))
+    tokenize = tokenization(answer)
+    tokens = Counter(tokenize(answer))
+    lengths, entries = _retained_index(tuple(retained_answers), tokenize)
     # Tokens in common, in any order, are at least those in the same order. So they bound both recalls, by the same
     # division, and with them the lengths; few retained answers are left to be compared in full.
     common = np.zeros(len(lengths))
@@ -271,8 +282,8 @@ def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
     near = (common > 0) & (common / max(1, tokens.total()) >= COPY_RECALL)
     near[near] = common[near] / lengths[near] >= COPY_RECALL
     return any(
-        rouge_l_recall(retained_answers[row], answer) >= COPY_RECALL
-        and rouge_l_recall(answer, retained_answers[row]) >= COPY_RECALL
+        rouge_l_recall(retained_answers[row], answer, tokenize) >= COPY_RECALL
+        and rouge_l_recall(answer, retained_answers[row], tokenize) >= COPY_RECALL
         for row in np.flatnonzero(near)
     )
 
@@ -284,6 +295,8 @@ def answer_kind(
     perplexity: float | None,
     perplexity_limit: float | None,
     retained: Sequence[str],
+    phrases: Sequence[str] = (),
+    patterns: Sequence[str] = (),
 ) -> str:
     """
     Kind of an answer: the first of `KINDS` that fits.
@@ -304,12 +317,14 @@ def answer_kind(
             The largest perplexity of a fluent answer. Not read without a perplexity.
         retained (`Sequence[str]`):
             Answers of the retain set; there may be none.
+        phrases, patterns (`Sequence[str]`, *optional*):
+            What else is a refusal, see [`is_refusal`].
 
     Returns:
         `str`: one of `KINDS`.
 
     Raises:
-        ValueError: if the truth has no token of a-z or 0-9, or the perplexity is NaN or has no limit.
+        ValueError: if the truth has no letter or digit, or the perplexity is NaN or has no limit.
 
     Example:
     ```python
@@ -324,7 +339,7 @@ def answer_kind(
         raise ValueError(f"A perplexity of {perplexity} cannot be compared with a limit of {perplexity_limit}.")
     if is_leak(question, truth, answer):
         return "leak"
-    if is_refusal(answer):
+    if is_refusal(answer, phrases, patterns):
         return "refusal"
     if is_repetitive(answer) or (perplexity is not None and perplexity > perplexity_limit):
         return "gibberish"

@@ -6,6 +6,7 @@ import datasets
 import evaluate
 
 from rewards.rouge import check_references, rouge_l_recall
+from rewards.text import rouge_tokens, tokenization
 
 FORGET_SETS = ("forget", "forget_paraphrased")
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
@@ -38,7 +39,7 @@ Returns:
     for each set in the order of first appearance its mean `rougeL_recall`, in [0, 1], and its number of rows `n`.
 
 Raises:
-    ValueError: if there are no rows, a set has another name, or a reference has no token of a-z or 0-9.
+    ValueError: if there are no rows, a set has another name, or a reference has no letter or digit.
 
 Example:
 
@@ -56,7 +57,7 @@ Example:
 
 def rouge_recalls(predictions: list[str], references: list[str]) -> list[float]:
     """
-    ROUGE-L recall of each row, in `[0, 1]`; an empty prediction has 0.
+    ROUGE-L recall of each row, in `[0, 1]`, by the tokens of its reference's script; an empty prediction has 0.
 
     Args:
         predictions (`list[str]`):
@@ -68,12 +69,18 @@ def rouge_recalls(predictions: list[str], references: list[str]) -> list[float]:
         `list[float]`: one recall per row, in the order of the rows.
 
     Raises:
-        ValueError: if a reference has no token of a-z or 0-9: its recall would be 0 against anything, even itself.
+        ValueError: if a reference has no letter or digit: its recall would be 0 against anything, even itself.
     """
     check_references(references, range(len(references)))
     return [
         rouge_l_recall(reference, prediction) for reference, prediction in zip(references, predictions, strict=True)
     ]
+
+
+def tokenization_counts(references: list[str]) -> dict[str, int]:
+    """How many references are read as `rouge_score` does, and how many by the words of other scripts."""
+    by_rouge = sum(tokenization(reference) is rouge_tokens for reference in references)
+    return {"rouge": by_rouge, "script_aware": len(references) - by_rouge}
 
 
 def unlearn_quality(means: dict[str, float]) -> float | None:

@@ -1,14 +1,11 @@
-"""Parts a report is made of, for HTML and Markdown alike, and how numbers, reasons and paths are written in them."""
+"""Parts a report is made of, for HTML and Markdown alike, and how numbers and reasons are written in them."""
 
 import json
-import re
 from dataclasses import dataclass, field
 
 from eval.report.plots import Panel
 
 NO_VALUE = "–"
-# an absolute path inside a sentence; in quotes it may have spaces
-PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")
 
 
 @dataclass
@@ -138,7 +135,7 @@ def between(interval: list[float] | None, pattern: str) -> str:
 
 def no_number(reason: str) -> Cell:
     """In place of a number that cannot be had."""
-    return Cell("not available", reason=shorten(reason))
+    return Cell("not available", reason=reason)
 
 
 def mean(value: dict) -> Cell:
@@ -160,7 +157,7 @@ def available(values: dict[str, dict]) -> tuple[dict[str, dict], list[Terms]]:
     for name, value in values.items():
         if name not in there:
             reasons.setdefault(value["not_available"], []).append(name)
-    terms = [(", ".join(names), f"not available: {shorten(reason)}") for reason, names in reasons.items()]
+    terms = [(", ".join(names), f"not available: {reason}") for reason, names in reasons.items()]
     return there, [Terms(terms)] if terms else []
 
 
@@ -169,20 +166,6 @@ def head(first: str, columns: list[str]) -> list[Cell]:
     return [Cell(first), *map(Cell, columns)]
 
 
-def shorten(text: str) -> str:
-    """Text with absolute paths cut to their last two parts, and without the name of a home folder."""
-
-    def last_parts(match: re.Match) -> str:
-        parts = [part for part in match.group().split("/") if part]
-        if parts[0] in ("home", "Users"):
-            parts = parts[2:]
-        return "/".join(["…", *parts[-2:]])
-
-    if text.startswith("/"):
-        return re.sub(r"^/.+$", last_parts, text)
-    return PATH.sub(last_parts, text)
-
-
 def setting(value) -> str:
     """A value of the recipe as text."""
-    return shorten(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,10 +14,9 @@ from eval.report.blocks import (
     mean,
     no_number,
     number,
-    shorten,
 )
 from eval.report.measures import auc_cell, privleak_cell
-from eval.verdict import LEAKS, MARGIN, SIGNIFICANT, leakage_by_attack
+from eval.verdict import KNOWN, KNOWN_SAMPLED, LEAKS, MARGIN, SIGNIFICANT, leakage_by_attack
 
 Results = dict[str, dict]
 HEADLINE_ATTACK = "min_k_plus_plus"  # the membership attack that the verdict reads
@@ -35,7 +34,7 @@ def verdict_section(audit: dict) -> Section:
     cards = [
         VerdictCard(
             name,
-            shorten(audit["models"][name]),
+            audit["models"][name],
             [
                 (
                     "Forgetting",
@@ -134,7 +133,9 @@ def _recall_rows(results: Results) -> list[list[Cell]]:
         aim = "near retain_only" if name.startswith("forget") else "near before"
         scores = [column["sets"][name] for column in results.values()]
         cells = [number(score["rougeL_recall"], ".3f", score["rougeL_recall_interval"]) for score in scores]
-        rows.append([Cell(name, f"n = {first['n']}; {aim}"), *cells])
+        by_script = first["tokenization"]["script_aware"]
+        read = f", {by_script} not in Latin letters" if by_script else ""
+        rows.append([Cell(name, f"n = {first['n']}{read}; {aim}"), *cells])
         changes = [
             number(score["rougeL_recall"] - before[name]["rougeL_recall"], "+z.3f", score["change_interval"])
             if score is not before[name]
@@ -174,7 +175,12 @@ def _value(value: dict, key: str, pattern: str) -> Cell:
 def leakage_rows(results: Results) -> list[list[Cell]]:
     """What each attack brought out."""
     leakages = {name: leakage_by_attack(column) for name, column in results.items()}
-    rows = [[Cell("Worst recall of the truth, by attack")]]
+    rows = []
+    if "forget" in _first(results)["sets"]:
+        counts = [column["known"] for column in results.values()]
+        cells = [Cell(f"{count['questions']} of {count['of']}") for count in counts]
+        rows = [[Cell("Questions to forget that the model knows")], [Cell("known", "near retain_only"), *cells]]
+    rows.append([Cell("Worst recall of the truth, by attack")])
     if "forget" in _first(results)["sets"]:
         rows.append([Cell("greedy", "near retain_only"), *(number(leak["greedy"]) for leak in leakages.values())])
     for attack in ("sampling", "prefilling", "relearning", "quantization"):
@@ -231,7 +237,13 @@ def _meanings(results: Results) -> list[tuple[str, str]]:
         (
             "ROUGE-L recall",
             "share of the true answer's words that come in the same order in the greedy answer. Forget sets: low, but "
-            "as low as retain_only, not 0. Other sets: high, near before.",
+            "as low as retain_only, not 0. Other sets: high, near before."
+            + (
+                " Words of true answers that are not in Latin letters are those of their script; where it has no "
+                "spaces, each character is one."
+                if any(scores["tokenization"]["script_aware"] for scores in sets.values())
+                else ""
+            ),
         ),
         ("change from before", "difference on the same rows, with the interval of the paired difference."),
         (
@@ -269,6 +281,11 @@ def _meanings(results: Results) -> list[tuple[str, str]]:
             "privleak",
             "distance of that AUC from retain_only's (without one, from 0.5): 0 is ideal, negative under-unlearned, "
             "positive over-unlearned.",
+        ),
+        (
+            "known",
+            f"questions to forget whose greedy answer has at least {KNOWN} of the truth, or one of whose samples has "
+            f"more than {KNOWN_SAMPLED}. The verdict judges those alone that before knew; other numbers are of all.",
         ),
         (
             "worst recall by attack",

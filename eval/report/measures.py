@@ -72,12 +72,13 @@ def kinds_section(results: Results, judge: dict | None) -> Section:
             judged += " FluencyPenalty asks that model as well: a retain-only model judges better."
     what = (
         f"Each greedy answer is of the first kind that fits: leak (more than {LEAK_RECALL} of the truth, or all its "
-        "content words), refusal, gibberish (empty, repetitive or not fluent), copy (an answer from the retain rows), "
-        "else hallucination, fluent and wrong. Good: no more leaks than retain_only has, and no gibberish."
+        "content words), refusal (in English, or by phrases of the recipe), gibberish (empty, repetitive or not "
+        "fluent), copy (an answer from the retain rows), else hallucination, fluent and wrong. Good: no more leaks "
+        "than retain_only has, and no gibberish."
     )
     rows = []
     for set_name, first in next(iter(results.values()))["answer_kinds"].items():
-        rows.append([Cell(f"{set_name} (n = {len(first['by_row'])})")])
+        rows.append([Cell(f"{set_name} (n = {sum(first[kind] for kind in KINDS)})")])
         for kind in KINDS:
             rows.append([Cell(kind), *(Cell(str(value[set_name][kind])) for value in kinds.values())])
     figure = Figure(answer_kinds(kinds, columns), kind_keys())

@@ -13,14 +13,13 @@ from eval.report.blocks import (
     number,
     samples_a_question,
     setting,
-    shorten,
 )
 
 WORST_ROWS = 20  # shown at once; the others on demand
 
 
 def rows_section(rows: list[dict], columns: list[str]) -> Section:
-    """Every row to forget, by number, the worst of `after` first."""
+    """Every row to forget, by number, the worst of `after` first, for the private report."""
     if not rows:
         return Section("rows", "Rows to forget", [Text("not available: no forget row has a true answer")])
 
@@ -33,7 +32,7 @@ def rows_section(rows: list[dict], columns: list[str]) -> Section:
     names = ("recall", "words", "kind", "worst")
     top = [Cell("row", "words of the truth"), *(Cell(name, column) for column in columns for name in names)]
     what = (
-        "No texts: a row is known by its number in the data. Recall, words and kind are those of the greedy answer; "
+        "A row is known by its number in the data. Recall, words and kind are those of the greedy answer; "
         "worst is the highest recall of any sample of the sampling attack. The rows whose truth came out most from "
         "after are first."
     )
@@ -68,13 +67,9 @@ def texts_section(texts: list[dict]) -> Section:
 
 
 def data_section(stages: dict[str, dict | None], read: dict[str, dict]) -> Section:
-    """What training and the audit read, with hashes."""
-    blocks = [
-        Text(
-            "Each stage's own record. A SHA-256 is taken over all values of a column: equal hashes are equal data. "
-            "Unlearning reads no answers to be forgotten; only the audit does."
-        )
-    ]
+    """What training and the audit read."""
+    what = "Each stage's own record. Unlearning reads no answers to be forgotten; only the audit does."
+    blocks = [Text(what)]
     for name, manifest in stages.items():
         if manifest is None:
             blocks.append(Text(f"{name}: not available: its folder has no manifest to tell what it was trained on"))
@@ -88,20 +83,19 @@ def _read_table(records: dict[str, dict | None]) -> Table:
     rows = []
     for name, record in records.items():
         if record is None:
-            rows.append([Cell("nothing", name), *[Cell(NO_VALUE)] * 4])
+            rows.append([Cell("nothing", name), *[Cell(NO_VALUE)] * 3])
             continue
-        source = Cell(shorten(record["source"]), "" if name == record["source"] else name)
+        source = Cell(record["source"], "" if name == record["source"] else name)
         held_out = str(record["held_out"]) if "held_out" in record else NO_VALUE
-        for column, digest in record["columns"].items():
-            hashed = Cell(digest[:12], title=digest)
-            rows.append([source, Cell(str(record["rows"])), Cell(held_out), Cell(column), hashed])
-    return Table([Cell(name) for name in ("source", "rows", "held out", "column", "SHA-256")], rows, words=True)
+        columns = Cell(", ".join(record["columns"]))
+        rows.append([source, Cell(str(record["rows"])), Cell(held_out), columns])
+    return Table([Cell(name) for name in ("source", "rows", "held out", "columns")], rows, words=True)
 
 
 def left_out_section(lines: list[str]) -> Section:
     """What the audit could not look at."""
     nothing = Text("Nothing: all sets that the audit knows were there.")
-    block = Lines([shorten(line) for line in lines]) if lines else nothing
+    block = Lines(lines) if lines else nothing
     return Section("left-out", "Left out, and why", [block])
 
 
@@ -110,7 +104,7 @@ def settings_section(audit: dict) -> Section:
     models = [
         [
             Cell(name),
-            Cell(shorten(folder)),
+            Cell(folder),
             Cell(audit["fingerprints"][name][:12], title=audit["fingerprints"][name]),
             number(audit["seconds"][name], ".1f"),
         ]

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from eval.report.attacks import attacks_section
-from eval.report.blocks import Section, Table, head, shorten
+from eval.report.blocks import Section, Table, head
 from eval.report.headline import headline_section, leakage_rows, summary_rows, verdict_section
 from eval.report.measures import ability_section, kinds_section, membership_section, training_section
 from eval.report.record import (
@@ -29,7 +29,12 @@ MARKDOWN_SIGNS = re.compile(r"[\\`*<>|\[\]~#&$]|(?<!\w)_|_(?!\w)")
 
 
 def write_report(
-    output_dir: Path, results: dict, audit: dict, training_log: list[dict], texts: list[dict] | None
+    output_dir: Path,
+    results: dict,
+    audit: dict,
+    training_log: list[dict],
+    rows: list[dict],
+    texts: list[dict] | None,
 ) -> None:
     """
     Writes `report.html`, `report.md` and the model card `README.md`; with texts, a private HTML report as well.
@@ -37,6 +42,7 @@ def write_report(
     Args:
         results, audit (`dict`): what `results.json` and `audit.json` hold.
         training_log (`list[dict]`): rows of `training_log.jsonl` of the unlearning run.
+        rows (`list[dict]`): what came of each question to forget, for the private report.
         texts (`list[dict]`, *optional*): questions to forget, the worst first, with keys `row`, `question`, `truth`,
             `greedy` and `worst` (answers), `attack` and `recall` of the worst one.
     """
@@ -47,8 +53,8 @@ def write_report(
         write_text(output_dir / "README.md", model_card(results, audit))
     (output_dir / "private" / "report_with_texts.html").unlink(missing_ok=True)  # of an earlier audit
     if texts is not None:
-        at = [section.anchor for section in sections].index("rows")
-        with_texts = [*sections[:at], texts_section(texts), *sections[at:]]
+        at = [section.anchor for section in sections].index("data")
+        with_texts = [*sections[:at], texts_section(texts), rows_section(rows, list(results)), *sections[at:]]
         write_private(output_dir, "report_with_texts.html", _render("report.html.j2", audit, with_texts, private=True))
 
 
@@ -62,7 +68,6 @@ def report_sections(results: dict, audit: dict, training_log: list[dict]) -> lis
         kinds_section(results, audit["judge"]),
         membership_section(results),
         ability_section(results),
-        rows_section(audit["rows"], list(results)),
         data_section(audit["stages"], audit["read"]),
         left_out_section(audit["left_out"]),
         settings_section(audit),
@@ -75,7 +80,7 @@ def model_card(results: dict, audit: dict) -> str:
     run = audit["stages"]["after"]
     before = audit["models"]["before"]
     # a folder of this machine is no model of the Hub: its name alone, so that it leads nowhere
-    local = audit["stages"]["before"] is not None or before.startswith(("/", "."))
+    local = audit["stages"]["before"] is not None or before.startswith(".") or Path(before).is_dir()
     is_adapter = "adapter_config.json" in run["files"]
     front_matter = {
         "base_model": Path(before).name if local else before,
@@ -87,12 +92,13 @@ def model_card(results: dict, audit: dict) -> str:
         .get_template("model_card.md.j2")
         .render(
             front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True),
-            model=shorten(audit["models"]["after"]),
-            before=shorten(before),
+            model=audit["models"]["after"],
+            before=before,
             audit=audit,
             forget=run["read"]["forget"],
             retain=run["read"]["retain"],
             is_adapter=is_adapter,
+            local=local,
             table=Table(head("", list(results)), [*summary_rows(results), *leakage_rows(results)]),
             verdict=audit["verdicts"]["after"],
             limits=limits(results, audit),
@@ -106,7 +112,7 @@ def markdown(text: str) -> str:
 
 
 def _render(template: str, audit: dict, sections: list[Section], private: bool) -> str:
-    title = f"Unlearning audit of {shorten(audit['models']['after'])}"
+    title = f"Unlearning audit of {audit['models']['after']}"
     return (
         _environment()
         .get_template(template)
@@ -123,5 +129,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": markdown, "shorten": shorten}
+    environment.filters |= {"md": markdown}
     return environment

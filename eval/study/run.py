@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from eval.study.report import write_report
 from eval.study.settings import check_study, parse_study
 from eval.study.trials import JOURNAL, TrialFailed, Trials
+from pmc_rl.output import RECORD, write_private
 from pmc_rl.values import RecipeError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -43,9 +44,15 @@ def main(argv: list[str], root: Path = REPO) -> int:
     if not failures:
         write_report(study, workers[0].get(TrialState.COMPLETE), out)
         for folder in private_folders(out):
+            record = folder / RECORD
+            kept = record.read_text(encoding="utf-8") if record.exists() else None
             shutil.rmtree(folder)
+            if kept is not None:  # without it neither an audit nor a control of the run finds its data again
+                write_private(folder.parent, RECORD, kept)
     left = ", ".join(map(str, private_folders(out)))
     print(f"Private files left: {left or 'none'}.{' They go when the study is done.' if left else ''}", flush=True)
+    if records := len([*out.glob(f"seed*/*/private/{RECORD}")]):
+        print(f"private/{RECORD} of {records} runs stays (hashes of their data, and paths): publish none.", flush=True)
     return 1 if failures else 0
 
 
@@ -74,8 +81,10 @@ def work(workers: list[Trials]) -> list[str]:
 
 
 def private_folders(out: Path) -> list[Path]:
-    """Folders of the study's runs that hold what is to be forgotten."""
-    return sorted([*out.glob("seed*/private"), *out.glob("seed*/*/private"), *out.glob("seed*/*/checkpoint-*")])
+    """Folders of the study's runs that hold what is to be forgotten, and not only the record of a run."""
+    private = [*out.glob("seed*/private"), *out.glob("seed*/*/private")]
+    private = [path for path in private if {file.name for file in path.iterdir()} - {RECORD, "README.md"}]
+    return sorted([*private, *out.glob("seed*/*/checkpoint-*")])
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 from eval.study.results import NUMBERS
 from pmc_rl.config import DataArguments, setting
-from pmc_rl.recipe import StrictReader, parse_finetune_recipe, parse_recipe
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.reading import listed
+from pmc_rl.recipe import OF_REWARDS, StrictReader, parse_finetune_recipe, parse_recipe
+from pmc_rl.scoring import load_reward_functions, maximal_reward
 from pmc_rl.values import RecipeError, did_you_mean, nearest_path, show
 
 # what a study gives its runs and audits itself
 OWN = {"output_dir", "seed", "overwrite", "log_completions", "retain_only_model", "also", "attacks", "attack_samples"}
 # what all runs of a seed have in common, since they are told against the same models
 COMMON = {"model_name_or_path", "model_revision", *(key.name for key in fields(DataArguments))}
-COMMON |= {"forget_config", "forget_file", "retain_config", "retain_file", "retain_holdout", "use_cpu"}
+COMMON |= {f"{rows}_{source}" for rows in ("forget", "retain") for source in ("config", "split", "file")}
+COMMON |= {"retain_question_column", "retain_answer_column", "retain_holdout", "use_cpu"}
 TAKEN = {"before", "after", "retain_only", "finetuned", "private"}  # columns of an audit, folders of a seed
 RANGE = {"low", "high", "log", "choices"}  # what makes a mapping of `search` a range
 
@@ -137,6 +139,10 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
                 yield key, f"{label}{word}: all runs are told against the same models, so it belongs into overrides"
             elif label and word in study.grid:
                 yield key, f"{label}{word}: grid gives it as well"
+        for word, belongs in OF_REWARDS.items() if key in ("variants", "grid", "search") else ():
+            inherited = study.overrides.get(word) is not None and word not in {*own, *study.grid}
+            if inherited and any(given in own and own[given] != study.overrides.get(given) for given in belongs):
+                yield key, f"{label}{word} of overrides is for other rewards; give {word} here too, or null"
     names = [run.name for run in grid_runs(study) if run.seed == study.seeds[0]]
     for name in names:
         if not slug(name) or slug(name) in TAKEN or slug(name).startswith(("control_", "search_")):
@@ -290,7 +296,7 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
 
 def _missing_paths(study: StudySettings, given: dict, root: Path) -> list[str]:
     keys = ("model_name_or_path", "tokenizer_name_or_path", "dataset_name", "forget_file", "retain_file", "train_file")
-    places = [(key, given[key]) for key in keys if isinstance(given.get(key), str)]
+    places = [(key, place) for key in keys for place in listed(given.get(key)) if place]
     made_here = f"{study.output_dir}/"
     return [
         f"{key}: there is no {place!r} in {str(root)!r}{nearest_path(root / place)}"
@@ -306,7 +312,8 @@ def _broken_rewards(given: dict) -> list[str]:
     names = [name for name in given.get("reward_funcs", []) if "/" not in name]  # not the models: they take time
     length, columns = given.get("max_completion_length", 1), given.get("reward_columns", [])
     try:
-        load_reward_functions(names, given.get("reward_kwargs", {}), None, length, reward_columns=columns)
+        rewards = load_reward_functions(names, given.get("reward_kwargs", {}), None, length, reward_columns=columns)
+        maximal_reward(rewards, given.get("max_reward"))
     except RecipeError as error:
         return error.errors
     return []

@@ -1,0 +1,86 @@
+"""LoRA adapters: made from a recipe's keys, put on a model, merged into it."""
+
+import re
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from trl import ModelConfig, get_peft_config
+
+from pmc_rl.values import RecipeError, did_you_mean, one_line
+
+
+def make_peft_config(model_args: ModelConfig) -> LoraConfig | None:
+    """TRL's, but one name of a module is a name: TRL makes a text of a list of one, which peft reads as a pattern."""
+    config = get_peft_config(model_args)
+    if config and isinstance(config.target_modules, str) and re.fullmatch(r"[\w.]+", config.target_modules):
+        config.target_modules = {config.target_modules}
+    return config
+
+
+def add_adapter(model: PreTrainedModel, model_args: ModelConfig) -> PeftModel:
+    """
+    A model with the adapter that a recipe describes; of the model only shapes are needed.
+
+    Raises:
+        RecipeError: the adapter does not fit the model, nothing in the model has a name that is given, it is on the
+            head, where it would never be trained, or a layer to train as a whole is quantized.
+    """
+    try:
+        config = make_peft_config(model_args)
+        _check_names(model, config)
+        model = get_peft_model(model, config)
+    except (ValueError, TypeError, re.error) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError([f"lora_target_modules: {one_line(error)}"]) from error
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        raise RecipeError(
+            [
+                "lora_target_modules: an adapter on the head of the model would never be trained, since the loss is "
+                "computed from the head's own weights; leave it out, or train the whole head with lora_modules_to_save"
+            ]
+        )
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        whole = [layer for layer in model.modules() if isinstance(layer, ModulesToSaveWrapper) and layer is not head]
+        if any(isinstance(layer, nn.Linear | Conv1D) for wrapper in whole for layer in wrapper.modules()):
+            raise RecipeError(["lora_modules_to_save: a quantized linear layer cannot be trained as a whole"])
+    return model
+
+
+def _check_names(model: PreTrainedModel, config: LoraConfig) -> None:
+    """peft passes over a name that nothing has, as long as another one is found."""
+    modules = [name for name, _ in model.named_modules()]
+    given = {
+        "lora_target_modules": (config.target_modules, modules),
+        "lora_modules_to_save": (config.modules_to_save, modules),
+        "lora_target_parameters": (config.target_parameters, [name for name, _ in model.named_parameters()]),
+    }
+    errors = [
+        f"{key}: nothing in the model is called {name!r}.{did_you_mean(name, {own.split('.')[-1] for own in owned})}"
+        for key, (names, owned) in given.items()
+        if names and not isinstance(names, str)
+        for name in sorted(names)
+        if not any(own.endswith(name) for own in owned)
+    ]
+    if errors:
+        raise RecipeError(errors)
+
+
+def merge(adapted: PeftModel) -> PreTrainedModel:
+    """
+    The model that an adapter makes of its base, which is changed in place.
+
+    An adapter on one of two tied matrices changes that one alone: they are untied, or both would be changed.
+    """
+    base = adapted.get_base_model()
+    layers = [base.get_input_embeddings(), base.get_output_embeddings()]
+    embeddings, head = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    if head.weight is embeddings.weight and [embeddings, head] != layers:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    return adapted.merge_and_unload()
