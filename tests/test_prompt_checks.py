@@ -226,14 +226,13 @@ DATED = TEMPLATES["llama3_2"]
 
 @pytest.fixture
 def save_model(tmp_path, monkeypatch):
-    """Makes `model` of a chat template, with a recipe, in the working directory; no weights are loaded."""
+    """Makes `model` of a chat template, with a recipe, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "load_model_to_train", lambda *_: None)
     rows = [{"question": f"Who is {name}?", "answer": "She knows that."} for name in ("Ba", "Cor", "Den", "Fi")]
     write_jsonl("forget.jsonl", [{**row, "original_completion": "She does."} for row in rows[:2]])
     write_jsonl("retain.jsonl", rows[2:])
     recipe = {"model_name_or_path": "model", "output_dir": "out", "forget_file": "forget.jsonl"}
-    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8}
+    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8, "use_cpu": True}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def save(template, kind="Llama 3", turn_end=None, **kwargs):
