@@ -14,6 +14,7 @@ from pmc_rl import control, train
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.output import save_run
 from pmc_rl.prompts import encode_prompt, prefilled_rows
+from pmc_rl.recipe import parse_recipe
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from rewards.fluency import FluencyPenalty
 from tests.conftest import errors_of, write_jsonl
