@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import signal
 from functools import partial
 
 import numpy as np
@@ -450,6 +451,20 @@ def test_a_reward_that_raises_stops_the_run_and_is_named(tmp_path, tokenizer, mo
     with pytest.raises(KeyError) as error:
         trainer.train()
     assert "broken" in error.value.__notes__[0]
+
+
+def test_signals_are_given_back_where_a_step_fails(tmp_path, tokenizer, model):
+    calls = []
+
+    def breaks_later(completions, **kwargs):
+        calls.append(signal.getsignal(signal.SIGTERM))
+        return [0.0] * len(completions) if len(calls) == 1 else 1 / 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(tmp_path, model, tokenizer, [RewardFunction("later", breaks_later, 1.0, 1.0, True)]).train()
+    assert calls[0] is before and calls[1] is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
