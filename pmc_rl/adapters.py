@@ -2,11 +2,12 @@
 
 import re
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
@@ -84,3 +85,14 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
         head.weight = nn.Parameter(head.weight.detach().clone())
         base.config.tie_word_embeddings = False
     return adapted.merge_and_unload()
+
+
+def restore_conv1d(model: PreTrainedModel) -> None:
+    """bitsandbytes makes linear layers of GPT-2's transposed ones, which could not be loaded once they are saved."""
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, Conv1D):
+            linear, layer = model.get_submodule(name), Conv1D(layer.nf, layer.nx)
+            layer.weight, layer.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
+            model.set_submodule(name, layer)

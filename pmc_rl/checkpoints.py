@@ -154,7 +154,8 @@ class CheckpointCallback(TrainerCallback):
         signal.signal(signal.SIGINT, self.handlers[signal.SIGINT])
         os.write(2, b"\nStopping at the end of this step; Ctrl-C stops at once.\n")  # print may be what it interrupts
 
-    def _restore_handlers(self) -> None:
+    def restore_handlers(self) -> None:
+        """Gives the signals back to those who had them before training."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
@@ -178,4 +179,4 @@ class CheckpointCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, *_, **kwargs) -> None:
         args.save_total_limit = self.limit
-        self._restore_handlers()
+        self.restore_handlers()

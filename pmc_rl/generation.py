@@ -251,7 +251,7 @@ def _complete(
             logits_processor=processors,
             **cache,
         )
-        input_ids, cache = output.sequences, _cache_of(output)
+        input_ids, cache = output.sequences, {} if is_recurrent else _cache_of(output)
         is_end = torch.isin(input_ids[:, length:], ends)
         finished = is_end.any(1) | (input_ids.shape[1] == length + max_completion_length)
         # up to and with the first end token, or all there is room for
@@ -301,8 +301,12 @@ def _read_prompts(
 
 
 def _cache_of(output: ModelOutput) -> dict[str, Cache]:
-    """The cache under the name by which the next call takes it: `past_key_values`, `cache` from transformers 5.24."""
-    return {name: value for name, value in output.items() if name != "sequences"}
+    """
+    The cache under the name by which the next call takes it: `past_key_values`, `cache` from transformers 5.24.
+
+    Empty where the model uses none (GPT-1), and takes none: the next call reads all again.
+    """
+    return {name: value for name, value in output.items() if name != "sequences" and value.get_seq_length()}
 
 
 def _is_recurrent(model: PreTrainedModel) -> bool:

@@ -22,10 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     logging,
 )
-from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig
 
-from pmc_rl.adapters import merge
+from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
 from pmc_rl.generation import end_token_ids
 from pmc_rl.recipe import check_all
@@ -88,13 +87,7 @@ def load_config(model_args: ModelConfig) -> PreTrainedConfig:
 
 def load_end_ids(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends an answer of the model, from its files; no weights are loaded."""
-    try:
-        config = GenerationConfig.from_pretrained(
-            _base_of(model_args.model_name_or_path), revision=model_args.model_revision
-        )
-    except OSError:  # has none; a broken one is `check_files`' affair
-        config = GenerationConfig.from_model_config(load_config(model_args))
-    return end_token_ids(config, tokenizer.eos_token_id)
+    return end_token_ids(_load_generation_config(model_args), tokenizer.eos_token_id)
 
 
 def check_model(model_args: ModelConfig, args: RunConfig) -> None:
@@ -199,7 +192,10 @@ def _check_quantization(model_args: ModelConfig, args: RunConfig) -> None:
     name = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
     errors = []
     if not model_args.use_peft:
-        errors.append(f"{name}: quantized weights cannot be trained; say use_peft: true to train an adapter")
+        what = "say use_peft: true to train an adapter"
+        if _is_adapter(model_args):
+            what = "give the merged model, which save_merged: true writes to merged/, without this key"
+        errors.append(f"{name}: quantized weights cannot be trained; {what}")
     if find_spec("bitsandbytes") is None:
         errors.append(f"{name}: the package bitsandbytes is not installed; pip install -e '.[quantization]'")
     if not args.use_cpu and model_args.dtype == "float32":
@@ -284,19 +280,8 @@ def load_merged(model_args: ModelConfig, dtype: torch.dtype, device: torch.devic
     if _is_adapter(model_args):
         model = merge(PeftModel.from_pretrained(model, name))
     if is_quantized(model_args):
-        _restore_conv1d(model)
+        restore_conv1d(model)
     return model.to(dtype).requires_grad_(True)  # peft and bitsandbytes leave weights frozen
-
-
-def _restore_conv1d(model: PreTrainedModel) -> None:
-    """bitsandbytes makes linear layers of GPT-2's transposed ones, which could not be loaded once they are saved."""
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(model.config)
-    for name, layer in plain.named_modules():
-        if isinstance(layer, Conv1D):
-            linear, layer = model.get_submodule(name), Conv1D(layer.nf, layer.nx)
-            layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
-            model.set_submodule(name, layer)
 
 
 def merged_copy(model: PeftModel, model_args: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:

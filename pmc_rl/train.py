@@ -75,6 +75,8 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     earlier = pinned_by(model_args.model_name_or_path)
     if checkpoint is not None:
         earlier = read_state(checkpoint)["record"]["recipe"].get("chat_template_kwargs") or {}
+    elif training_args.resume_from_checkpoint == "auto" and not training_args.overwrite:
+        earlier |= pinned_by(output_dir)  # which may hold this run, finished
     pin_date(script_args, tokenizer, earlier)
     original_log_likelihood.chat_template_kwargs = script_args.chat_template_kwargs or {}
     end_ids, context = load_end_ids(model_args, tokenizer), context_length(load_config(model_args))

@@ -161,7 +161,10 @@ class PMCTrainer(SFTTrainer):
             self.step_metrics.update(state["step_metrics"])
             self.seconds_before = state["seconds"]
         self.training_started = time.perf_counter()
-        return super().train(resume_from_checkpoint)
+        try:
+            return super().train(resume_from_checkpoint)
+        finally:
+            self.checkpoints.restore_handlers()  # also where a reward has raised
 
     def training_seconds(self) -> float:
         """Since training began, without the time that it was interrupted."""

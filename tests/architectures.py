@@ -23,8 +23,8 @@ from pmc_rl.values import RecipeError, one_line
 # values of the settings that a config has
 SIZES = {
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
-    "num_encoder_layers num_key_value_heads num_experts_per_tok moe_k n_mamba_heads linear_num_key_heads "
-    "index_n_heads",
+    "num_encoder_layers num_key_value_heads num_experts_per_tok num_experts_per_token moe_k n_mamba_heads "
+    "linear_num_key_heads index_n_heads",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
     "num_decoder_attention_heads num_encoder_attention_heads num_experts num_local_experts n_routed_experts "
     "moe_num_experts time_step_rank mamba_dt_rank mamba_n_heads mamba_num_heads linear_num_value_heads",
@@ -57,6 +57,7 @@ OWN = {
     "zamba2": ZAMBA | {"n_mamba_heads": 8, "mamba_headdim": 8, "num_mem_blocks": 1, "adapter_rank": 4},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "mamba_num_heads": 8, "mamba_head_dim": 8},
     "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2},
@@ -75,6 +76,7 @@ def small_config(kind: str) -> PreTrainedConfig:
         given = config.to_dict()
         own = {name: value for name, value in SIZES.items() if isinstance(given.get(name), int) or "_token_id" in name}
         own |= {"is_decoder": True} if given.get("is_decoder") is False else {}
+        own |= {"num_key_value_heads": 4} if "kv_lora_rank" in own else {}  # latent attention has as many as heads
         if isinstance(given.get("layer_types"), list):
             kinds = list(dict.fromkeys(given["layer_types"]))
             own["layer_types"] = (kinds * 2)[:2]

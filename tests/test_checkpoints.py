@@ -240,7 +240,7 @@ def kind_of(state) -> tuple:
     """States of one kind are gone on from in one way."""
     names = {path.name.partition("-")[0] for path in state.iterdir()}
     saving = {path.name for folder in state.glob(".saving-*") for path in folder.iterdir()}
-    names &= {"adapter_config.json", "merged", MANIFEST}
+    names &= {"adapter_config.json", "merged", "private", MANIFEST}
     checkpoint = last_checkpoint(state)
     return checkpoint is None or checkpoint.name == "checkpoint-3", frozenset(names), MANIFEST in saving
 

@@ -257,6 +257,7 @@ KINDS = {
     "minimax": (WIDE | {"head_dim": 8, "block_size": 8, "num_local_experts": 2}, True),
     "gemma3_text": (WIDE | {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2}, True),
     "mixtral": (WIDE | {"num_local_experts": 4}, True),
+    "openai-gpt": ({"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}, True),  # has no cache
     "rwkv": (SMALL | {"attention_hidden_size": 32}, False),
     "roberta": (WIDE | {"is_decoder": True}, False),  # counts positions from another number when it reads alone
     "bart": ({"vocab_size": 400, "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2}, False),  # counts padding

@@ -14,6 +14,7 @@ from pmc_rl import control, train
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
 from pmc_rl.output import save_run
 from pmc_rl.prompts import encode_prompt, prefilled_rows
+from pmc_rl.recipe import parse_recipe
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from rewards.fluency import FluencyPenalty
 from tests.conftest import errors_of, write_jsonl
@@ -284,8 +285,8 @@ def test_the_retain_only_control_learns_retain_rows_for_the_seconds_of_the_run(t
     assert 1.5 <= log[-1]["train_runtime"] < 15 and log[-1]["step"] > 4
     assert all(entry["collapse_loss"] == 0 for entry in log[:-1]) and log[-2]["retain_loss"] < log[0]["retain_loss"]
     assert log[-2]["learning_rate"] == 1e-3
-    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
-    assert recipe["model_name_or_path"] == str(tmp_path / "taught")
+    _, _, model_args, _ = parse_recipe([str(tmp_path / "out" / "recipe.yaml")])
+    assert model_args.model_name_or_path == str(tmp_path / "taught")
 
 
 @pytest.mark.parametrize("kind", ["refusals", "retain_only"])

@@ -91,7 +91,7 @@ def test_no_rows_are_refused(metric):
 
 
 def test_reference_without_tokens_is_refused_without_showing_it(metric):
-    with pytest.raises(ValueError, match=r"^1 of 2 .* first is row 1\.") as error:
+    with pytest.raises(ValueError, match=r"^1 of 2 .* rows 1\.") as error:
         metric.compute(predictions=["a", "¿?"], references=["a", "¿?"], sets=["retain", "forget"])
     assert "¿" not in str(error.value)
 

@@ -441,8 +441,8 @@ def test_the_parts_add_up(tmp_path, size):
     assert total == pytest.approx(weights + program + optimizer + max(activations, cache), abs=0.03)
     assert line(lines, "parameters") == "parameters: 1,418,270,720; trained: 1,418,270,720"
     for free, ending in ((total + 0.01, ""), (total - 0.01, " - too little")):
-        last = lines_of(tmp_path, **own, device_memory=(int(free * 2**30), 80 * 2**30))[-1]
-        assert last == f"accelerator: {free:.2f} GiB free of 80.00{ending}"
+        lines = lines_of(tmp_path, **own, device_memory=(int(free * 2**30), 80 * 2**30))
+        assert line(lines, "accelerator") == f"accelerator: {free:.2f} GiB free of 80.00{ending}"
 
 
 def test_auto_takes_what_the_rest_leaves(tmp_path):

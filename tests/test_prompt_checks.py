@@ -226,14 +226,13 @@ DATED = TEMPLATES["llama3_2"]
 
 @pytest.fixture
 def save_model(tmp_path, monkeypatch):
-    """Makes `model` of a chat template, with a recipe, in the working directory; no weights are loaded."""
+    """Makes `model` of a chat template, with a recipe, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "load_model_to_train", lambda *_: None)
     rows = [{"question": f"Who is {name}?", "answer": "She knows that."} for name in ("Ba", "Cor", "Den", "Fi")]
-    write_jsonl("forget.jsonl", rows[:2])
+    write_jsonl("forget.jsonl", [{**row, "original_completion": "She does."} for row in rows[:2]])
     write_jsonl("retain.jsonl", rows[2:])
     recipe = {"model_name_or_path": "model", "output_dir": "out", "forget_file": "forget.jsonl"}
-    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8}
+    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8, "use_cpu": True}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def save(template, kind="Llama 3", turn_end=None, **kwargs):
@@ -326,7 +325,7 @@ def test_an_interrupted_run_goes_on_with_its_date(save_model, monkeypatch):
     folder = Path("out/checkpoint-1")
     folder.mkdir(parents=True)
     (folder / "PRIVATE.md").touch()
-    (folder / "pmc_state.json").write_text(json.dumps({"record": record}))
+    (folder / "pmc_state.json").write_text(json.dumps({"record": record, "original_completions": []}))
     at(monkeypatch, "2025-12-24")
     words = ["--resume_from_checkpoint", "auto"]
     assert start(*words)["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}

@@ -1,4 +1,4 @@
-"""The README is true: its files exist, its commands parse, its example runs."""
+"""README and docs are true: their files exist, their links lead somewhere, their commands parse, the example runs."""
 
 import re
 import shlex
@@ -10,8 +10,11 @@ from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions, score_completions
 
 REPO = Path(__file__).parents[1]
-README = (REPO / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+}
+README, DOCS = PAGES[REPO / "README.md"], "\n".join(PAGES.values())
+BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)]
 COMMANDS = [
     shlex.split(line, comments=True)
     for language, block in BLOCKS
@@ -22,10 +25,25 @@ LAUNCHES = [words for words in COMMANDS if words[:2] == ["accelerate", "launch"]
 
 
 def test_paths_exist():
-    paths = set(re.findall(r"\b(?:recipes|pmc_rl|eval|rewards|benchmarks|tests|docs)/[\w./*-]*[\w*]", README))
-    assert len(paths) > 15
+    paths = set(re.findall(r"\b(?:recipes|pmc_rl|eval|rewards|benchmarks|tests|docs)/[\w./*-]*[\w*]", DOCS))
+    assert len(paths) > 40
     for path in paths:
         assert list(REPO.glob(path)), path
+
+
+def test_links_lead_somewhere():
+    for page, text in PAGES.items():
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+            linked = page.parent / target if target else page
+            assert linked.exists(), (page.name, target)
+            headings = re.findall(r"(?m)^#+ (.*)$", linked.read_text(encoding="utf-8")) if anchor else []
+            assert not anchor or anchor in [
+                re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings
+            ]
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150 and len(README.split()) <= 2000
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
@@ -66,8 +84,8 @@ def test_reward_example_runs(tmp_path, monkeypatch):
 def test_shipped_rewards_are_all_listed():
     for path in (REPO / "rewards").glob("[!_]*.py"):
         for name in re.findall(r"^(\w+)\.max_reward = ", path.read_text(), re.MULTILINE):
-            assert f"`rewards.{path.stem}.{name}`" in README
+            assert f"`rewards.{path.stem}.{name}`" in DOCS
 
 
 def test_no_placeholder_is_left():
-    assert "@@" not in README
+    assert "@@" not in DOCS

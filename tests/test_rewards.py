@@ -170,7 +170,7 @@ def test_original_without_tokens_is_refused_without_showing_it(reward):
 
 @REWARDS_OF_ORIGINAL
 def test_original_without_tokens_is_named_by_position_if_rows_are_not_given(reward):
-    with pytest.raises(ValueError, match=r"^1 of 3 .* first is row 1\."):
+    with pytest.raises(ValueError, match=r"^1 of 3 .* rows 1\."):
         reward(["Lima"] * 3, [ORIGINAL, "...", ORIGINAL])
 
 

@@ -279,7 +279,7 @@ def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, capsys):
         assert len(results[name]["attacks"]["prefilling"]) == 2
     assert results["before"]["sets"]["forget"]["rougeL_recall"] == 1.0
     assert results["after"]["sets"]["forget"]["rougeL_recall"] < 1.0
-    rows = json.loads((tmp_path / "unlearned" / "audit.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((tmp_path / "unlearned" / "private" / "rows.json").read_text(encoding="utf-8"))
     assert [row["truth_words"] for row in rows] == [7, 5]
     for report in ("report.md", "report.html"):
         text = (tmp_path / "unlearned" / report).read_text(encoding="utf-8")

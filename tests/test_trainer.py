@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import signal
 from functools import partial
 
 import numpy as np
@@ -409,16 +410,6 @@ def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
     assert line.startswith("nothing to train: ")
 
 
-def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model, monkeypatch):
-    trainer = make_trainer(tmp_path, model, tokenizer)
-    answers = ["", "velba", " ", "rosta", "...", "rosta", "velba"]
-    monkeypatch.setattr(
-        trainer, "_generate", lambda *_, **__: [tokenizer(text)["input_ids"] + [1] for text in answers]
-    )
-    [line] = errors_of(trainer.train)
-    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
-
-
 def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, taught):
     runs = []
     for checkpointing in (False, True):
@@ -438,13 +429,13 @@ def test_run_on_original_answers_stop_the_run(tmp_path, tokenizer):
     assert trainer.state.global_step == 1
 
 
-def test_original_answers_that_rouge_cannot_see_stop_the_run(tmp_path, tokenizer, model):
-    forget = forget_prompts(2).add_column("original_completion", ["ba cor", "她写了小说"])
+def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model):
+    answers = ["", "velba", " ", "她写了小说", "¿...?", "rosta", "velba"]
+    forget = forget_prompts(7).add_column("original_completion", answers)
     before = weights(model)
-    with pytest.raises(ValueError, match="1 of 2") as error:
-        make_trainer(tmp_path, model, tokenizer, forget=forget).train()
-    assert "她" not in str(error.value)
-    assert torch.equal(before, weights(model))
+    [line] = errors_of(make_trainer(tmp_path, model, tokenizer, forget=forget).train)
+    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
+    assert "¿" not in line and torch.equal(before, weights(model))
 
 
 def test_a_reward_that_raises_stops_the_run_and_is_named(tmp_path, tokenizer, model):
@@ -460,6 +451,20 @@ def test_a_reward_that_raises_stops_the_run_and_is_named(tmp_path, tokenizer, mo
     with pytest.raises(KeyError) as error:
         trainer.train()
     assert "broken" in error.value.__notes__[0]
+
+
+def test_signals_are_given_back_where_a_step_fails(tmp_path, tokenizer, model):
+    calls = []
+
+    def breaks_later(completions, **kwargs):
+        calls.append(signal.getsignal(signal.SIGTERM))
+        return [0.0] * len(completions) if len(calls) == 1 else 1 / 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(tmp_path, model, tokenizer, [RewardFunction("later", breaks_later, 1.0, 1.0, True)]).train()
+    assert calls[0] is before and calls[1] is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
