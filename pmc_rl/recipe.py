@@ -4,7 +4,7 @@ import string
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import partial
 from inspect import get_annotations
 from pathlib import Path
@@ -164,7 +164,7 @@ class StrictReader:
         self.paths = (read_record(Path(self.path).parent) or {"paths": {}})["paths"]
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
         self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-        self.hints["lora_target_modules"] |= str  # all-linear, or a pattern
+        self.hints["lora_target_modules"] = list[str] | str | None  # all-linear, or a pattern, as well
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
         self.replaced: dict[str, Any] = {}  # what the recipe says where the command line has another word
@@ -377,9 +377,16 @@ class StrictReader:
 
 
 def _print_help(classes: tuple[type, ...]) -> None:
-    own_classes = [base for cls in classes for base in cls.__mro__ if base.__module__ == PMCArguments.__module__]
+    own_classes = [
+        base for cls in classes for base in cls.__mro__ if base.__module__.split(".")[0] in ("pmc_rl", "eval")
+    ]
     own = {name for cls in own_classes for name in get_annotations(cls)}
-    print(f"usage: accelerate launch {sys.argv[0]} RECIPE.yaml [--key value ...]\n")
+    launcher = "accelerate launch" if ModelConfig in classes else "python"
+    print(f"usage: {launcher} {sys.argv[0]} FILE.yaml [--key value ...]\n")
     for key in (key for cls in classes for key in fields(cls) if key.init and key.name in own):
-        print(f"  --{key.name}  {key.metadata['help']} (default: {show(default(key))})")
-    print("\nThe keys of TRL's SFTConfig and ModelConfig are accepted as well.")
+        value = default(key)
+        print(
+            f"  --{key.name}  {key.metadata['help']} ({'required' if value is MISSING else f'default: {show(value)}'})"
+        )
+    if ModelConfig in classes:
+        print("\nThe keys of TRL's SFTConfig and ModelConfig are accepted as well.")

@@ -560,9 +560,10 @@ def test_a_report_of_one_run_and_no_numbers(root):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_shipped_studies(path, monkeypatch):
+def test_shipped_studies(path):
     study = parse_study([str(path)])
-    study.overrides["dataset_name"] = "owner/data"
+    for own in (study.overrides, study.finetune):
+        own |= {"dataset_name": "owner/data"} if own else {}
     check_study(study, str(path), REPO)
     assert study.question and study.output_dir.startswith("runs/studies/")
     header = path.read_text().partition("question:")[0]

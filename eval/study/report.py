@@ -76,18 +76,20 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
 
 def rows_of(study: StudySettings, trials: list[FrozenTrial]) -> list[dict]:
     """A row for each model and seed: runs and controls, then the models they are told against; no searched ones."""
+    order = [run.folder for run in grid_runs(study)]
     rows, references = [], {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    for trial in sorted((t for t in trials if run_of(t).folder in order), key=lambda t: order.index(run_of(t).folder)):
         run = run_of(trial)
         for column, numbers in trial.user_attrs["numbers"].items():
-            if column in REFERENCES:
-                references[run.seed, column] = {"model": REFERENCES[column], "seed": run.seed, **numbers}
-            elif column != "merged" and not run.searched:
+            if column in REFERENCES:  # each audit of a seed says the same of these
+                references.setdefault((column, run.seed), {"model": REFERENCES[column], "seed": run.seed, **numbers})
+            elif column != "merged":
                 name = run.name if column == "after" else column.replace("control_", "control: ")
                 rows.append({"model": name, "seed": run.seed, **numbers})
-    order = {run.name: i for i, run in enumerate(grid_runs(study))}
-    rows.sort(key=lambda row: (row["model"] not in order, order.get(row["model"], 0), row["seed"]))
-    return rows + [references[key] for column in REFERENCES for key in sorted(references) if key[1] == column]
+    names = [*(run.name for run in grid_runs(study)), *(f"control: {kind}" for kind in study.controls)]
+    rows += references.values()
+    names += REFERENCES.values()
+    return sorted(rows, key=lambda row: (names.index(row["model"]), study.seeds.index(row["seed"])))
 
 
 def means_table(summary: dict[str, dict[str, Mean | None]], names: tuple[str, ...]) -> str:

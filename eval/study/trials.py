@@ -94,8 +94,8 @@ class Trials:
         self.stopped = False
 
     def get(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials in their order."""
-        return self.journal.get_trials(deepcopy=False, states=states)
+        """Trials in these states, or all, in their order."""
+        return self.journal.get_trials(deepcopy=False, states=states or None)
 
     def enqueue(self) -> None:
         """
