@@ -76,9 +76,10 @@ def print_outcome(results: dict[str, dict], audit: dict, output_dir: Path) -> No
         print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
     known = results["before"]["known"]
     if known["questions"] < known["of"]:
+        others = "; the verdicts judge the others." if known["questions"] else "."
         print(
             f"The model before did not know {known['of'] - known['questions']} of the {known['of']} questions to "
-            "forget; the verdicts judge the others."
+            f"forget{others}"
         )
     Console().print(results_table(results))
 

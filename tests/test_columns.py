@@ -429,7 +429,7 @@ def test_a_run_on_what_the_model_before_did_not_know_has_forgotten_nothing(train
         assert value["forgetting"] in text and value["forgetting_reasons"][0] in text
     told = capsys.readouterr().out
     assert f"Verdict on after: {value['forgetting']}; calibration: unknown." in told
-    assert "The model before did not know 3 of the 3 questions to forget" in told
+    assert "The model before did not know 3 of the 3 questions to forget.\n" in told
 
 
 def test_a_run_that_changed_nothing_it_knew_is_not_forgotten(trained):
