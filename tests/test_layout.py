@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pmc_rl.study_config import parse_study
 
+from eval.study.settings import parse_study
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions
 

@@ -8,9 +8,13 @@ import shutil
 import signal
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from importlib.util import find_spec
 from pathlib import Path
 
 from pmc_rl.recipe import exit_on_recipe_error  # first: it switches telemetry off
+
+if find_spec("optuna") is None:
+    sys.exit("error: a study needs optuna: pip install -e '.[study]'")
 
 # isort: split
 from optuna.trial import TrialState
