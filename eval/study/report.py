@@ -13,7 +13,7 @@ from rich.table import Table
 
 from eval.metrics.answers import KINDS
 from eval.report.page import COLOURS, environment, escape, html_page, new_figure, svg, table
-from eval.study.results import Mean, dominators, summarize
+from eval.study.results import Mean, aggregate, dominators, summarize
 from eval.study.settings import StudySettings, grid_runs, ranges
 from eval.study.trials import run_of
 from pmc_rl.output import write_text
@@ -102,24 +102,15 @@ def means_table(summary: dict[str, dict[str, Mean | None]], names: tuple[str, ..
 def search_table(study: StudySettings, trials: list[FrozenTrial], front: dict[str, list[str]]) -> str:
     """The values that each trial of the search had and what came of them, in Markdown."""
     names = [name for name, _ in ranges(study.search)]
-    rows = [
-        [
-            run_of(trial).name.removeprefix("search_"),
-            {True: "", False: "yes"}[bool(front.get(run_of(trial).name, [""]))],
-            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, names)),
-            *(
-                told(None if value is None else (value, None), name)
-                for name, value in objectives(study, trial).items()
-            ),
-        ]
-        for trial in trials
-    ]
+    rows = []
+    for trial in trials:
+        name, numbers = run_of(trial).name, trial.user_attrs["numbers"]["after"]
+        values = [trial.params.get(key, "-") for key in names]  # the variant beside them has the recipe's
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        cells += [told(aggregate([numbers[key]]), key) for key in study.objectives]
+        rows.append([name.removeprefix("search_"), "yes" if name in front and not front[name] else "", *cells])
     head = ["trial", "on the front", *names, *(LABELS.get(name, name) for name in study.objectives)]
     return table(map(escape, head), (map(escape, row) for row in rows))
-
-
-def objectives(study: StudySettings, trial: FrozenTrial) -> dict[str, float | None]:
-    return {name: trial.user_attrs["numbers"]["after"][name] for name in study.objectives}
 
 
 def told(number: Mean | None, name: str) -> str:
