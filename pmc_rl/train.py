@@ -132,8 +132,9 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         state.print(f"Going on from {checkpoint}.")
     model = load_model_to_train(model_args, training_args)
     check_generation(model, tokenizer)
-    retain_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
-    check(retain_key, retain_rows, limits)
+    answered_rows = answer_retain_rows(script_args, model, tokenizer, retain_rows, training_args)
+    if answered_rows is not retain_rows:  # else they are checked
+        check(retain_key, answered_rows, limits)
     if stage == "train":  # a control compares with no original answer
         saved = read_state(checkpoint)["original_completions"] if checkpoint else None
         start = answer_start(script_args, tokenizer)
@@ -143,7 +144,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         reward_funcs=reward_funcs,
         args=training_args,
         train_dataset=train_dataset,
-        retain_dataset=answered_dataset(script_args, tokenizer, retain_rows) if retain_rows else None,
+        retain_dataset=answered_dataset(script_args, tokenizer, answered_rows) if answered_rows else None,
         processing_class=tokenizer,
         peft_config=make_peft_config(model_args),
         original_log_likelihood=original_log_likelihood,

@@ -223,7 +223,7 @@ class Trials:
 
     def _train_and_audit(self, run: Run, lock: int) -> dict[str, dict]:
         study, out, folder = self.study, self.out, self.out / run.folder
-        self._make_models(run.seed, lock)
+        self._make_models(run.seed)
         own = f"{study.output_dir}/seed{run.seed}"
         also = {}
         if run.name == (study.controls_of or grid_runs(study)[0].name):
@@ -256,15 +256,15 @@ class Trials:
             os.replace(f"{shared}.{slug(run.name)}", shared)
         return trial_numbers(folder, {name: out / place for name, place in also.items()})
 
-    def _make_models(self, seed: int, lock: int) -> None:
-        """Setup scripts, once, and the models of a seed, once each."""
-        with locked(self.out / "locks" / "setup"):
+    def _make_models(self, seed: int) -> None:
+        """Setup scripts and the models of a seed, once each: what makes them holds their lock, not a trial's."""
+        with locked(self.out / "locks" / "setup") as lock:
             for i, line in enumerate(self.study.setup, 1):
                 done = self.out / f"setup_{i}.done"
                 if not done.exists():
                     self._call(f"setup_{i}", shlex.split(fill(line, self.study, None)), lock)
                     done.touch()
-        with locked(self.out / "locks" / f"models_{seed}"):
+        with locked(self.out / "locks" / f"models_{seed}") as lock:
             for name, overrides in model_overrides(self.study, seed).items():
                 place = f"seed{seed}/{name}"
                 if not (self.out / place / MANIFEST).exists():
@@ -273,7 +273,7 @@ class Trials:
                     self._call(place, command, lock)
 
     def _call(self, name: str, command: list[str], lock: int) -> None:
-        """Runs a command of the repository, which holds the trial's lock as long as it lives."""
+        """Runs a command of the repository, which holds a lock as long as it lives, also when the study is killed."""
         log = self.out / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
