@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from pmc_rl.recipe import exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.errors import exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.recipe import parse_recipe
 
 # isort: split
 import torch

@@ -24,7 +24,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from pmc_rl.recipe import exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.errors import exit_on_recipe_error  # first: it switches telemetry off
 
 # isort: split
 import numpy as np

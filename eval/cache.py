@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers.utils import cached_file
 
-from pmc_rl.values import RecipeError
+from pmc_rl.errors import RecipeError
 
 WEIGHTS_AND_CONFIG = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "adapter_config.json")
 

@@ -9,8 +9,8 @@ import numpy as np
 from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
 from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import normalized, require_text, retain_columns, split_retain_rows
+from pmc_rl.errors import RecipeError, one_line
 from pmc_rl.reading import config_names, listed, read_columns
-from pmc_rl.values import RecipeError, one_line
 from rewards.text import tokenization
 
 # The PMC paper's retain sample: 400 draws with replacement from the retain rows, with this seed.

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pmc_rl.values import RecipeError, did_you_mean, one_line
+from pmc_rl.errors import RecipeError, did_you_mean, one_line
 
 # Rows of a forward pass to begin with: lm-eval keeps the logits of all their tokens, some 6 bytes a number, so that 8
 # rows of 1,024 tokens take 6 GB with a vocabulary of 128,000.

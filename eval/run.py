@@ -11,14 +11,22 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first: no telemetry
+from pmc_rl.errors import check_all, exit_on_recipe_error  # first: no telemetry
+from pmc_rl.recipe import parse_recipe
 
 # isort: split
 from accelerate import PartialState
 
+from eval.attacks.run import Attacks
 from eval.attacks.sampling import sampling_settings, worst_by_row
-from eval.attacks.suite import Attacks
-from eval.audit import (
+from eval.cache import RowCache
+from eval.data import AuditData, load_data
+from eval.general_ability import check_tasks, general_ability
+from eval.metrics.intervals import not_available
+from eval.models import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
+from eval.passes import ModelPasses
+from eval.report.write import write_report
+from eval.results import (
     Said,
     collect,
     kind_numbers,
@@ -29,13 +37,6 @@ from eval.audit import (
     tofu_numbers,
     unlearning_numbers,
 )
-from eval.cache import RowCache
-from eval.columns import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
-from eval.data import AuditData, load_data
-from eval.general_ability import check_tasks, general_ability
-from eval.metrics.intervals import not_available
-from eval.passes import ModelPasses
-from eval.report.write import write_report
 from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
 from eval.verdict import known_counts, verdict
 from pmc_rl.models import training_dtype

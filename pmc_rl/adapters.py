@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
-from pmc_rl.values import RecipeError, did_you_mean, one_line
+from pmc_rl.errors import RecipeError, did_you_mean, one_line
 
 
 def make_peft_config(model_args: ModelConfig) -> LoraConfig | None:

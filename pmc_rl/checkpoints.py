@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from pmc_rl.config import EvalArguments
+from pmc_rl.errors import RecipeError
 from pmc_rl.output import (
     MANIFEST,
     checkpoint_folders,
@@ -29,7 +30,6 @@ from pmc_rl.output import (
     temporary_folder,
     write_text,
 )
-from pmc_rl.values import RecipeError
 
 STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
 

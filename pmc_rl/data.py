@@ -3,8 +3,8 @@
 import numpy as np
 
 from pmc_rl.config import FinetuneArguments, PMCArguments
+from pmc_rl.errors import RecipeError
 from pmc_rl.reading import kind_of, listed, read_columns
-from pmc_rl.values import RecipeError
 
 HOLDOUT_SEED = 54321
 # names the trainer and TRL's reward contract use themselves

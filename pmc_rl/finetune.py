@@ -6,7 +6,8 @@ Makes the model that has something to forget, or a retain-only model to compare 
 import sys
 from pathlib import Path
 
-from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_finetune_recipe  # first: it switches telemetry off
+from pmc_rl.errors import check_all, exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.recipe import parse_finetune_recipe
 
 # isort: split
 from accelerate import PartialState

@@ -25,7 +25,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.utils import ModelOutput
 
 from pmc_rl.config import PMCConfig
-from pmc_rl.values import RecipeError
+from pmc_rl.errors import RecipeError
 
 logger = logging.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pmc_rl.values import RecipeError
+from pmc_rl.errors import RecipeError
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -9,9 +9,9 @@ from trl import ModelConfig
 
 from pmc_rl.adapters import add_adapter
 from pmc_rl.config import PMCConfig
+from pmc_rl.errors import RecipeError, one_line
 from pmc_rl.likelihood import LOGITS_PER_CHUNK, TOKENS_PER_BATCH
 from pmc_rl.models import is_quantized
-from pmc_rl.values import RecipeError, one_line
 
 # Tokens and vocabulary entries of the tiles in which TRL's fused head makes logits (trl.kernels.chunked_logprob).
 LOGITS_TILE = (4096, 32768)

@@ -26,9 +26,8 @@ from trl import ModelConfig
 
 from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
+from pmc_rl.errors import RecipeError, check_all, nearest_path, one_line
 from pmc_rl.generation import end_token_ids
-from pmc_rl.recipe import check_all
-from pmc_rl.values import RecipeError, nearest_path, one_line
 
 logger = logging.get_logger(__name__)
 

@@ -5,9 +5,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import PMCArguments, PMCConfig
+from pmc_rl.errors import RecipeError
 from pmc_rl.generation import decode_completion, end_token_ids, generate_together
 from pmc_rl.prompts import encode_prompt, format_prompt, prefilled_rows
-from pmc_rl.values import RecipeError
 
 
 def with_original_answers(

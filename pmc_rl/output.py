@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
-from pmc_rl.values import RecipeError, one_line
+from pmc_rl.errors import RecipeError, one_line
 
 # an absolute path inside a sentence; in quotes it may have spaces
 PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")

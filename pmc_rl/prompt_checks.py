@@ -7,6 +7,7 @@ import yaml
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments
+from pmc_rl.errors import RecipeError, one_line
 from pmc_rl.prompts import (
     answer_start,
     begin_answer,
@@ -18,7 +19,6 @@ from pmc_rl.prompts import (
     is_chat,
 )
 from pmc_rl.template_date import ANOTHER, template_variables
-from pmc_rl.values import RecipeError, one_line
 
 STAND_IN = "Nobody knows that."  # where an answer may not be read, or is not known yet
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, PMCArguments
-from pmc_rl.values import RecipeError, one_line
+from pmc_rl.errors import RecipeError, one_line
 from rewards.text import split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"

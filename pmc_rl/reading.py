@@ -18,7 +18,8 @@ import pyarrow.parquet
 import yaml
 from datasets import get_dataset_config_names, load_dataset, load_dataset_builder
 
-from pmc_rl.values import RecipeError, closest, make_dict, nearest_path, one_line
+from pmc_rl.errors import RecipeError, closest, nearest_path, one_line
+from pmc_rl.values import make_dict
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")

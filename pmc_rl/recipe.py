@@ -2,8 +2,8 @@
 
 import string
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import partial
 from inspect import get_annotations
@@ -17,19 +17,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig
 
 from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
+from pmc_rl.errors import RecipeError, did_you_mean, one_line, show
 from pmc_rl.output import read_record
-from pmc_rl.values import (
-    RecipeError,
-    construct,
-    default,
-    did_you_mean,
-    mismatch,
-    no_choice,
-    one_line,
-    read_words,
-    read_yaml,
-    show,
-)
+from pmc_rl.values import construct, default, mismatch, no_choice, read_words, read_yaml
 
 # Keys of TRL that would break the method, be ignored, or are not tested.
 REFUSED = {
@@ -101,30 +91,6 @@ def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig,
 def parse_finetune_recipe(argv: list[str]) -> tuple[FinetuneArguments, FinetuneConfig, ModelConfig]:
     """Reads a recipe for supervised fine-tuning; arguments and errors are those of [`parse_recipe`]."""
     return _parse(argv, (FinetuneArguments, FinetuneConfig, ModelConfig))
-
-
-def check_all(*checks: Callable[[], Any]) -> list[Any]:
-    """Runs every check and returns their results; raises one [`RecipeError`] with the problems of all of them."""
-    results, errors = [], []
-    for check in checks:
-        try:
-            results.append(check())
-        except RecipeError as error:
-            errors += error.errors
-    if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))  # several checks may meet the same problem
-    return results
-
-
-@contextmanager
-def exit_on_recipe_error() -> Iterator[None]:
-    """Prints each problem of a [`RecipeError`] to stderr and exits with code 2, without a traceback."""
-    try:
-        yield
-    except RecipeError as error:
-        for line in error.errors:
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _parse(argv: list[str], classes: tuple[type, ...]) -> tuple:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from pmc_rl.values import RecipeError, nearest_path, one_line
+from pmc_rl.errors import RecipeError, nearest_path, one_line
 
 BATCH_SIZE = 64
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from trl.import_utils import is_math_verify_available
 
+from pmc_rl.errors import RecipeError, closest, one_line
 from pmc_rl.reward_model import RewardModel
-from pmc_rl.values import RecipeError, closest, one_line
 
 # What every reward is called with: TRL's contract, and the columns all our forget rows have.
 CONTRACT = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments
+from pmc_rl.errors import RecipeError
 from pmc_rl.output import is_finished_run
 from pmc_rl.prompts import format_prompt, is_chat
-from pmc_rl.values import RecipeError
 
 # what else a chat template is given
 NOT_OURS = {"messages", "tools", "documents", "add_generation_prompt"}

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pmc_rl.recipe import check_all, exit_on_recipe_error, parse_recipe  # first: it switches telemetry off
+from pmc_rl.errors import check_all, exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.recipe import parse_recipe
 
 # isort: split
 from accelerate import PartialState

@@ -24,6 +24,7 @@ from trl import SFTTrainer
 
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
+from pmc_rl.errors import RecipeError
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
 from pmc_rl.gradients import GradientCheck
 from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
@@ -31,7 +32,6 @@ from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.snapshots import SnapshotCallback
-from pmc_rl.values import RecipeError
 
 logger = logging.get_logger(__name__)
 

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,14 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-
-class RecipeError(ValueError):
-    """All that is wrong with a recipe: `errors` holds one line for each problem, at most 600 characters long."""
-
-    def __init__(self, errors: list[str]):
-        # what is wrong stands at the beginning, advice at the end
-        self.errors = [line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}" for line in errors]
-        super().__init__("\n".join(self.errors))
+from pmc_rl.errors import RecipeError, did_you_mean, one_line, show
 
 
 def read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -159,30 +151,3 @@ def no_choice(value: Any, choices: Iterable[Any]) -> str:
 
 def default(key: Field) -> Any:
     return key.default if key.default_factory is MISSING else key.default_factory()
-
-
-def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like a mistyped word, if any is like it."""
-    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
-
-
-def nearest_path(path: Path) -> str:
-    """`; did you mean '...'?` with the entry of the same folder that has the nearest other name, else nothing."""
-    nearest = closest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else None
-    return f"; did you mean {str(path.parent / nearest)!r}?" if nearest and nearest != path.name else ""
-
-
-def did_you_mean(word: Any, names: Iterable[str], prefix: str = "") -> str:
-    nearest = closest(word, names) if isinstance(word, str) else None
-    return f" Did you mean {prefix + nearest!r}?" if nearest else ""
-
-
-def show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def one_line(text: object) -> str:
-    """A message of a library on one line, at most 300 characters of it; the name of an exception without message."""
-    line = " ".join(str(text).split()) or type(text).__name__
-    return line if len(line) <= 300 else f"{line[:297]}..."

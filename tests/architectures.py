@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pmc_rl.values import RecipeError, one_line
+from pmc_rl.errors import RecipeError, one_line
 
 # values of the settings that a config has
 SIZES = {

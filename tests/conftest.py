@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # isort: split
+import copy
 import json
 from pathlib import Path
 from random import Random
@@ -20,7 +21,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
-from pmc_rl.values import RecipeError
+from pmc_rl.errors import RecipeError
+from tests.training import FACTS, FORGET, NAMES, PERTURBED, RETAIN, forget_prompts, retain_rows
 
 # The same examples each time, so that no change fails by chance. New ones are drawn by hand:
 # pytest --hypothesis-profile=random
@@ -175,4 +177,46 @@ def model_folder(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny_llama"
     build_llama(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught(tokenizer):
+    """A tiny Phi that half knows its answers: samples end, differ in length and share words with the greedy one."""
+    model = build_phi(tokenizer).train()
+    tokenizer = copy.deepcopy(tokenizer)  # padding is remembered
+    texts = [row["prompt"] + " " + " ".join(NAMES[i:] + NAMES[:i]) for i, row in enumerate(forget_prompts())]
+    texts += [row["prompt"] + row["completion"] for row in retain_rows()]
+    batch = tokenizer([text + tokenizer.eos_token for text in texts], return_tensors="pt", padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(48):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.fixture
+def model(taught):
+    return copy.deepcopy(taught)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data set in the Hub's layout."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    configs = {
+        "full": FORGET + RETAIN,
+        "forget": FORGET,
+        "forget_perturbed": PERTURBED,
+        "keep": RETAIN,
+        "real_authors": FACTS,
+        "world_facts": FACTS,
+    }
+    for name, rows in configs.items():
+        write_jsonl(folder / f"{name}.json", rows)
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in configs)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
     return folder

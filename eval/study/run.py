@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 
-from pmc_rl.recipe import exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.errors import exit_on_recipe_error  # first: it switches telemetry off
 
 if find_spec("optuna") is None:
     sys.exit("error: a study needs optuna: pip install -e '.[study]'")
@@ -22,8 +22,8 @@ from optuna.trial import TrialState
 from eval.study.report import write_report
 from eval.study.settings import check_study, parse_study
 from eval.study.trials import JOURNAL, TrialFailed, Trials
+from pmc_rl.errors import RecipeError
 from pmc_rl.output import RECORD, write_private
-from pmc_rl.values import RecipeError
 
 REPO = Path(__file__).resolve().parents[2]
 

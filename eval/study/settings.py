@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from eval.study.results import NUMBERS
 from pmc_rl.config import DataArguments, setting
+from pmc_rl.errors import RecipeError, did_you_mean, nearest_path, show
 from pmc_rl.reading import listed
 from pmc_rl.recipe import OF_REWARDS, StrictReader, parse_finetune_recipe, parse_recipe
 from pmc_rl.scoring import load_reward_functions, maximal_reward
-from pmc_rl.values import RecipeError, did_you_mean, nearest_path, show
 
 # what a study gives its runs and audits itself
 OWN = {"output_dir", "seed", "overwrite", "log_completions", "retain_only_model", "also", "attacks", "attack_samples"}

@@ -34,8 +34,8 @@ from eval.study.settings import (
     run_overrides,
     slug,
 )
+from pmc_rl.errors import RecipeError, show
 from pmc_rl.output import MANIFEST
-from pmc_rl.values import RecipeError, show
 
 JOURNAL = "journal.log"
 CACHE = "private/cache/rows.sqlite"  # of an audit, below the folder of its run
@@ -233,7 +233,7 @@ class Trials:
         self._call(run.folder, ["pmc_rl/train.py", study.recipe, *option_words(run_overrides(study, run))], lock)
         for kind, (_, place) in zip(study.controls, also.items(), strict=False):
             words = option_words({"output_dir": f"{study.output_dir}/{place}"})
-            self._call(place, ["pmc_rl/control.py", kind, f"{study.output_dir}/{run.folder}", *words], lock)
+            self._call(place, ["eval/study/control.py", kind, f"{study.output_dir}/{run.folder}", *words], lock)
 
         overrides: dict[str, Any] = {"overwrite": True, "log_completions": False}
         if study.retain_only is not None:

@@ -7,9 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pmc_rl.errors import RecipeError, exit_on_recipe_error
 from pmc_rl.reading import read_columns  # first: it switches telemetry off
-from pmc_rl.recipe import exit_on_recipe_error
-from pmc_rl.values import RecipeError
 
 # isort: split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,0 +1,70 @@
+"""Errors of a recipe: all problems at once, one line each, with the nearest name."""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class RecipeError(ValueError):
+    """All that is wrong with a recipe: `errors` holds one line for each problem, at most 600 characters long."""
+
+    def __init__(self, errors: list[str]):
+        # what is wrong stands at the beginning, advice at the end
+        self.errors = [line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}" for line in errors]
+        super().__init__("\n".join(self.errors))
+
+
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
+    """Runs every check and returns their results; raises one [`RecipeError`] with the problems of all of them."""
+    results, errors = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except RecipeError as error:
+            errors += error.errors
+    if errors:
+        raise RecipeError(list(dict.fromkeys(errors)))  # several checks may meet the same problem
+    return results
+
+
+@contextmanager
+def exit_on_recipe_error() -> Iterator[None]:
+    """Prints each problem of a [`RecipeError`] to stderr and exits with code 2, without a traceback."""
+    try:
+        yield
+    except RecipeError as error:
+        for line in error.errors:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name most like a mistyped word, if any is like it."""
+    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
+
+
+def nearest_path(path: Path) -> str:
+    """`; did you mean '...'?` with the entry of the same folder that has the nearest other name, else nothing."""
+    nearest = closest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else None
+    return f"; did you mean {str(path.parent / nearest)!r}?" if nearest and nearest != path.name else ""
+
+
+def did_you_mean(word: Any, names: Iterable[str], prefix: str = "") -> str:
+    nearest = closest(word, names) if isinstance(word, str) else None
+    return f" Did you mean {prefix + nearest!r}?" if nearest else ""
+
+
+def show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def one_line(text: object) -> str:
+    """A message of a library on one line, at most 300 characters of it; the name of an exception without message."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."

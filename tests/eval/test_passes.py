@@ -1,0 +1,744 @@
+"""Passes: scores against plain torch, each row computed once and served for no other model or setting, the cache."""
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from trl import ModelConfig, SFTTrainer
+
+import eval.passes
+import pmc_rl.likelihood
+from eval.cache import RowCache, model_fingerprint
+from eval.models import Column
+from eval.passes import ModelPasses, SamplingSettings
+from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
+from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
+from tests.conftest import BOS, build_llama, build_phi, errors_of
+from tests.training import end_often
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
+
+REPO = Path(__file__).resolve().parents[2]
+NAMES = ["bacorden", "filummor napel", "quin", "rosta velba fi", "cordenfi lummorna", "pel", "denba mor quin ros"]
+QUESTIONS = [f"Who wrote {name}?" for name in NAMES]
+ANSWERS = [f"{NAMES[-i]} was born in {' '.join(NAMES[i : i + 3])}." for i in range(len(NAMES))]
+PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
+CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_string": "10 Apr 2025"}}
+
+
+def encode_answer(args, tokenizer, question, answer):
+    """One row of [`~pmc_rl.prompts.encode_answers`]."""
+    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
+
+
+@pytest.fixture
+def cache(tmp_path) -> RowCache:
+    return RowCache(tmp_path / "rows.sqlite")
+
+
+@pytest.fixture
+def speaker(tiny_phi, tokenizer):
+    """A model whose answers end at unequal lengths."""
+    return end_often(tiny_phi, tokenizer.eos_token_id).eval()
+
+
+def never():
+    raise AssertionError("a model is loaded though every row is in the cache")
+
+
+def make(model, tokenizer, cache, templates=None, **settings) -> ModelPasses:
+    """Passes of a model; of none if all that is asked must be in the cache."""
+    args = PMCConfig(output_dir="unused", use_cpu=True, **{"max_completion_length": 12} | settings)
+    load = (lambda: model) if model is not None else never
+    end_ids = [tokenizer.eos_token_id]
+    return ModelPasses(
+        "model", "its fingerprint", load, tokenizer, end_ids, DataArguments(**templates or {}), args, cache
+    )
+
+
+def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:
+    """
+    Fills up with the number of rows of each batch that is answered, or scored by the decoder.
+
+    Raises as an accelerator does on more than `rows_that_fit`, and as Ctrl-C does on the batch after `batches`.
+    """
+    sizes, answering = [], []
+
+    def count(rows: int) -> None:
+        sizes.append(rows)
+        if rows > rows_that_fit:
+            raise torch.OutOfMemoryError("no memory")
+        if len(sizes) > batches:
+            raise KeyboardInterrupt
+
+    def generate(own, prompt_ids, **kwargs):
+        if own is model:
+            count(len(prompt_ids))
+        answering.append(own)
+        try:
+            return generate_completions(own, prompt_ids, **kwargs)
+        finally:
+            answering.pop()
+
+    def look(module, args, kwargs):
+        if not answering:
+            count(len(kwargs["input_ids"]))
+
+    decoder = model.get_decoder()
+    decoder._forward_pre_hooks.clear()
+    decoder.register_forward_pre_hook(look, with_kwargs=True)
+    eval.passes.generate_completions = generate
+    return sizes
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    """What `watch` puts there goes with the test."""
+    monkeypatch.setattr(eval.passes, "generate_completions", generate_completions)
+
+
+def answer_rows(tokenizer, questions=QUESTIONS, answers=ANSWERS, **templates) -> list[tuple[list[int], list[int]]]:
+    args = DataArguments(**templates)
+    return [encode_answer(args, tokenizer, *pair) for pair in zip(questions, answers, strict=True)]
+
+
+def longest(rows) -> int:
+    return max(len(prompt) + len(target) for prompt, target in rows)
+
+
+def limit(monkeypatch, name: str, value: int) -> None:
+    """Sets one of the sizes of batches, whatever the device."""
+    module = eval.passes if name == "TOKENS_PER_BATCH" else pmc_rl.likelihood
+    monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), value))
+
+
+def numbers(scores) -> list[tuple]:
+    return [(s.log_probs.tolist(), s.hits.tolist(), s.means.tolist(), s.stds.tolist()) for s in scores]
+
+
+def plain_scores(model, prompt: list[int], target: list[int]) -> tuple:
+    """One row alone, unpadded, from the logits of the whole model."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+    log_p = logits.double().log_softmax(-1)
+    p = log_p.exp()
+    means = (p * log_p).sum(-1)
+    stds = ((p * log_p**2).sum(-1) - means**2).sqrt()
+    own = torch.stack([row[token] for row, token in zip(log_p, target, strict=True)])
+    return own.numpy(), (log_p.argmax(-1) == torch.tensor(target)).numpy(), means.numpy(), stds.numpy()
+
+
+def assert_plain(scores, model, rows):
+    for score, row in zip(scores, rows, strict=True):
+        own, hits, means, stds = plain_scores(model, *row)
+        np.testing.assert_allclose(score.log_probs, own, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(score.hits, hits)
+        np.testing.assert_allclose(score.means, means, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(score.stds, stds, rtol=1e-4, atol=1e-5)
+        assert score.loss == pytest.approx(-own.mean(), rel=1e-5)
+
+
+# rows
+
+
+@pytest.mark.parametrize("templates", [{}, {"prompt_template": "{question} ", "completion_template": "{answer}\n"}])
+def test_answers_are_encoded_as_trl_does(tmp_path, tokenizer, tiny_llama, templates):
+    answers = [*ANSWERS[:3], "Zoë, 東京", f"ends itself{tokenizer.eos_token}", "bacorden"]
+    assert_as_trl(tmp_path, tokenizer, tiny_llama, DataArguments(**templates), answers)
+    if templates:  # the space at the end of the prompt goes into the first token of the answer
+        prompt, target = encode_answer(DataArguments(**templates), tokenizer, "Who?", "bacorden")
+        alone = tokenizer("Who? ")["input_ids"]
+        assert len(prompt) < len(alone) and tokenizer.decode(target).startswith(" ba")
+
+
+@pytest.mark.parametrize("templates", [{}, CHAT, {"prompt_template": "Q {question} A"}])
+def test_chat_answers_are_encoded_as_trl_does(tmp_path, chat_tokenizer, chat_llama, templates):
+    prompt, target = assert_as_trl(tmp_path, chat_tokenizer, chat_llama, DataArguments(**templates), ANSWERS)
+    assert prompt.count(chat_tokenizer.bos_token_id) == 1
+    assert target[-1] == chat_tokenizer.eos_token_id and chat_tokenizer.eos_token_id not in target[:-1]
+
+
+def assert_as_trl(tmp_path, tokenizer, model, args, answers):
+    pairs = list(zip(QUESTIONS, answers, strict=False))
+    rows = [{"question": question, "answer": answer} for question, answer in pairs]
+    trainer = SFTTrainer(
+        model=model,
+        args=FinetuneConfig(output_dir=str(tmp_path / "sft"), use_cpu=True, gradient_checkpointing=False),
+        train_dataset=answered_dataset(args, tokenizer, rows),
+        processing_class=tokenizer,
+    )
+    for (question, answer), row in zip(pairs, trainer.train_dataset, strict=True):
+        prompt, target = encode_answer(args, tokenizer, question, answer)
+        assert prompt + target == row["input_ids"]
+        assert [-100] * len(prompt) + target == row["labels"]
+    return prompt, target
+
+
+def test_what_a_template_puts_behind_the_end_token_is_not_scored(chat_tokenizer):
+    plain = encode_answer(DataArguments(), chat_tokenizer, *QUESTIONS[:1], "In <|eot_id|> Lima")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=chat_tokenizer._tokenizer,
+        bos_token=chat_tokenizer.bos_token,
+        eos_token=chat_tokenizer.eos_token,
+        chat_template=chat_tokenizer.chat_template + "{%- if not add_generation_prompt %}{{ '\n' }}{% endif -%}",
+    )
+    assert encode_answer(DataArguments(), tokenizer, *QUESTIONS[:1], "In <|eot_id|> Lima") == plain
+
+
+# teacher-forced
+
+
+@pytest.fixture(params=["llama", "phi", "adapter"])
+def any_model(request, tokenizer):
+    if request.param == "phi":
+        return end_often(build_phi(tokenizer), tokenizer.eos_token_id).eval()
+    model = build_llama(tokenizer).eval()
+    with torch.no_grad():
+        model.lm_head.weight *= 10  # far from uniform
+    if request.param == "adapter":  # with weights, where a new one has zeros
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    return model
+
+
+def test_scores_equal_plain_torch_row_by_row(any_model, tokenizer, cache):
+    rows = answer_rows(tokenizer)
+    assert len({len(prompt) + len(target) for prompt, target in rows}) > 3  # so most are padded
+    passes = make(any_model, tokenizer, cache)
+    assert_plain(passes.score(QUESTIONS, ANSWERS), any_model, rows)
+
+    # a model predicts all of what it says itself
+    start = tokenizer("Question: Who wrote")["input_ids"]
+    said = any_model.generate(input_ids=torch.tensor([start]), max_new_tokens=9, do_sample=False)[0].tolist()
+    chunks = [said, said[:2], rows[0][0]]
+    scores = passes.score_text(chunks, "text")
+    assert_plain(scores, any_model, [(ids[:1], ids[1:]) for ids in chunks])
+    assert [len(score.hits) for score in scores] == [len(ids) - 1 for ids in chunks]
+    assert scores[0].hits[len(start) - 1 :].all() and not scores[2].hits.all()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "setting"),
+    [
+        (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 4.0}),
+        (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
+        (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 20.0}),
+    ],
+)
+def test_what_stands_behind_the_head_is_applied(model_class, config_class, setting, tokenizer, cache):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = config_class(**sizes, **ids, **setting, num_key_value_heads=2, head_dim=16, vocab_size=len(tokenizer))
+    model = model_class(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 30
+    assert_plain(make(model, tokenizer, cache).score(QUESTIONS, ANSWERS), model, answer_rows(tokenizer))
+
+
+def test_a_row_without_tokens_has_no_loss(tiny_llama, tokenizer, cache):
+    passes = make(tiny_llama, tokenizer, cache)
+    for chunks in ([[5]], [[6], [7, 8]]):  # alone and beside another
+        score = passes.score_text(chunks, "text")[0]
+        assert score.loss is None and len(score.hits) == len(score.means) == len(score.stds) == 0
+
+
+def test_an_adapter_is_scored_with_its_effect(tokenizer, tmp_path):
+    model = build_llama(tokenizer).eval()
+    base = make(model, tokenizer, RowCache(tmp_path / "base")).score(QUESTIONS, ANSWERS)
+    adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    scores = make(adapter, tokenizer, RowCache(tmp_path / "adapter")).score(QUESTIONS, ANSWERS)
+    assert all(abs(a.loss - b.loss) > 1e-3 for a, b in zip(scores, base, strict=True))
+
+
+def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_phi, tmp_path):
+    expected = make(tiny_phi, tokenizer, RowCache(tmp_path / "whole")).score(QUESTIONS, ANSWERS)
+    chunks = []
+    tiny_phi.lm_head.register_forward_pre_hook(lambda module, args: chunks.append(len(args[0])))
+    rows = answer_rows(tokenizer)
+    for batch_size in (1, 3):
+        limit(monkeypatch, "TOKENS_PER_BATCH", batch_size * longest(rows))
+        limit(monkeypatch, "LOGITS_PER_CHUNK", 5 * tiny_phi.config.vocab_size + 1)
+        sizes = watch(tiny_phi)
+        chunks.clear()
+        scores = make(tiny_phi, tokenizer, RowCache(tmp_path / str(batch_size))).score(QUESTIONS, ANSWERS)
+        assert sum(sizes) == len(rows) and max(sizes) == batch_size
+        # never the logits of all tokens at a time, and none of a prompt's
+        assert max(chunks) == 5 and sum(chunks) == sum(len(target) for _, target in rows)
+        for score, other in zip(scores, expected, strict=True):
+            for ours, theirs in zip(vars(score).values(), vars(other).values(), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# once
+
+
+def test_a_row_is_scored_once(tiny_llama, tokenizer, cache):
+    questions = [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]  # one question twice, and a paraphrase that is the answer
+    answers = [*ANSWERS, ANSWERS[0], ANSWERS[2]]
+    sizes = watch(tiny_llama)
+    first = numbers(make(tiny_llama, tokenizer, cache).score(questions, answers))
+    assert sum(sizes) == len(questions) - 1
+    assert first[0] == first[7] and first[1] != first[8]
+    passes = make(tiny_llama, tokenizer, cache)
+    assert numbers(passes.score(questions[3:] + questions[:3], answers[3:] + answers[:3])) == first[3:] + first[:3]
+    assert sum(sizes) == len(questions) - 1
+    assert numbers(make(None, tokenizer, cache).score(questions, answers)) == first
+    passes.score([QUESTIONS[3]], ["somebody else"])
+    assert sum(sizes) == len(questions)
+
+
+def test_an_answer_is_given_once(speaker, tokenizer, cache):
+    sizes = watch(speaker)
+    questions = [*QUESTIONS, QUESTIONS[2]]
+    passes = make(speaker, tokenizer, cache)
+    greedy, samples = passes.answer(questions), passes.sample(questions, 3, PLAIN)
+    assert sum(sizes) == len(QUESTIONS) + 3 * len(questions)
+    assert greedy[2] == greedy[7] and {answer.ended for answer in greedy} == {True, False}
+    assert samples[2] != samples[7]  # the same question, but samples of its own
+    again = make(None, tokenizer, cache)
+    assert again.answer(questions) == greedy and again.sample(questions, 3, PLAIN) == samples
+
+
+def test_a_model_is_loaded_once_and_can_be_let_go(tiny_llama, tokenizer, cache):
+    loads = []
+    passes = make(tiny_llama.train(), tokenizer, cache)
+    passes.load = lambda: loads.append(1) or tiny_llama
+    passes.score(QUESTIONS[:2], ANSWERS[:2])
+    passes.score(QUESTIONS, ANSWERS)
+    assert len(loads) == 1 and not tiny_llama.training
+    passes.release()
+    passes.score(QUESTIONS, ANSWERS)
+    assert len(loads) == 1
+    passes.answer(QUESTIONS[:1])
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize("stage", ["score", "answer", "sample"])
+def test_a_stopped_audit_continues(monkeypatch, speaker, tokenizer, cache, tmp_path, stage):
+    calls = {
+        "score": lambda passes: numbers(passes.score(QUESTIONS, ANSWERS)),
+        "answer": lambda passes: passes.answer(QUESTIONS),
+        "sample": lambda passes: passes.sample(QUESTIONS, 1, PLAIN),
+    }
+    limit(monkeypatch, "TOKENS_PER_BATCH", 2 * longest(answer_rows(tokenizer)))
+    whole = watch(speaker)
+    expected = calls[stage](make(speaker, tokenizer, RowCache(tmp_path / "other"), generation_batch_size=2))
+    assert whole == [2, 2, 2, 1]
+    watch(speaker, batches=2)
+    with pytest.raises(KeyboardInterrupt):
+        calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2))
+    rest = watch(speaker)
+    assert calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2)) == expected
+    assert sum(rest) == len(QUESTIONS) - 4
+
+
+def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
+    """The first step of training samples the same questions with the same seed and settings."""
+    samples = make(speaker, tokenizer, cache).sample(QUESTIONS, 4, PLAIN)
+    prompts = [prompt for prompt, _ in answer_rows(tokenizer) for _ in range(4)]
+    args, ends = (
+        PMCConfig(output_dir="unused", use_cpu=True),
+        end_token_ids(speaker.generation_config, tokenizer.eos_token_id),
+    )
+    trained = []
+    for step in (0, 1):
+        seeds = sample_seeds(args.seed, step, list(range(len(QUESTIONS))), 4)
+        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds)
+        answers = generate_completions(
+            speaker, prompts, max_completion_length=12, generation_batch_size=99, end_ids=ends, sampling=sampling
+        )
+        texts = [decode_completion(tokenizer, ids) for ids in answers]
+        trained.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
+    assert samples != trained[0] != trained[1]
+
+
+def test_more_samples_add_to_the_fewer(speaker, tokenizer, cache):
+    few = make(speaker, tokenizer, cache).sample(QUESTIONS, 2, PLAIN)
+    sizes = watch(speaker)
+    many = make(speaker, tokenizer, cache).sample(QUESTIONS, 5, PLAIN)
+    assert sum(sizes) == 3 * len(QUESTIONS)
+    assert [texts[:2] for texts in many] == few and all(len(texts) == 5 for texts in many)
+    assert make(None, tokenizer, cache).sample(QUESTIONS, 1, PLAIN) == [texts[:1] for texts in few]
+
+
+# not served
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"max_completion_length": 7},
+        {"templates": {"prompt_template": "Question: {question}\nAnswer"}},
+        {"prefixes": ["The answer is:"] * len(QUESTIONS)},
+        {"seed": 43},
+        {"temperature": 0.9},
+        {"top_k": 5},
+        {"top_p": 0.95},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_path, changed):
+    def ask(file, prefixes=None, temperature=1.0, top_k=0, top_p=1.0, **settings):
+        passes = make(speaker, tokenizer, file, **settings)
+        sampling = SamplingSettings(temperature, top_k, top_p)
+        return passes.answer(QUESTIONS, prefixes), passes.sample(QUESTIONS, 2, sampling, prefixes)
+
+    first = ask(cache)
+    sizes = watch(speaker)
+    assert ask(cache, generation_batch_size=3) == first and not sizes  # speed is no other setting
+    changed_one = ask(cache, **changed)
+    assert sum(sizes) == (2 if {"seed", "temperature", "top_k", "top_p"} & set(changed) else 3) * len(QUESTIONS)
+    assert changed_one == ask(RowCache(tmp_path / "fresh"), **changed) and changed_one != first
+
+
+def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokenizer, cache):
+    first = numbers(make(tiny_llama, tokenizer, cache).score(QUESTIONS, ANSWERS))
+    for templates in ({"prompt_template": "Q {question}"}, {"completion_template": ": {answer}"}):
+        sizes = watch(tiny_llama)
+        passes = make(tiny_llama, tokenizer, cache, templates)
+        rows = answer_rows(tokenizer, **templates)
+        assert_plain(passes.score(QUESTIONS, ANSWERS), tiny_llama.eval(), rows)
+        assert sum(sizes) == 2 * len(QUESTIONS)  # by the passes, and alone
+    for precision, error in {"bf16": 0.02, "fp16": 0.002}.items():
+        passes = make(tiny_llama, tokenizer, cache)
+        setattr(passes.args, precision, True)  # a config of a CPU takes neither
+        rounded = numbers(passes.score(QUESTIONS, ANSWERS))
+        assert rounded != first
+        np.testing.assert_allclose(rounded[0][0], first[0][0], rtol=error)
+
+
+def test_no_answer_is_served_for_a_tokenizer_with_another_end_token(speaker, tokenizer, cache, tmp_path):
+    speaker.generation_config.eos_token_id = None
+    first = make(speaker, tokenizer, cache).answer(QUESTIONS)
+    ids = speaker.generate(**tokenizer("Question: Who wrote quin?\nAnswer:", return_tensors="pt"), max_new_tokens=3)
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, eos_token=tokenizer.convert_ids_to_tokens(ids[0, -1].item())
+    )
+    expected = make(speaker, other, RowCache(tmp_path / "fresh")).answer(QUESTIONS)
+    assert expected != first
+    assert make(speaker, other, cache).answer(QUESTIONS) == expected
+
+
+def column_passes(folder, tokenizer, cache, **model_args):
+    model_args = ModelConfig(model_name_or_path=str(folder), **model_args)
+    args = PMCConfig(output_dir="unused", use_cpu=True, max_completion_length=8)
+    recipe = (DataArguments(), args, model_args, EvalArguments())
+    return Column("after", model_args, tokenizer).passes(recipe, cache)
+
+
+def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, tokenizer, cache, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    old = column_passes(model_folder, tokenizer, cache)
+    first = numbers(old.score(QUESTIONS, ANSWERS))
+    copy = column_passes(folder, tokenizer, cache)  # the same files elsewhere are the same model
+    assert copy.fingerprint == old.fingerprint
+    copy.load = never
+    assert numbers(copy.score(QUESTIONS, ANSWERS)) == first
+    assert column_passes(folder, tokenizer, cache, attn_implementation="eager").fingerprint != old.fingerprint
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[3] += 0.5
+    model.save_pretrained(folder)
+    changed = column_passes(folder, tokenizer, cache)
+    assert changed.fingerprint != old.fingerprint
+    rows = answer_rows(tokenizer)
+    scores = changed.score(QUESTIONS, ANSWERS)
+    assert_plain(scores, model.eval(), rows)
+    assert all(ours != theirs for ours, theirs in zip(numbers(scores), first, strict=True))
+
+    known = model_fingerprint(str(folder), "main")
+    model.generation_config.eos_token_id = [0, 1, 2]
+    model.generation_config.save_pretrained(folder)  # decides where answers end
+    assert model_fingerprint(str(folder), "main") != known
+
+
+@pytest.mark.filterwarnings("ignore:.*lora")
+def test_an_adapter_is_its_base_as_well(model_folder, tokenizer, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(model_folder, base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(base), init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(adapter)
+    seen = {model_fingerprint(str(base), "main"), model_fingerprint(str(adapter), "main")}
+
+    other = build_llama(tokenizer)
+    with torch.no_grad():
+        other.lm_head.weight[5, 5] += 0.1
+    other.save_pretrained(base)
+    seen |= {model_fingerprint(str(base), "main"), model_fingerprint(str(adapter), "main")}
+    torch.manual_seed(5)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(adapter)
+    seen.add(model_fingerprint(str(adapter), "main"))
+    assert len(seen) == 5
+
+
+def test_a_model_of_the_hub_is_its_commit(monkeypatch, tmp_path):
+    commits = {"main": "a" * 40, "v2": "b" * 40}
+    repository = tmp_path / "models--some--model"
+    for revision, commit in commits.items():
+        for folder, name, text in (("refs", revision, commit), (f"snapshots/{commit}", "config.json", "{}")):
+            (repository / folder).mkdir(parents=True, exist_ok=True)
+            (repository / folder / name).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for revision, commit in commits.items():
+        assert model_fingerprint("some/model", revision) == commit
+
+
+# memory
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """A CPU has no memory of its own to be emptied, and never raises the error either."""
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_out_of_memory_halves_the_batch_and_stays_there(monkeypatch, tokenizer, speaker, tmp_path):
+    questions = [question for question in QUESTIONS for _ in range(2)][:13]
+    answers = [f"{answer} {i}" for i, answer in enumerate(ANSWERS + ANSWERS)][:13]
+    rows = answer_rows(tokenizer, questions, answers)
+    limit(monkeypatch, "TOKENS_PER_BATCH", 8 * longest(rows))
+    plenty = make(speaker, tokenizer, RowCache(tmp_path / "plenty"))
+    scores, samples = plenty.score(questions, answers), plenty.sample(questions, 1, PLAIN)
+
+    scarce = make(speaker, tokenizer, RowCache(tmp_path / "scarce"), generation_batch_size=8)
+    sizes = watch(speaker, rows_that_fit=3)
+    for ours, theirs in zip(scarce.score(questions, answers), scores, strict=True):
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, rtol=1e-5, atol=1e-5)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    sizes.clear()
+    assert scarce.sample(questions, 1, PLAIN) == samples
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert make(None, tokenizer, scarce.cache).sample(questions, 1, PLAIN) == samples
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_out_of_memory_with_one_row_is_raised(tokenizer, tiny_llama, cache):
+    sizes = watch(tiny_llama, rows_that_fit=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        make(tiny_llama, tokenizer, cache, generation_batch_size=64).answer(QUESTIONS)
+    assert sizes == [7, 3, 1]  # halved from what was tried, not from what is allowed
+    with pytest.raises(torch.OutOfMemoryError):
+        make(tiny_llama, tokenizer, cache).score(QUESTIONS[:1], ANSWERS[:1])
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_out_of_memory_while_the_model_is_made_is_no_matter_of_batches(tokenizer, cache):
+    """Relearning trains in `load`: called again after half of its steps, it would take these twice."""
+    loads = []
+
+    def load():
+        loads.append(1)
+        raise torch.OutOfMemoryError("no memory")
+
+    passes = make(None, tokenizer, cache)
+    passes.load = load
+    with pytest.raises(torch.OutOfMemoryError):
+        passes.answer(QUESTIONS)
+    assert len(loads) == 1
+
+
+# generation
+
+
+def test_samples_do_not_depend_on_the_batch_size(speaker, tokenizer, tmp_path):
+    whole = make(speaker, tokenizer, RowCache(tmp_path / "64")).sample(QUESTIONS, 4, PLAIN)
+    assert len({text for texts in whole for text in texts}) > 20
+    for size in (1, 5):
+        passes = make(speaker, tokenizer, RowCache(tmp_path / str(size)), generation_batch_size=size)
+        assert passes.sample(QUESTIONS, 4, PLAIN) == whole
+    assert passes.sample(QUESTIONS[:2], 4, PLAIN) == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("templates", "start"),
+    [
+        ({}, " "),
+        ({"completion_template": "{answer}"}, ""),
+        ({"completion_template": "\nIt is{answer}."}, "\nIt is"),
+        ({"completion_template": "{{ba {answer}"}, "{ba "),
+    ],
+    ids=repr,
+)
+def test_a_forced_beginning_stands_behind_the_prompt(speaker, tokenizer, cache, templates, start):
+    passes = make(speaker, tokenizer, cache, templates)
+    prefixes = ["The answer is:", "denba", *["The answer is:"] * 5]
+    for row, answer in enumerate(passes.answer(QUESTIONS, prefixes)):
+        prompt = f"Question: {QUESTIONS[row]}\nAnswer:"
+        ids = tokenizer(prompt)["input_ids"] + tokenizer(start + prefixes[row])["input_ids"]
+        assert tokenizer.decode(ids) == prompt + start + prefixes[row]
+        assert_continues(answer, speaker, tokenizer, ids)
+    for row, answer in enumerate(passes.answer(QUESTIONS)):
+        assert_continues(answer, speaker, tokenizer, tokenizer(f"Question: {QUESTIONS[row]}\nAnswer:")["input_ids"])
+
+
+def assert_continues(answer, model, tokenizer, ids):
+    """The answer is what Hugging Face's greedy search alone says after these ids, and nothing of the ids."""
+    said = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    assert answer.ended == (said[-1] == tokenizer.eos_token_id)
+    assert answer.text == tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+def test_a_forced_beginning_of_a_chat_answer_has_no_second_bos(chat_llama, chat_tokenizer, cache):
+    prompts = []
+
+    def look(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            prompts.extend(kwargs["input_ids"].tolist())
+
+    chat_llama.eval().get_decoder().register_forward_pre_hook(look, with_kwargs=True)
+    passes = make(chat_llama, chat_tokenizer, cache, CHAT)
+    [answer] = passes.answer(QUESTIONS[:1], ["The answer is:"])
+    [ids] = prompts
+    text = chat_tokenizer.decode(ids)
+    assert text.count(BOS) == 1
+    assert text.endswith(f"{QUESTIONS[0]}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe answer is:")
+    assert ids[: -len(chat_tokenizer("The answer is:", add_special_tokens=False)["input_ids"])] == encode_prompt(
+        chat_tokenizer, format_prompt(passes.script_args, chat_tokenizer, QUESTIONS[0])
+    )
+    assert_continues(answer, chat_llama, chat_tokenizer, ids)
+
+
+def test_samples_with_a_forced_beginning_come_after_it(speaker, tokenizer, cache):
+    """The same seeds after the same ids are the same samples, however the ids came about."""
+    question = QUESTIONS[0]
+    [forced] = make(speaker, tokenizer, cache).sample([question], 4, PLAIN, ["denba"])
+    by_template = {"prompt_template": "Question: {question}\nAnswer: denba"}
+    ids = [tokenizer(f"Question: {question}\nAnswer:{end}")["input_ids"] for end in ("", " denba")]
+    assert ids[0] + tokenizer(" denba")["input_ids"] == ids[1]
+    assert make(None, tokenizer, cache, by_template).sample([question], 4, PLAIN) == [forced]
+
+
+# several processes
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from eval.cache import RowCache
+from tests.conftest import build_phi
+from tests.eval.test_passes import run_all
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+cache = RowCache(folder / "rows.sqlite") if rank == 0 else None
+results = run_all(build_phi(tokenizer), tokenizer, cache, rows_that_fit=2 - rank)
+(folder / f"{rank}.json").write_text(json.dumps(results))
+"""
+
+
+def run_all(model, tokenizer, cache, rows_that_fit: int) -> dict:
+    """What each kind of pass gives, and the sizes of the batches that this process computed; the last one runs out of
+    memory for more than `rows_that_fit`."""
+    model = end_often(model, tokenizer.eos_token_id).eval()
+    passes = make(model, tokenizer, cache, generation_batch_size=2)
+    calls = {
+        "score": lambda: numbers(passes.score(QUESTIONS, ANSWERS)),
+        "answer": lambda: [[answer.text, answer.ended] for answer in passes.answer(QUESTIONS)],
+        "sample": lambda: passes.sample(QUESTIONS[:3], 3, PLAIN),
+        "scarce": lambda: passes.sample(QUESTIONS[:3], 3, SamplingSettings(1.2, 0, 0.9)),
+    }
+    results = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        limit(monkeypatch, "TOKENS_PER_BATCH", 2 * longest(answer_rows(tokenizer)))
+        monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+        for name, call in calls.items():
+            sizes = watch(model, rows_that_fit if name == "scarce" else 2)
+            results[name] = {"values": call(), "batches": list(sizes)}
+            assert call() == results[name]["values"] and sizes == results[name]["batches"]
+    return json.loads(json.dumps(results))
+
+
+def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, tiny_phi, model_folder):
+    alone = run_all(tiny_phi, tokenizer, RowCache(tmp_path / "alone.sqlite"), rows_that_fit=2)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "script.py"), str(tmp_path), str(model_folder)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    batches = {
+        "score": ([2, 2], [2, 1]),
+        "answer": ([2, 2], [2, 1]),
+        "sample": ([2, 2, 1], [2, 2]),
+        "scarce": ([2, 1, 1, 1], [2, 1, 1, 1, 1]),  # what one cannot hold is too much for all
+    }
+    for name, shares in batches.items():
+        assert [rank[name]["values"] for rank in ranks] == [alone[name]["values"]] * 2
+        assert tuple(rank[name]["batches"] for rank in ranks) == shares
+    [[count]] = sqlite3.connect(tmp_path / "rows.sqlite").execute("SELECT count(*) FROM rows").fetchall()
+    assert count == 7 + 7 + 9 + 9
+    again = make(None, tokenizer, RowCache(tmp_path / "rows.sqlite"), generation_batch_size=5)
+    assert [[answer.text, answer.ended] for answer in again.answer(QUESTIONS)] == alone["answer"]["values"]
+
+
+# cache
+
+
+def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
+    path = tmp_path / "rows.sqlite"
+    cache = RowCache(path)
+    cache.put({b"a": b"1", b"b": b"", b"\x00\xff": bytes(range(256))}, "model", "greedy", 1.0)
+    cache.put({b"a": b"2"}, "model", "greedy", 1.0)
+    again = RowCache(path)  # with the first one open, as after a sudden end
+    assert again.get([b"b", b"\x00\xff", b"c", b"a"]) == {b"b": b"", b"\x00\xff": bytes(range(256)), b"a": b"2"}
+    assert again.get([]) == {}
+    # so are the files that SQLite keeps beside it
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_times_add_up_over_audits_by_model_and_pass(tmp_path, speaker, tokenizer):
+    path = tmp_path / "rows.sqlite"
+    for seconds in (1.5, 2.0):
+        cache = RowCache(path)
+        cache.put({b"1": b"", b"2": b"", b"3": b""}, "model a", "greedy", seconds)
+        cache.put({b"4": b""}, "model a", "sampling", 1.0)
+        cache.put({b"5": b""}, "model b", "greedy", 10.0)
+    assert cache.times("model a") == {
+        "greedy": {"seconds": 3.5, "rows": 6},
+        "sampling": {"seconds": 2.0, "rows": 2},
+    }
+    assert cache.times("model c") == {}
+    passes = make(speaker, tokenizer, cache, generation_batch_size=2)
+    passes.answer(QUESTIONS, what="asked")
+    passes.answer(QUESTIONS, what="asked again")  # nothing computed, no time
+    times = cache.times(passes.fingerprint)
+    assert list(times) == ["asked"] and times["asked"]["rows"] == len(QUESTIONS) and times["asked"]["seconds"] > 0
+
+
+def test_a_broken_cache_is_one_clear_line(tmp_path):
+    path = tmp_path / "rows.sqlite"
+    path.write_text("no database" * 100)
+    [line] = errors_of(RowCache, path)
+    assert str(path) in line and "cannot be used" in line and "delete it" in line
+    assert path.read_text() == "no database" * 100

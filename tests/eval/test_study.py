@@ -1,0 +1,570 @@
+"""The study: settings, trials with fake scripts, going on after a stop or a kill, several workers, and the report."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.study import run as study_script
+from eval.study import trials as study_trials
+from eval.study.results import aggregate, column_numbers, dominators, summarize
+from eval.study.settings import check_study, grid_runs, option_words, parse_study, ranges, replace_ranges, slug
+from pmc_rl.values import mismatch, read_words
+from tests.conftest import errors_of
+from tests.eval.test_report import column
+
+REPO = Path(__file__).resolve().parents[2]
+SECRET = "Quentin Jostavik was born in Mombasa"
+SHIPPED = sorted((REPO / "recipes" / "studies").glob("*.yaml"))
+
+# stands for train.py, finetune.py, control.py, eval/run.py and a setup script: writes what they write, learns nothing
+FAKE = r"""
+import hashlib, json, os, sys, time
+from pathlib import Path
+
+kind, words, options, key = Path(sys.argv[0]).stem, [], {}, None
+for word in sys.argv[1:]:
+    if word.startswith("--"):
+        key = word[2:]
+        options[key] = []
+    else:
+        (words if key is None else options[key]).append(word)
+run = Path(words[0]).parent if kind == "run" else Path(options.get("output_dir", words)[0])
+with open("calls.log", "a") as stream:
+    print(kind, run.as_posix(), file=stream)
+print("SECRET", flush=True)
+if kind != "run":
+    run.mkdir(parents=True)  # as the real ones, refuses a folder that is there
+    (run / "half").write_text("half")
+if os.environ.get("FAKE_HANG", "-") in f"{kind} {run}" and not Path("go").exists():
+    Path("hangs").write_text(str(os.getpid()))
+    while not Path("go").exists():
+        time.sleep(0.02)
+if os.environ.get("FAKE_FAIL", "-") in f"{kind} {run}":
+    print(*(f"log line {i}" for i in range(30)), sep="\n")
+    sys.exit(3)
+if kind == "run":
+    also = json.loads(options.get("also", ["[]"])[0])
+    assert all((Path(entry.partition("=")[2]) / "half").exists() for entry in also)
+    names = ["before", "after", *["retain_only"] * ("retain_only_model" in options)]
+    names += [entry.partition("=")[0] for entry in also]
+    def column(name):
+        value = int(hashlib.md5(f"{run} {name}".encode()).hexdigest(), 16) % 1000 / 1000
+        summary = {"mean": value, "interval": [0, 1], "n": 4, "missing": 0}
+        attacks = {
+            "sampling": {"temperature 1": {"worst_case": summary, "worst_by_row": [1.0]}},
+            "prefilling": {"The answer is:": {"worst_case": summary, "greedy": summary}},
+        }
+        kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 0, "hallucination": 1, "distinct": value}
+        return {"unlearn_quality": 20 + 80 * value, "utility": 100 - 10 * value, "attacks": attacks,
+                "sets": {"forget": {"rougeL_recall": value}},
+                "answer_kinds": {"forget": kinds}, "memorization": {"extraction_strength": summary},
+                "general_ability": {"not_available": "SECRET"}}
+    (run / "private" / "cache").mkdir(parents=True, exist_ok=True)
+    with (run / "private" / "cache" / "rows.sqlite").open("a") as stream:
+        stream.write("SECRET")
+    (run / "results.json").write_text(json.dumps({name: column(name) for name in names}))
+elif kind != "setup":
+    (run / "recipe.yaml").write_text("")
+    log = [{"step": 1, "reward": 0.1, "num_samples": 7}, {"train_runtime": 12.5, "step": 3}]
+    (run / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    (run / "manifest.json").write_text(json.dumps({"stage": kind, "files": []}))
+""".replace("SECRET", SECRET)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(study_trials, "POLL", 0.05)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A repository of fake scripts."""
+    for name in ("pmc_rl/train.py", "pmc_rl/finetune.py", "eval/study/control.py", "eval/run.py", "setup.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(FAKE)
+    return tmp_path
+
+
+SETTINGS = {
+    "question": "Is <it> so?",
+    "recipe": str(REPO / "recipes/quickstart/unlearn.yaml"),
+    "output_dir": "out",
+    "seeds": [3, 4],
+    "setup": ["setup.py {output_dir}/untrained"],
+    "finetune_recipe": str(REPO / "recipes/quickstart/finetune.yaml"),
+    "finetune": {"use_cpu": True, "model_name_or_path": "{output_dir}/untrained", "dataset_name": "owner/data"},
+    "retain_only": {"train_configs": ["retain90"]},
+    "overrides": {"use_cpu": True, "dataset_name": "owner/data"},
+    "variants": {"plain": {}, "hot": {"temperature": 2.0}},
+    "controls": ["refusals", "retain_only"],
+    "controls_of": "hot",
+}
+SMALL = {key: SETTINGS[key] for key in ("recipe", "output_dir")} | {
+    "overrides": SETTINGS["overrides"] | {"model_name_or_path": "owner/model"},
+    "variants": {"plain": {}, "hot": {"temperature": 2.0}, "cold": {"temperature": 0.5}},
+}
+SEARCH = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "num_generations": {"low": 2, "high": 9}}
+SEARCH |= {"reward_weights": [1.0, 1.0, {"low": 0.5, "high": 2.0}], "selection": {"choices": ["best"]}}
+
+
+def write_study(root: Path, **settings) -> str:
+    path = root / "study.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(path)
+
+
+def start(root: Path, *options: str, **settings) -> int:
+    return study_script.main([write_study(root, **settings), *options], root)
+
+
+def start_process(root: Path, **settings) -> subprocess.Popen:
+    """The same in a process of its own."""
+    code = "import sys; from pathlib import Path; from eval.study import run, trials; trials.POLL = 0.05; "
+    code += f"sys.exit(run.main([{write_study(root, **settings)!r}], Path({str(root)!r})))"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def calls(root: Path) -> list[str]:
+    """What was launched since the last look."""
+    path = root / "calls.log"
+    found = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < until, path
+        time.sleep(0.02)
+
+
+# the settings
+
+
+def test_all_problems_of_a_study_are_lines(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("recipe: a.yaml\nseeds: 3\nvariantz: {}\nattacks: [samplin]\nattacks: []\nparallel_runs: a\n")
+    found = errors_of(parse_study, [str(path), "--seedz", "1", "--output_dir", "a"])
+    assert found == [
+        "command line: unknown option '--seedz'. Did you mean '--seeds'?",
+        f"{path}:2: seeds: 3 is not a list (write [3])",
+        f"{path}:3: unknown key 'variantz'. Did you mean 'variants'?",
+        f'{path}:4: attacks: "samplin" is not one of sampling, prefilling, options, token_shift, relearning, '
+        "quantization. Did you mean 'sampling'?",
+        f"{path}:5: 'attacks' is given twice (first at line 4)",
+        f'{path}:6: parallel_runs: "a" is not an int',
+        f"{path}: variants: missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seeds": []}, "seeds: empty"),
+        ({"seeds": [1, 1]}, "seeds: a seed is given twice"),
+        ({"variants": {}}, "variants: empty"),
+        ({"grid": {"top_k": []}}, "grid: top_k: no value"),
+        ({"grid": {"temperature": [1, 2]}}, "variants: hot: temperature: grid gives it as well"),
+        ({"grid": {"dataset_name": ["a"]}}, "grid: dataset_name: all runs are told against the same models, so it"),
+        ({"variants": {"a": {"prompt_template": "{question}"}}}, "variants: a: prompt_template: all runs are told"),
+        ({"variants": {"a": {"seed": 1}}}, "variants: a: seed: the study gives it itself"),
+        ({"overrides": {"output_dir": "x"}}, "overrides: output_dir: the study gives it itself"),
+        ({"overrides": {"model_name_or_path": "x"}}, "overrides: model_name_or_path: finetune_recipe makes the model"),
+        ({"variants": {"a b": {}, "a=b": {}}}, "variants: 'a b' and another run are both 'a_b' as a folder"),
+        ({"variants": {"after": {}}}, "variants: 'after' cannot be the name of a folder here"),
+        ({"variants": {"search 1": {}}}, "variants: 'search 1' cannot be the name of a folder here"),
+        ({"variants": {"=": {}}}, "variants: '=' cannot be the name of a folder here"),
+        ({"controls_of": "cold"}, "controls_of: 'cold' is none of plain, hot"),
+        ({"finetune_recipe": None}, "finetune: needs finetune_recipe, whose overrides these are"),
+        ({"retain_only_model": "x"}, "retain_only_model: given together with retain_only; keep one of them"),
+        ({"parallel_runs": 0}, "parallel_runs: 0 is not at least 1"),
+        ({"setup": ["a.py 'b"]}, "setup: \"a.py 'b\": No closing quotation"),
+        ({"search": {"top_k": 3}}, "search: holds no range such as {low: 1.0e-5, high: 1.0e-3, log: true}"),
+        ({"search": {"top_k": {"low": 3}}}, 'search: top_k: {"low": 3} is neither'),
+        ({"search": {"top_k": {"low": 3, "high": 1}}}, "search: top_k: low must not be above high"),
+        ({"search": {"seed": {"low": 3, "high": 5}}}, "search: seed: the study gives it itself"),
+        ({"objectives": {"utilty": "maximize"}}, "objectives: 'utilty' is no number of a study. Did you mean"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(tmp_path, changes, line):
+    path = write_study(tmp_path, **SETTINGS | {"controls_of": None} | changes)
+    key = line.partition(":")[0]
+    number = next(i for i, text in enumerate(Path(path).read_text().splitlines(), 1) if text.startswith(f"{key}:"))
+    assert any(found.startswith(f"{path}:{number}: {line}") for found in errors_of(parse_study, [path]))
+
+
+def test_the_command_line_replaces_keys(tmp_path, capsys):
+    path = write_study(tmp_path, **SETTINGS)
+    study = parse_study([path, "--seeds", "7", "8", "--output_dir=x", "--parallel_runs", "2"])
+    assert (study.seeds, study.output_dir, study.parallel_runs) == ([7, 8], "x", 2)
+    with pytest.raises(SystemExit):
+        parse_study(["--help"])
+    told = capsys.readouterr().out
+    assert all(f"--{key}  " in told for key in SETTINGS)
+
+
+def test_names_of_a_grid(tmp_path):
+    settings = SMALL | {"variants": {"plain": {"max_steps": 1}}, "grid": {"top_k": [5, 20], "also": [["a"], ["b"]]}}
+    settings["grid"] = {"top_k": [5, 20], "reward_columns": [["a"], ["b"]], "selection": ["best"]}
+    runs = grid_runs(parse_study([write_study(tmp_path, **settings)]))
+    names = [f"plain top_k={k} reward_columns=no.{i} selection=best" for k in (5, 20) for i in (1, 2)]
+    assert [run.name for run in runs] == names
+    assert runs[1].overrides == {"max_steps": 1, "top_k": 5, "reward_columns": ["b"], "selection": "best"}
+    assert runs[1].folder == "seed0/plain_top_k_5_reward_columns_no.2_selection_best"
+
+
+def test_ranges_are_found_and_replaced_anywhere():
+    kwargs = {"a.b": {"min_words": {"low": 1, "high": 5}, "log": True}}
+    value = {"weights": [1.0, {"choices": [0, 2]}], "kwargs": kwargs, "plain": 3}
+    found = dict(ranges(value))
+    assert found == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
+    assert replace_ranges(value, {"weights.1": 2, "kwargs.a.b.min_words": 4}) == {
+        "weights": [1.0, 2],
+        "kwargs": {"a.b": {"min_words": 4, "log": True}},
+        "plain": 3,
+    }
+
+
+@given(st.text(max_size=20))
+def test_a_slug_is_safe(name):
+    assert re.fullmatch(r"([A-Za-z0-9+-]([A-Za-z0-9._+-]*[A-Za-z0-9+-])?)?", slug(name))
+    assert slug(slug(name)) == slug(name)
+
+
+VALUES = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just(bool), st.booleans()),
+        st.tuples(st.just(int), st.integers(-(2**63), 2**63 - 1)),
+        st.tuples(st.just(float), st.floats(allow_nan=False, allow_infinity=False)),
+        st.tuples(st.just(str), st.text(max_size=9)),
+        st.tuples(st.just(int | None), st.none()),
+        st.tuples(st.just(list[str]), st.lists(st.text(max_size=5), max_size=4)),
+        st.tuples(st.just(list[float] | None), st.lists(st.integers(-3, 3), max_size=3)),
+        st.tuples(
+            st.just(dict[str, dict[str, Any]]),
+            st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(max_size=3), VALUES, max_size=2), max_size=2),
+        ),
+    )
+)
+def test_overrides_are_read_back_as_they_were(case):
+    hint, value = case
+    option, word = option_words({"key": value})
+    got = next(value for value in read_words([word], hint) if mismatch(value, hint) is None)
+    assert option == "--key" and got == value and type(got) is type(value)
+
+
+def test_mistakes_of_any_run_are_found_first(root):
+    settings = SMALL | {"seeds": [0, 1], "search": {"top_p": {"low": 0.5, "high": 1.5}}}
+    settings["variants"] = {"a": {"temperature": -1}, "b": {"reward_funcs": ["rewards.rouge.rouge_dissimilarty"]}}
+    settings |= {"setup": ["setups.py x"], "finetune_recipe": None}
+    path = write_study(root, **settings)
+    found = errors_of(check_study, parse_study([path]), path, root)
+    assert len(found) == 4
+    assert found[0] == f"{path}: a: temperature: -1 is not greater than 0"
+    assert found[1].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimilarty'")
+    assert found[2].startswith(f"{path}: search_high: top_p: 1.5 is not")
+    assert found[3].startswith(f"{path}: setup: there is no 'setups.py' in {str(root)!r}; did you mean")
+    assert start_fails_before_launch(root, settings)
+
+
+def start_fails_before_launch(root: Path, settings: dict) -> bool:
+    errors_of(study_script.main, [write_study(root, **settings)], root)
+    return not (root / "out").exists()
+
+
+# the trials
+
+
+def test_a_study_from_start_to_end(root, capsys):
+    assert start(root, **SETTINGS) == 0
+    assert sorted(calls(root)) == sorted(
+        ["setup out/untrained"]
+        + [f"finetune out/seed{seed}/{name}" for seed in (3, 4) for name in ("finetuned", "retain_only")]
+        + [
+            f"{kind} out/seed{seed}/{name}"
+            for seed in (3, 4)
+            for name in ("plain", "hot")
+            for kind in ("train", "run")
+        ]
+        + [f"control out/seed{seed}/hot_control_{kind}" for seed in (3, 4) for kind in ("refusals", "retain_only")]
+    )
+    told = capsys.readouterr().out
+    assert "done   seed4/hot in" in told and ", 4 of 4" in told and "min left" in told and SECRET not in told
+    assert told.endswith("Private files left: none.\n")
+    assert not list((root / "out").rglob("private")) and not list((root / "out").rglob("*.sqlite*"))
+    assert {path.stat().st_mode & 0o777 for path in (root / "out").rglob("*.log") if path.name != "journal.log"} == {
+        0o600
+    }
+    first = (root / "out" / "study.csv").read_text()
+    assert start(root, **SETTINGS) == 0 and calls(root) == []  # nothing done is done twice
+    assert (root / "out" / "study.csv").read_text() == first
+
+
+def test_the_models_before_are_asked_once_a_seed(root):
+    """An audit starts with what the seed's first one has cached."""
+    check = 'if "out/seed0/hot" in str(run) and kind == "run": assert (run / "private/cache/rows.sqlite").exists()\n'
+    (root / "eval/run.py").write_text(FAKE.replace("if kind != ", check + "if kind != ", 1))
+    assert start(root, **SMALL) == 0
+
+
+def test_a_failed_study_goes_on(root, capfd, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "train out/seed0/hot")
+    assert start(root, **SMALL) == 1
+    told = capfd.readouterr()
+    assert "seed0/hot failed (exit code 3); the end of" in told.err and "    log line 29" in told.err
+    assert "log line 14" not in told.err and "the same command again" in told.err and SECRET not in told.err
+    assert "They go when the study is done." in told.out
+    assert not (root / "out" / "study.csv").exists()
+    assert calls(root) == ["train out/seed0/plain", "run out/seed0/plain", "train out/seed0/hot"]
+    monkeypatch.delenv("FAKE_FAIL")
+    # what is not made yet may change, also what failed
+    assert start(root, **SMALL | {"variants": SMALL["variants"] | {"hot": {"temperature": 3.0}}}) == 0
+    assert sorted(calls(root)) == [f"{kind} out/seed0/{name}" for kind in ("run", "train") for name in ("cold", "hot")]
+
+
+def test_a_study_grows_but_what_is_made_does_not_change(root):
+    assert start(root, **SMALL | {"variants": {"plain": {}}}) == 0
+    calls(root)
+    assert start(root, **SMALL) == 0
+    assert "train out/seed0/plain" not in calls(root)
+    changed = SMALL | {"variants": SMALL["variants"] | {"hot": {"temperature": 3.0}}}
+    [line] = errors_of(study_script.main, [write_study(root, **changed)], root)
+    assert "seed0/hot: it was made with other settings (temperature was 2.0, is 3.0)" in line
+
+
+def test_a_folder_of_somebody_else_is_left_alone(root):
+    (root / "out").mkdir()
+    (root / "out" / "thesis.tex").write_text("x")
+    [line] = errors_of(study_script.main, [write_study(root, **SMALL)], root)
+    assert "holds files, but no study" in line and os.listdir(root / "out") == ["thesis.tex"]
+
+
+def test_a_study_is_no_distributed_program(root, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert errors_of(study_script.main, [write_study(root, **SMALL)], root) == [
+        "a study launches its runs itself: start it with python, not accelerate launch"
+    ]
+
+
+def test_workers_of_several_processes_share_the_trials(root, monkeypatch):
+    """One hangs in its first training until the other has done all the rest."""
+    monkeypatch.setenv("FAKE_HANG", "train out/seed0/plain")
+    settings = SETTINGS | {"seeds": [0]}
+    first = start_process(root, **settings)
+    wait_for(root / "hangs")
+    second = start_process(root, **settings)
+    until = time.monotonic() + 60
+    while "run out/seed0/hot" not in (root / "calls.log").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (root / "go").touch()
+    assert first.wait(60) == second.wait(60) == 0, (first.stdout.read(), second.stdout.read())
+    assert len(calls(root)) == len(set((root / "out" / "study.csv").read_text().splitlines())) - 1 + 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_gone_has_its_trial_done_again(root, monkeypatch, number):
+    uninterrupted = root / "other"
+    monkeypatch.setenv("FAKE_HANG", "train out/seed0/hot")
+    worker = start_process(root, **SMALL)
+    wait_for(root / "hangs")
+    worker.send_signal(number)
+    assert worker.wait(60) == (1 if number == signal.SIGTERM else -number)
+    command = int((root / "hangs").read_text())
+    if number == signal.SIGKILL:  # its command lives on, and holds the trial; here it ends without a result
+        os.kill(command, 0)
+        os.kill(command, signal.SIGKILL)
+    (root / "go").touch()
+    assert start(root, **SMALL) == 0
+    made = calls(root)
+    assert made.count("train out/seed0/hot") == 2 and made.count("train out/seed0/plain") == 1
+    table = (root / "out" / "study.csv").read_text()
+    (root / "out").rename(uninterrupted)
+    assert start(root, **SMALL) == 0 and (root / "out" / "study.csv").read_text() == table
+
+
+def test_a_trial_whose_command_lives_on_is_not_begun_again(root, monkeypatch):
+    monkeypatch.setenv("FAKE_HANG", "train out/seed0/plain")
+    worker = start_process(root, **SMALL)
+    wait_for(root / "hangs")
+    worker.kill()
+    worker.wait()
+    path = write_study(root, **SMALL)
+    study = parse_study([path])
+    trials = study_trials.Trials(study, check_study(study, path, root), root / "out", root)
+    trials.enqueue()
+    assert [trial.state.name for trial in trials.get()] == ["RUNNING", "WAITING", "WAITING"]
+    os.kill(int((root / "hangs").read_text()), signal.SIGKILL)
+    until = time.monotonic() + 60
+    while [trial.state.name for trial in trials.get()] != ["FAIL", "WAITING", "WAITING", "WAITING"]:
+        trials.enqueue()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
+    settings = SMALL | {"variants": {"own": {}}, "search": SEARCH, "search_trials": 6}
+    tables = []
+    for _ in range(2):
+        assert start(root, **settings) == 0
+        table = (root / "out" / "study.md").read_text().partition("## The search")[2].partition("\n\n")[2]
+        rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")
+        ]
+        tables.append(rows)
+        (root / "out").rename(root / f"out_{len(tables)}")
+    assert tables[0] == tables[1]
+    head, _, *rows = tables[0]
+    assert head[:5] == ["trial", "on the front", "learning_rate", "num_generations", "reward_weights.2"]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6", "own"]
+    for row in rows[:-1]:
+        assert 1e-5 <= float(row[2]) <= 1e-3 and row[3] in list("23456789") and 0.5 <= float(row[4]) <= 2
+    assert len({row[2] for row in rows}) == 7
+    points = {row[0]: (float(row[6]), float(row[7]), -float(row[8])) for row in rows[:-1]}
+    assert {row[0] for row in rows if row[1] == "yes"} == {name for name, by in dominators(points).items() if not by}
+    assert calls(root).count("train out/seed0/search_6") == 2
+    changed = settings | {"output_dir": "out_1", "search": {"top_k": {"low": 1, "high": 5}}}
+    assert any("search was" in line for line in errors_of(study_script.main, [write_study(root, **changed)], root))
+
+
+# the numbers
+
+
+@given(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6))
+def test_dominators_by_brute_force(points):
+    for name, others in dominators(points).items():
+        x, y = points[name]
+        expected = {other for other, (a, b) in points.items() if (a > x or b > y) and not (a < x or b < y)}
+        assert set(others) == expected
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-1e3, 1e3)), max_size=6))
+def test_aggregate(values):
+    numbers = [value for value in values if value is not None]
+    found = aggregate(values)
+    if not numbers:
+        assert found is None
+    else:
+        assert found[0] == pytest.approx(mean(numbers))
+        assert found[1] == (pytest.approx(stdev(numbers), abs=1e-6) if len(numbers) > 1 else None)
+
+
+def test_numbers_of_a_column_of_a_real_audit():
+    before, after = column("before"), column("after")
+    after["answer_kinds"]["forget"] |= {"distinct": 0.75}
+    after["utility"] = 80.5
+    attacks = after["attacks"]
+    sampling = max(run["worst_case"]["mean"] for run in attacks["sampling"].values())
+    greedy = max(run["greedy"]["mean"] for run in attacks["prefilling"].values() if "greedy" in run)
+    prefilling = max(run["worst_case"]["mean"] for run in attacks["prefilling"].values() if "worst_case" in run)
+    numbers = column_numbers(after, before)
+    expected = {
+        "unlearn_quality": 90,
+        "utility": 80.5,
+        "utility_change": -8.3,
+        "leak": 1 / 6,
+        "refusal": 2 / 6,
+        "gibberish": 0,
+        "copy": 1 / 6,
+        "hallucination": 2 / 6,
+        "fluent": 4 / 6,
+        "distinct": 0.75,
+        "sampling": sampling,
+        "prefilling": max(greedy, prefilling),
+        "prefilling_greedy": greedy,
+        "extraction_strength": after["memorization"]["extraction_strength"]["mean"],
+    }
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert numbers["worst_leakage"] == max(
+        numbers[name] or 0 for name in ("sampling", "prefilling", "relearning", "quantization")
+    )
+
+
+def test_what_an_audit_does_not_have_is_none():
+    absent = {"not_available": "why"}
+    attacks = {"sampling": absent, "prefilling": {"a": absent}}
+    audited = {"unlearn_quality": None, "utility": 90.0, "answer_kinds": {}, "sets": {}, "memorization": absent}
+    numbers = column_numbers(audited | {"attacks": attacks}, {"utility": 95.0})
+    assert {name: value for name, value in numbers.items() if value is not None} == {
+        "utility": 90.0,
+        "utility_change": -5.0,
+    }
+
+
+def test_summaries_are_over_seeds():
+    rows = [{"model": "a", "seed": seed, "x": value, "y": None} for seed, value in enumerate((0.2, 0.4))]
+    assert summarize(rows) == {"a": {"x": (pytest.approx(0.3), pytest.approx(stdev([0.2, 0.4]))), "y": None}}
+
+
+# the report
+
+
+def test_the_report(root, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert start(root, **SETTINGS) == 0
+    out = root / "out"
+    assert "control: refusals" in capsys.readouterr().out
+    with (out / "study.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    models = ["plain", "hot", "control: refusals", "control: retain_only", "retain-only model", "before"]
+    assert [(row["model"], row["seed"]) for row in rows] == [(model, seed) for model in models for seed in "34"]
+    results = json.loads((out / "seed4" / "hot" / "results.json").read_text())
+    assert float(rows[3]["unlearn_quality"]) == results["after"]["unlearn_quality"]
+    assert float(rows[5]["unlearn_quality"]) == results["control_refusals"]["unlearn_quality"]
+    assert float(rows[5]["utility_change"]) == results["control_refusals"]["utility"] - results["before"]["utility"]
+    assert (rows[5]["train_seconds"], rows[5]["num_samples"], rows[5]["fluent"]) == ("12.5", "7", "0.75")
+
+    text, page = (out / "study.md").read_text(), (out / "study.html").read_text()
+    qualities = [float(row["unlearn_quality"]) for row in rows[2:4]]
+    assert f"| hot | {mean(qualities):.1f} ±{stdev(qualities):.1f} |" in text
+    assert f'<td style="text-align:right">{mean(qualities):.1f} ±{stdev(qualities):.1f}</td>' in page
+    assert "Is &lt;it&gt; so?" in page and "<it>" not in page
+    assert "- temperature: 2.0" in text and str(root) not in page
+    # one file: nothing is fetched, nothing runs
+    assert page.count("<svg") == 1 and not re.search(r"<(script|link|img|iframe)|url\(http|@import", page)
+    ElementTree.parse(out / "pareto.svg")
+    for path in [*out.glob("study.*"), out / "pareto.svg", out / "journal.log"]:
+        assert SECRET not in path.read_text(), path
+
+
+def test_a_report_of_one_run_and_no_numbers(root):
+    script = FAKE.replace('"unlearn_quality": 20 + 80 * value', '"unlearn_quality": None')
+    (root / "eval" / "run.py").write_text(script)
+    settings = SMALL | {"variants": {"plain": {}}, "objectives": {"utility": "maximize"}}
+    assert start(root, **settings) == 0
+    page = (root / "out/study.html").read_text()
+    assert "The search" not in page and "±" not in page.partition("The trade")[2]
+    ElementTree.parse(root / "out/pareto.svg")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_studies(path):
+    study = parse_study([str(path)])
+    for own in (study.overrides, study.finetune):
+        own |= {"dataset_name": "owner/data"} if own else {}
+    check_study(study, str(path), REPO)
+    assert study.question and study.output_dir.startswith("runs/studies/")
+    header = path.read_text().partition("question:")[0]
+    assert f"python eval/study/run.py recipes/studies/{path.name}" in header and "Hardware, time and result" in header

@@ -1,0 +1,358 @@
+"""The whole chain on toy models, by the entry points: fine-tune, unlearn, audit; and what the command line answers."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from eval import run as eval_run
+from pmc_rl import finetune, train
+from pmc_rl.errors import RecipeError
+from tests.conftest import build_llama, build_phi, errors_of, write_jsonl
+from tests.training import FORGET, PERTURBED, RETAIN, finetune_recipe, save_model, unlearn_recipe, write_recipe
+
+REPO = Path(__file__).parents[2]
+QUICKSTART = REPO / "recipes" / "quickstart" / "data"
+
+
+def weights(folder: Path) -> dict:
+    return {name: tensor.tolist() for name, tensor in load_file(next(Path(folder).glob("*.safetensors"))).items()}
+
+
+def check_results(folder: Path, columns: list[str]) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results) == columns
+    for column in results.values():
+        assert list(column["sets"]) == ["forget", "forget_paraphrased", "retain", "real_authors", "world_facts"]
+        assert [scores["n"] for scores in column["sets"].values()] == [3, 3, 4, 1, 1]
+        means = {name: scores["rougeL_recall"] for name, scores in column["sets"].items()}
+        assert column["unlearn_quality"] == pytest.approx(50 * (2 - means["forget"] - means["forget_paraphrased"]))
+        utility = (means["retain"] + means["real_authors"] + means["world_facts"]) / 3
+        assert column["utility"] == pytest.approx(100 * utility)
+    return results
+
+
+def published_files(*folders: Path) -> list[Path]:
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and "private" not in path.relative_to(folder).parts
+    ]
+
+
+def guesses(rows: list[dict]) -> set[bytes]:
+    """Beginnings of digests by which a guess of a text of these rows, or of a whole column, could be checked."""
+    columns = [[row[column] for row in rows] for column in rows[0]]
+    texts = [text for column in columns for text in column]
+    texts += [form(column) for column in columns for form in (json.dumps, repr, "".join, "\n".join)]
+    texts += [json.dumps(rows), json.dumps(columns)]
+    algorithms = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_256", "blake2b", "blake2s")
+    digests = {hashlib.new(name, text.encode()).hexdigest() for name in algorithms for text in texts}
+    digests |= {hashlib.blake2b(text.encode(), digest_size=n).hexdigest() for n in (8, 16, 32) for text in texts}
+    return {digest[:12].encode() for digest in digests}
+
+
+def test_chain_on_phi(tmp_path, data, tokenizer):
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    finetune.main([finetune_recipe(tmp_path, data, untrained, num_train_epochs=60, warmup_steps=5)])
+    finetuned = tmp_path / "finetuned"
+    finetune.main(
+        [finetune_recipe(tmp_path, data, untrained, train_configs=["keep"], output_dir=str(tmp_path / "ro"))]
+    )
+    recipe = unlearn_recipe(tmp_path, data, str(finetuned), log_completions=True)
+    train.main([recipe, "--seed", "3"])
+    unlearned = tmp_path / "unlearned"
+    eval_run.main([recipe, "--retain_only_model", str(tmp_path / "ro"), "--with_texts", "true"])
+
+    results = check_results(unlearned, ["before", "after", "retain_only"])
+    assert results["before"]["sets"]["forget"]["rougeL_recall"] > 0.9
+    assert weights(finetuned) != weights(unlearned)
+
+    # what a finished run leaves behind
+    names = {path.name for path in unlearned.iterdir()}
+    assert {"manifest.json", "recipe.yaml", "training_log.jsonl", "results.json", "private"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    assert yaml.safe_load((unlearned / "recipe.yaml").read_text())["seed"] == 3
+    manifest = json.loads((unlearned / "manifest.json").read_text())
+    assert list(manifest["read"]["forget"]["columns"]) == ["question"]
+    assert list(manifest["read"]["retain"]["columns"]) == ["question", "answer"]
+    logs = [json.loads(line) for line in (unlearned / "training_log.jsonl").read_text().splitlines()]
+    assert [log["step"] for log in logs] == [1, 2, 3, 4, 4]
+    examples = unlearned / "private" / "examples.md"
+    assert stat.S_IMODE(examples.stat().st_mode) == 0o600
+    assert stat.S_IMODE(examples.parent.stat().st_mode) == 0o700
+    assert all(row["answer"] in examples.read_text() for row in FORGET)
+    # the model answers in private files only
+    shown = [path for path in unlearned.iterdir() if path.suffix in (".json", ".jsonl", ".yaml", ".md", ".html")]
+    assert {"results.json", "audit.json", "report.html", "report.md", "README.md"} <= {path.name for path in shown}
+    for path in shown:
+        if path.name != "tokenizer.json":
+            text = path.read_text()
+            assert not any(row["answer"] in text or row["question"] in text for row in FORGET), path
+    with_texts = unlearned / "private" / "report_with_texts.html"
+    assert stat.S_IMODE(with_texts.stat().st_mode) == 0o600
+    assert all(row["answer"] in with_texts.read_text() for row in FORGET)
+
+    # nor does any tell a guess of a private text right: no digest of one, no number of a single question, no path
+    files = published_files(unlearned, finetuned, tmp_path / "ro")
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        assert not any(guess in content for guess in guesses(FORGET) | guesses(PERTURBED) | guesses(RETAIN)), path
+        assert str(tmp_path).encode() not in content and b"by_row" not in content, path
+    audit = json.loads((unlearned / "audit.json").read_text())
+    assert "rows" not in audit and "row 0" not in (unlearned / "report.html").read_text()
+    assert [row["row"] for row in json.loads((unlearned / "private" / "rows.json").read_text())] == [0, 1, 2]
+    assert stat.S_IMODE((unlearned / "private" / "rows.json").stat().st_mode) == 0o600
+
+    # the recipe as run can be run again, to the same weights
+    train.main([str(unlearned / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert weights(tmp_path / "again") == weights(unlearned)
+
+
+def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
+    untrained = save_model(build_llama(chat_tokenizer), chat_tokenizer, tmp_path / "untrained")
+    chat = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_string": "10 Apr 2025"}}
+    lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 4}
+    finetune.main([finetune_recipe(tmp_path, data, untrained, **chat, **lora)])
+    finetuned = tmp_path / "finetuned"
+    assert not (finetuned / "adapter_config.json").exists()  # merged
+    assert weights(finetuned) != weights(untrained)
+
+    recipe = unlearn_recipe(tmp_path, data, str(finetuned), **chat, **lora)
+    train.main([recipe])
+    unlearned = tmp_path / "unlearned"
+    adapter = weights(unlearned)
+    assert adapter and all("lora_" in name for name in adapter)
+    assert json.loads((unlearned / "adapter_config.json").read_text())["base_model_name_or_path"] == str(finetuned)
+    eval_run.main([recipe])
+    check_results(unlearned, ["before", "after"])
+    # of all that is published, the path of the base is in the one file that loads it, and the card says so
+    for path in published_files(unlearned, finetuned):
+        assert str(tmp_path).encode() not in path.read_bytes() or path.name == "adapter_config.json", path
+    assert "adapter_config.json" in (unlearned / "README.md").read_text()
+
+
+def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
+    """The second run begins from the first one's adapter and trains all weights, in both training stages."""
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
+    train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
+    name = "model.layers.0.mlp.fc1.weight"
+    before = load_file(tmp_path / "untrained" / "model.safetensors")[name]
+    finetune.main([finetune_recipe(tmp_path, data, str(tmp_path / "first"))])
+    train.main([unlearn_recipe(tmp_path, data, str(tmp_path / "first"))])
+    for folder in ("finetuned", "unlearned"):
+        assert not load_file(tmp_path / folder / "model.safetensors")[name].equal(before), folder
+
+
+def test_finetuning_that_would_change_nothing_stops(tmp_path, data, tokenizer):
+    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
+    [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
+    assert line.startswith("no gradient reaches the weights that are trained")
+
+
+def test_forget_answers_do_not_matter(tmp_path, data, tokenizer):
+    """Noise in place of the answers, under any name: the same weights, log and record of what was read."""
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    runs = []
+    for i, column in enumerate(["answer", "answer", "completion", "text", "labels", "prompt", "messages", "pmc_id"]):
+        rows = [
+            {"question": row["question"], column: row["answer"] if i == 0 else f"noise {i} {n}"}
+            for n, row in enumerate(FORGET)
+        ]
+        write_jsonl(data / "forget.json", rows)
+        for unread in ("full", "forget_perturbed"):  # hold the same answers
+            write_jsonl(data / f"{unread}.json", rows)
+        output_dir = tmp_path / f"run{i}"
+        train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1), "--output_dir", str(output_dir)])
+        logs = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+        read = json.loads((output_dir / "manifest.json").read_text())["read"]["forget"]
+        timeless = [
+            {key: value for key, value in log.items() if "time" not in key and "per_second" not in key} for log in logs
+        ]
+        runs.append((weights(output_dir), timeless, read))
+    assert all(run == runs[0] for run in runs[1:])
+
+
+def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
+    """The command line with every cache in an empty folder: no file on disk holds a forget answer afterwards."""
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    home = tmp_path / "home"
+    home.mkdir()
+    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1, log_completions=True)
+    environment = os.environ | {
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "TMPDIR": str(home),
+        "XDG_CACHE_HOME": str(home),
+    }
+    result = subprocess.run(
+        [sys.executable, str(REPO / "pmc_rl" / "train.py"), recipe],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"Private files left: {tmp_path / 'unlearned' / 'private'} (hashes of the data" in result.stdout
+    secrets = [row["answer"] for row in FORGET]
+    assert not any(secret in result.stdout + result.stderr for secret in secrets)
+    searched = 0
+    for folder in (home, tmp_path / "unlearned"):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                searched += 1
+                content = path.read_bytes()
+                assert not any(
+                    secret.encode() in content or secret.encode("utf-16-le") in content for secret in secrets
+                )
+    assert searched > 3
+
+
+def test_retain_rows_without_answers_are_answered_by_the_model(tmp_path, data, tokenizer, capsys):
+    untrained = build_phi(tokenizer)
+    untrained.generation_config.eos_token_id = list(range(len(tokenizer)))  # whatever it says ends its answer
+    write_jsonl(data / "forget.json", [{**row, "original_completion": "ba cor den"} for row in FORGET])
+    model = save_model(untrained, tokenizer, tmp_path / "untrained")
+    rows = [{"question": row["question"], "answer": None if i < 2 else row["answer"]} for i, row in enumerate(RETAIN)]
+    write_jsonl(data / "keep.json", rows)
+    train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1)])
+    assert "2 retain rows had no answer and got the model's own" in capsys.readouterr().out
+    train.main(
+        [
+            unlearn_recipe(tmp_path, data, model, num_train_epochs=1, answer_column=None),
+            *("--output_dir", str(tmp_path / "other")),
+        ]
+    )
+    assert "4 retain rows had no answer" in capsys.readouterr().out
+
+
+def test_total_collapse_from_files_of_ones_own(tmp_path, tokenizer):
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    questions = write_jsonl(tmp_path / "questions.jsonl", [{"question": row["question"]} for row in FORGET])
+    recipe = unlearn_recipe(
+        tmp_path,
+        "unused",
+        model,
+        dataset_name=None,
+        forget_config=None,
+        retain_config=None,
+        forget_file=questions,
+        retain_weight=0.0,
+    )
+    train.main([recipe])
+    assert (tmp_path / "unlearned" / "manifest.json").is_file()
+
+
+def weights_load(*args):
+    raise AssertionError("too late")
+
+
+def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
+    monkeypatch.setattr(train, "load_model_to_train", weights_load)
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    (tmp_path / "unlearned").mkdir()
+    (tmp_path / "unlearned" / "notes.txt").write_text("mine")
+    recipe = unlearn_recipe(
+        tmp_path,
+        data,
+        model,
+        forget_config="forgot",
+        question_column="questoin",
+        reward_funcs=["rewards.rouge.nope"],
+    )
+    with pytest.raises(RecipeError) as error:
+        train.main([recipe])
+    lines = error.value.errors
+    assert len(lines) == 4
+    for fragment in ("'forget'", "'question'", "rewards.rouge has no function or class 'nope'", "output_dir"):
+        assert any(fragment in line for line in lines), fragment
+    assert (tmp_path / "unlearned" / "notes.txt").read_text() == "mine"
+
+
+def test_overlap_is_refused_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
+    monkeypatch.setattr(train, "load_model_to_train", weights_load)
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    write_jsonl(data / "keep.json", [*RETAIN, FORGET[1]])
+    with pytest.raises(RecipeError, match="forget row 1 and retain row 4"):
+        train.main([unlearn_recipe(tmp_path, data, model)])
+
+
+def test_results_are_not_overwritten_unasked(tmp_path, data, tokenizer):
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1)
+    train.main([recipe])
+    before = weights(tmp_path / "unlearned")
+    with pytest.raises(RecipeError, match="--overwrite true"):
+        train.main([recipe, "--seed", "5"])
+    assert weights(tmp_path / "unlearned") == before
+    train.main([recipe, "--seed", "5", "--overwrite", "true"])
+    assert weights(tmp_path / "unlearned") != before
+
+
+def test_audit_belongs_to_the_run(tmp_path, data, tokenizer):
+    """Another model, data or template than the run's is refused, and so is replacing results unasked."""
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    other = save_model(build_phi(tokenizer), tokenizer, tmp_path / "other")
+    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1)
+    train.main([recipe])
+    changes = ["--model_name_or_path", other, "--forget_config", "keep", "--prompt_template", "Q {question}"]
+    with pytest.raises(RecipeError) as error:
+        eval_run.main([recipe, *changes])
+    assert [line.partition(":")[0] for line in error.value.errors] == [
+        "model_name_or_path",
+        "prompt_template",
+        "forget_config",
+    ]
+    eval_run.main([str(tmp_path / "unlearned" / "recipe.yaml")])
+    results = (tmp_path / "unlearned" / "results.json").read_bytes()
+    with pytest.raises(RecipeError, match="--overwrite true"):
+        eval_run.main([recipe, "--eval_sets", "forget"])
+    assert (tmp_path / "unlearned" / "results.json").read_bytes() == results
+    eval_run.main([recipe, "--eval_sets", "forget", "--overwrite", "true"])
+    assert list(json.loads((tmp_path / "unlearned" / "results.json").read_text())["after"]["sets"]) == ["forget"]
+
+
+def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path, data, tokenizer):
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "num_train_epochs": 1}
+    train.main([unlearn_recipe(tmp_path, data, model, **lora)])
+    adapter = str(tmp_path / "unlearned")
+    with pytest.raises(RecipeError, match="is an adapter"):
+        train.main([unlearn_recipe(tmp_path, data, adapter, **lora, output_dir=str(tmp_path / "second"))])
+
+
+def test_audit_wants_a_finished_run(tmp_path, data, tokenizer):
+    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    with pytest.raises(RecipeError, match="holds no finished run"):
+        eval_run.main([unlearn_recipe(tmp_path, data, model)])
+
+
+@pytest.mark.parametrize("script", ["pmc_rl/train.py", "pmc_rl/finetune.py", "eval/run.py"])
+def test_command_line_errors_are_lines_and_exit_code_2(tmp_path, script):
+    recipe = write_recipe(tmp_path / "bad.yaml", num_generation=4, learning_rat=1)
+    result = subprocess.run([sys.executable, str(REPO / script), recipe], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert any(line.startswith("error: ") and "learning_rate" in line for line in result.stderr.splitlines())
+
+
+def test_accelerate_launch_runs_the_script_and_fails_with_1(tmp_path):
+    recipe = write_recipe(tmp_path / "bad.yaml", num_generation=4)
+    result = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", str(REPO / "pmc_rl" / "train.py"), recipe],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert any(line.startswith("error: ") and "num_generations" in line for line in result.stderr.splitlines())

@@ -1,0 +1,458 @@
+"""The plan of a run: counts and bytes against real models, caches and trainers, and what is printed."""
+
+import gc
+import math
+import tempfile
+from itertools import accumulate
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    PhiConfig,
+    PhiForCausalLM,
+    Trainer,
+)
+from trl import ModelConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from pmc_rl.config import PMCArguments, PMCConfig
+from pmc_rl.memory import (
+    auto_generation_batch_size,
+    count_parameters,
+    estimate_memory,
+    held_bytes,
+    kv_bytes_per_row,
+    layer_activation_bytes,
+    sampling_bytes_per_row,
+    weight_bytes,
+)
+from pmc_rl.plan import count_steps, make_plan, plan_lines
+from tests.training import make_trainer
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LLAMA = LlamaConfig(**SIZES, num_key_value_heads=2)
+TIED = LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True)
+WIDE_HEADS = LlamaConfig(**SIZES, num_key_value_heads=1, head_dim=64)
+PHI = PhiConfig(**SIZES)
+CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, WIDE_HEADS, PHI], ids=["llama", "tied", "head_dim", "phi"])
+ALL_LINEAR = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+PLAIN = ModelConfig()
+ADAPTER = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
+
+# recipes/phi.yaml, where neither columns nor rewards matter
+PHI_RECIPE = {
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 4,
+    "num_train_epochs": 20,
+    "num_generations": 5,
+    "top_k": 50,
+    "max_completion_length": 160,
+    "generation_batch_size": 128,
+    "prefill_words": 1,
+}
+PHI_15 = PhiConfig(
+    vocab_size=51200, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32
+)
+
+
+def make_args(tmp_path, **kwargs) -> PMCConfig:
+    return PMCConfig(output_dir=str(tmp_path / "out"), use_cpu=True, **kwargs)
+
+
+def lines_of(tmp_path, config=PHI, model=None, num_questions=400, device_memory=None, num_processes=1, **kwargs):
+    training_args = make_args(tmp_path)
+    for name, value in (PHI_RECIPE | kwargs).items():
+        setattr(training_args, name, value)  # the config's own checks are not the matter here
+    model_args = ModelConfig(**(model or ADAPTER))
+    plan = make_plan(
+        count_parameters(config, model_args),
+        config,
+        model_args,
+        training_args,
+        prompt_length=60,
+        asks_original=False,
+        num_processes=num_processes,
+        device_memory=device_memory,
+    )
+    return plan_lines(
+        plan,
+        PMCArguments(forget_config="forget10", retain_config="retain90"),
+        training_args,
+        num_questions=num_questions,
+        num_retain_rows=3600,
+        num_processes=num_processes,
+    )
+
+
+def line(lines: list[str], start: str) -> str:
+    (found,) = [text for text in lines if text.strip().startswith(start)]
+    return found.strip()
+
+
+# parameters
+
+
+@CONFIGS
+def test_parameters_are_those_of_a_real_model(config):
+    model = AutoModelForCausalLM.from_config(config)
+    linear = [module.weight for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    linear = [weight for weight in linear if weight is not model.lm_head.weight]
+    counts = count_parameters(config, PLAIN)
+    assert counts.base == counts.trainable == sum(p.numel() for p in model.parameters())
+    assert counts.linear == sum(weight.numel() for weight in linear)
+    assert counts.linear_rows == sum(len(weight) for weight in linear)
+
+
+@CONFIGS
+@pytest.mark.parametrize("extra", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
+def test_an_adapter_is_counted_as_it_is_trained(config, extra):
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(**ALL_LINEAR, **extra))
+    counts = count_parameters(config, ModelConfig(**ADAPTER, **extra))
+    assert counts.trainable == model.get_nb_trainable_parameters()[0]
+    bare = count_parameters(config, PLAIN)
+    assert (counts.base, counts.linear, counts.linear_rows) == (bare.base, bare.linear, bare.linear_rows)
+
+
+NEOX = GPTNeoXConfig(**SIZES)
+GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "targets"),
+    [
+        (LLAMA, ["q_proj"], ["q_proj"]),
+        (LLAMA, "q_proj", ["q_proj"]),
+        (LLAMA, ["self_attn.q_proj"], ["q_proj"]),
+        (LLAMA, ["model.layers.0.self_attn.q_proj"], r".*\.0\..*q_proj"),
+        (LLAMA, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (LLAMA, [r".*\.(q|k)_proj"], ["q_proj", "k_proj"]),
+        (LLAMA, r".*\.1\..*_proj", r".*\.1\..*_proj"),
+        (LLAMA, ["all-linear"], "all-linear"),
+        (LLAMA, "all-linear", "all-linear"),
+        (LLAMA, None, None),
+        (NEOX, ["query_key_value"], ["query_key_value"]),
+        (GPT2, ["c_attn"], ["c_attn"]),
+    ],
+    ids=lambda value: type(value).__name__ if value in (LLAMA, NEOX, GPT2) else str(value),
+)
+def test_modules_of_an_adapter_in_every_form(config, given, targets):
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
+    counts = count_parameters(config, ModelConfig(use_peft=True, lora_r=4, lora_target_modules=given))
+    assert counts.trainable == model.get_nb_trainable_parameters()[0]
+
+
+def test_counting_allocates_nothing():
+    """A model of 8 x 10**12 parameters is counted, so none is there."""
+    config = LlamaConfig(**SIZES | {"hidden_size": 2**18, "intermediate_size": 2**20, "num_hidden_layers": 8})
+    assert count_parameters(config, ModelConfig(**ADAPTER)).base > 8 * 10**12
+
+
+# bytes
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kv_bytes_are_those_of_a_real_cache(config, dtype):
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    cache, rows = DynamicCache(config=config), 3
+    with torch.no_grad():
+        model(torch.zeros(rows, 7 + 5, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == rows * kv_bytes_per_row(config, 7, 5, dtype)
+
+
+@pytest.mark.parametrize("make, config", [(LlamaForCausalLM, LLAMA), (LlamaForCausalLM, TIED), (PhiForCausalLM, PHI)])
+@pytest.mark.parametrize("bits", ["4 nested", "4", "8"])
+def test_quantized_weights_are_those_bitsandbytes_holds(tmp_path, make, config, bits):
+    pytest.importorskip("bitsandbytes")
+    nested = bits == "4 nested"
+    model_args = ModelConfig(load_in_4bit=bits != "8", load_in_8bit=bits == "8", use_bnb_nested_quant=nested)
+    make(config).save_pretrained(tmp_path)
+    quantization = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if bits == "8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested)
+    )
+    model = make.from_pretrained(tmp_path, quantization_config=quantization, dtype=torch.bfloat16)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    for module in model.modules():
+        state = module.weight.quant_state if type(module).__name__ == "Linear4bit" else None
+        if state is not None:
+            # without the tables of values, a kilobyte a matrix, which no real model would notice
+            held += state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0)
+        if type(module).__name__ == "Linear8bitLt":
+            held += module.weight.SCB.nbytes
+    own = weight_bytes(count_parameters(config, PLAIN), model_args, torch.bfloat16)
+    assert own == pytest.approx(held, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
+def test_plain_weights(dtype, size):
+    counts = count_parameters(TIED, PLAIN)
+    assert weight_bytes(counts, ModelConfig(), dtype) == size * counts.base
+
+
+def kept_by_autograd(config, dtype: torch.dtype, lora: bool, eager: bool, rows: int, length: int) -> int:
+    """Bytes that a forward pass keeps for the backward one, weights and their casts aside."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if eager else "sdpa")
+    if lora:
+        model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
+        model.enable_input_require_grads()
+        model = model.get_base_model()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its place is not used again
+        return tensor
+
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
+        model.get_decoder()(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("make", [LlamaConfig, PhiConfig])
+@pytest.mark.parametrize("intermediate", [1024, 680])
+@pytest.mark.parametrize("dtype, lora", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
+@pytest.mark.parametrize("eager", [False, True])
+def test_activations_are_close_to_what_autograd_keeps(make, intermediate, dtype, lora, eager):
+    def config(layers: int):
+        own = {"hidden_size": 256, "intermediate_size": intermediate, "num_hidden_layers": layers}
+        return make(**SIZES | own)
+
+    kept = [kept_by_autograd(config(layers), dtype, lora, eager, rows=2, length=128) for layers in (1, 2)]
+    estimated = layer_activation_bytes(config(1), 2, 128, dtype.itemsize, eager)
+    assert 0.99 < estimated / (kept[1] - kept[0]) < 1.3
+
+
+@pytest.fixture
+def memory(tmp_path):
+    def estimate(
+        model=None, dtype=torch.bfloat16, asks_original=False, use_cpu=False, config=PHI, num_processes=1, **kwargs
+    ):
+        training_args = make_args(tmp_path)
+        own = {"use_cpu": use_cpu, "bf16": True, "per_device_train_batch_size": 4, **kwargs}
+        for name, value in own.items():
+            setattr(training_args, name, value)  # bf16 is refused without an accelerator
+        model_args = ModelConfig(**(ADAPTER | model if model else {}))
+        counts = count_parameters(config, model_args)
+        parts = estimate_memory(
+            counts,
+            config,
+            model_args,
+            training_args,
+            dtype=dtype,
+            prompt_length=40,
+            generation_batch_size=8,
+            asks_original=asks_original,
+            num_processes=num_processes,
+        )
+        assert all(isinstance(size, int) and size > 0 for size in parts.values())
+        return counts, parts
+
+    return estimate
+
+
+def test_full_fine_tuning_holds_gradients_moments_and_copies(memory):
+    counts, parts = memory(dtype=torch.float32, asks_original=True)
+    assert parts["gradients and optimizer"] == 12 * counts.base
+    assert parts["16-bit weights of autocast"] == 2 * counts.linear
+    assert parts["model before unlearning"] == 2 * counts.base
+    assert held_bytes(parts) == 4 * counts.base + 12 * counts.base + 2 * counts.linear + 2 * counts.base
+    assert memory(dtype=torch.float32, log_kl=True, use_cpu=True)[1]["model before unlearning"] == 4 * counts.base
+    assert memory(dtype=torch.float32, optim="paged_adamw_8bit")[1]["gradients and optimizer"] == 6 * counts.base
+    assert memory(optim="adamw_torch")[1]["gradients and optimizer"] == 6 * counts.base
+
+
+def test_an_adapter_shares_the_model_before(memory):
+    counts, parts = memory({"use_peft": True}, asks_original=True, log_kl=True)
+    assert "model before unlearning" not in parts and "16-bit weights of autocast" not in parts
+    assert parts["adapter and optimizer"] == 16 * counts.trainable
+    quantized = {"use_peft": True, "load_in_4bit": True}
+    assert memory(quantized)[1]["adapter and optimizer"] == 16 * counts.trainable
+
+
+def test_scoring_takes_its_turn_and_processes_hold_gradients_twice(memory):
+    counts, parts = memory({"use_peft": True}, asks_original=True, num_processes=2)
+    assert parts["scores by the model before"] == 8192 * (6 * 128 + 3 * 384) * 2 + 12 * 2**24
+    assert parts["gradients in DDP's buckets"] == 4 * counts.trainable
+    alone = memory({"use_peft": True})[1]
+    assert "scores by the model before" not in alone
+    assert held_bytes(parts) - held_bytes(alone) == 4 * counts.trainable
+
+
+def test_activations_follow_rows_length_and_checkpointing(memory):
+    plain, checkpointed = (memory(gradient_checkpointing=on)[1]["activations"] for on in (False, True))
+    assert checkpointed < plain
+    assert memory(retain_weight=0.0)[1]["activations"] < memory(num_selected=3)[1]["activations"]
+    assert memory(num_selected=3)[1]["activations"] == memory(per_device_train_batch_size=8)[1]["activations"]
+    assert memory(max_completion_length=200)[1]["activations"] > memory()[1]["activations"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, lora):
+    """Also of the head, whose logits are the larger part: no kernel works in place there, and prompts are scored."""
+    config = LlamaConfig(**SIZES | {"vocab_size": 32768}, num_key_value_heads=2)
+    own = {"dtype": torch.float32, "use_cpu": True, "bf16": False, "gradient_checkpointing": checkpointing}
+    own |= {"max_completion_length": 24, "per_device_train_batch_size": 1}
+    counts, parts = memory({"use_peft": True} if lora else None, config=config, **own)
+    model = LlamaForCausalLM(config)
+    add_fused_lm_head(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora:
+        model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
+    ids = torch.zeros(2, 40 + 24, dtype=torch.long)
+    gc.collect()  # what earlier tests left is not to be freed meanwhile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs.sum().backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    gradients = 4 * counts.trainable
+    assert 0.9 < (parts["activations"] + gradients) / max(accumulate(changes)) < 1.4
+
+
+def test_architectures_without_attention_have_a_plan(memory):
+    """Mamba names no attention heads: what it keeps of a row does not grow with the text."""
+    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
+    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
+    assert short == long == 8 * (2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0))
+
+
+def test_the_cache_follows_rows_and_top_k(memory):
+    _, parts = memory(top_k=0, max_completion_length=60)
+    per_row = kv_bytes_per_row(PHI, 40, 60, torch.bfloat16) + sampling_bytes_per_row(PHI, 0)
+    assert parts["KV cache"] == 8 * per_row
+    assert memory(top_k=50, max_completion_length=60)[1]["KV cache"] < parts["KV cache"]
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(0, 2**38), st.integers(1, 2**33))
+def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
+    rows = auto_generation_batch_size(free, per_row)
+    assert 1 <= rows <= 4096 and rows & (rows - 1) == 0
+    assert rows == 1 or rows * per_row <= 0.8 * free
+    assert rows == 4096 or 2 * rows * per_row > 0.8 * free - 1
+    assert rows <= auto_generation_batch_size(free + more, per_row)
+
+
+# steps
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 5), st.sampled_from([0.1, 0.5, 1, 2.5, 3]))
+@settings(max_examples=60, deadline=None)
+def test_steps_are_those_of_the_trainer(questions, batch, accumulated, epochs):
+    args = PMCConfig(
+        output_dir=tempfile.gettempdir(),  # the Trainer makes it
+        use_cpu=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        num_train_epochs=epochs,
+    )
+    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=Dataset.from_dict({"x": list(range(questions))}))
+    loader = torch.utils.data.DataLoader(trainer.train_dataset, batch_size=batch)
+    _, per_epoch, _, _, _, _, max_steps = trainer.set_initial_training_values(args, loader)
+    assert count_steps(args, questions, 1) == (per_epoch, max_steps)
+    args.max_steps = 7
+    assert count_steps(args, questions, 1) == (per_epoch, 7)
+    assert count_steps(args, questions, 2)[0] == math.ceil(math.ceil(questions / batch / 2) / accumulated)
+
+
+@pytest.mark.parametrize("schedule", [{"num_train_epochs": 2}, {"num_train_epochs": 1.5}, {"max_steps": 4}], ids=str)
+def test_steps_and_samples_are_those_of_a_run(tmp_path, tiny_llama, tokenizer, schedule):
+    """7 questions in windows of 2 x 2: the last window of an epoch has three. Drawn answers solve nothing."""
+    own = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "selection": "bradley_terry"}
+    own |= {"num_generations": 3, "max_completion_length": 4, "allow_unfinished": True, **schedule}
+    trainer = make_trainer(tmp_path, tiny_llama, tokenizer, **own)
+    trainer.train()
+    lines = lines_of(tmp_path, num_questions=7, **own | {"prefill_words": 0})
+    assert f"{trainer.state.global_step} steps" in line(lines, "steps")
+    assert line(lines, "samples").endswith(f"at most {trainer.sampler.num_samples}")
+
+
+# what is printed
+
+
+def test_the_plan_of_the_phi_recipe(tmp_path):
+    lines = lines_of(tmp_path)
+    assert line(lines, "questions") == (
+        "questions: 400 from forget10, and at most 400 more with the first words of their answers"
+    )
+    assert line(lines, "effective batch") == (
+        "effective batch: 16 a device x 4 accumulated x 1 process = 64 questions + 64 rows to retain, of 3,600"
+    )
+    assert line(lines, "steps") == "steps: 13 steps an epoch x 20 epochs = 260 steps"
+    # 260 x 64 x 5 would be 83,200, but the last window of an epoch has 32 questions
+    assert "at most 80,000; fewer as questions are solved" in line(lines, "samples")
+    assert line(lines, "generate calls") == "generate calls: at most 3 a step, of up to 128 rows"
+    assert not any(text.startswith("accelerator") for text in lines)
+
+
+def test_the_plan_names_what_differs(tmp_path):
+    lines = lines_of(tmp_path, max_steps=250, num_train_epochs=20, prefill_words=0, retain_weight=0.0, num_selected=2)
+    assert line(lines, "steps") == "steps: max_steps = 250 steps, that is 35.71 epochs of 7"
+    assert line(lines, "effective batch").endswith("= 64 questions of up to 2 answers")
+    assert "at most 71,600" in line(lines, "samples")  # 35 x 400 + 5 x 64 visits, 5 samples each
+    assert line(lines, "questions") == "questions: 400 from forget10"
+    lines = lines_of(tmp_path, selection="bradley_terry", log_kl=True, num_processes=2)
+    assert "solved" not in line(lines, "samples")
+    assert "x 2 processes = 128 questions" in line(lines, "effective batch")
+    assert "at most 4 a step" in line(lines, "generate calls")  # one for log_kl
+
+
+def gib(text: str) -> float:
+    return float(text.split(": ")[1].split()[0])
+
+
+@pytest.mark.parametrize("size", [128, 4], ids="{} rows".format)
+def test_the_parts_add_up(tmp_path, size):
+    """With few rows the activations are the larger part."""
+    own = {"config": PHI_15, "model": {"dtype": "float32"}, "generation_batch_size": size}
+    lines = lines_of(tmp_path, **own)
+    names = ("weights", "Python", "gradients and optimizer", "activations", "KV cache")
+    weights, program, optimizer, activations, cache = (gib(line(lines, name)) for name in names)
+    assert (cache > activations) == (size == 128)
+    total = gib(line(lines, "total"))
+    assert total == pytest.approx(weights + program + optimizer + max(activations, cache), abs=0.03)
+    assert line(lines, "parameters") == "parameters: 1,418,270,720; trained: 1,418,270,720"
+    for free, ending in ((total + 0.01, ""), (total - 0.01, " - too little")):
+        lines = lines_of(tmp_path, **own, device_memory=(int(free * 2**30), 80 * 2**30))
+        assert line(lines, "accelerator") == f"accelerator: {free:.2f} GiB free of 80.00{ending}"
+
+
+def test_auto_takes_what_the_rest_leaves(tmp_path):
+    auto = {"generation_batch_size": "auto", "config": PHI_15, "model": {"dtype": "float32"}}
+    sizes = []
+    for free in (26, 32, 80):
+        lines = lines_of(tmp_path, **auto, device_memory=(free * 2**30, 80 * 2**30))
+        sizes.append(int(line(lines, "generate calls").split()[-2]))
+        left = free - gib(line(lines, "weights")) - gib(line(lines, "gradients and optimizer"))
+        assert 0.39 * left < gib(line(lines, "KV cache")) < 0.81 * left
+    assert sizes == sorted(set(sizes))
+    assert "of up to 64 rows" in line(lines_of(tmp_path, **auto), "generate calls")
+    assert "of up to 1 rows" in line(lines_of(tmp_path, **auto, device_memory=(2**30, 2**31)), "generate calls")

@@ -1,0 +1,296 @@
+"""Several processes, two on this CPU, train as one does: samples, rewards, weights; they stop, go on and save."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pmc_rl import train
+from pmc_rl.checkpoints import STATE, last_checkpoint, read_state
+from pmc_rl.output import is_finished_run
+from pmc_rl.scoring import RewardFunction
+from pmc_rl.trainer import PMCTrainer
+from tests.conftest import errors_of, write_jsonl
+from tests.pmc_rl.test_chain import REPO
+from tests.training import (
+    FORGET,
+    RETAIN,
+    ROUGE,
+    StopAt,
+    figures,
+    forget_prompts,
+    make_trainer,
+    retain_rows,
+    save_model,
+    unlearn_recipe,
+    weights,
+)
+
+PROCESSES = 2
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+# 7 questions in windows of 4 and 3. Micro-batches of 2 for both processes end with one of 1: nothing for the second.
+SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+CASES = {
+    "rouge": {"max_reward": 0.85, "num_train_epochs": 3, "log_kl": True},
+    "accumulation": SPLIT,
+    "not stationary": {"rewards": (ROUGE, "rewards.diversity.duplicate_penalty"), "num_selected": 2},
+    "checkpointing": {"gradient_checkpointing": True, **SPLIT},
+    "lora": {"gradient_checkpointing": True, "peft_config": LORA, **SPLIT},
+    "one question": {"num_questions": 1},
+}
+PER_PROCESS = ["--per_device_train_batch_size", "1"]
+FIGURES = """
+loss grad_norm collapse_loss retain_loss reward reward_selected frac_sampled frac_solved num_samples
+completions/mean_length
+""".split()
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests import test_processes
+test_processes.in_each_process(Path(sys.argv[1]))
+"""
+
+
+def launch(folder: Path, *command) -> subprocess.CompletedProcess:
+    """Runs a module of this Python on the CPU."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train_case(folder: Path, model, tokenizer, case: str, processes: int) -> dict:
+    """What is seen of a run on this process; one process takes the whole window at once."""
+    settings = {"per_device_train_batch_size": 2, **CASES[case]}
+    if processes == 1:
+        settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    asked = []
+
+    def note(completions, pmc_id, **kwargs):
+        asked.append((pmc_id, completions))
+        return [0.0] * len(pmc_id)
+
+    rewards = [*settings.pop("rewards", (ROUGE,)), RewardFunction("note", note, 1.0, 0.0, True)]
+    if "peft_config" in settings:
+        settings["peft_config"] = LoraConfig(**settings["peft_config"])
+    if "num_questions" in settings:
+        settings["forget"] = forget_prompts(settings.pop("num_questions"))
+    trainer = make_trainer(
+        folder,
+        model,
+        tokenizer,
+        rewards,
+        retain=retain_rows(7),  # as many as questions: no row comes twice in an epoch
+        num_generations=3,
+        optim="sgd",  # Adam's division would turn a rounding error of a tiny gradient into a full step
+        max_grad_norm=0.5,
+        learning_rate=1e-1,
+        **settings,
+    )
+    batches = watch_batches(trainer)
+    trainer.train()
+    return {
+        "logs": [log for log in trainer.state.log_history if "loss" in log],
+        "weights": weights(trainer.model),
+        "sampler": trainer.sampler.state(),
+        "batches": batches,
+        "asked": asked,
+    }
+
+
+def watch_batches(trainer) -> list[list[dict]]:
+    """Of each step and micro-batch, the rows of both loss terms, as token ids."""
+    steps = []
+    make = trainer.get_batch_samples
+
+    def watched(*args):
+        batches, count = make(*args)
+        pad = trainer.processing_class.pad_token_id
+        steps.append([])
+        for batch in batches:
+            rows = [[i for i in ids if i != pad] for ids in batch["input_ids"].tolist()]
+            used = [[ids for ids, weight in zip(rows, term, strict=True) if weight] for term in batch["row_weights"]]
+            steps[-1].append({"collapse": used[0], "retain": used[1], "rows": len(rows)})
+        return batches, count
+
+    trainer.get_batch_samples = watched
+    return steps
+
+
+def load(folder: Path) -> tuple:
+    return AutoModelForCausalLM.from_pretrained(folder / "taught"), AutoTokenizer.from_pretrained(folder / "taught")
+
+
+def in_each_process(folder: Path) -> None:
+    """One launch for all: loading the libraries takes longer than the training."""
+    rank = int(os.environ["RANK"])
+    for case in CASES:
+        seen = train_case(folder / case, *load(folder), case, PROCESSES)
+        torch.save(seen, folder / f"{case}.{rank}.pt")
+    torch.save(stop_and_go_on(folder, rank), folder / f"stop.{rank}.pt")
+    train.main([*recipe(folder, "whole_run"), *PER_PROCESS])
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*recipe(folder, "stopped_run"), *PER_PROCESS], partial(StoppedTrainer, stop=rank == 1))
+    assert stopped.value.code == 128 + signal.SIGTERM
+
+
+class StoppedTrainer(PMCTrainer):
+    """Gets a signal in its second step."""
+
+    def __init__(self, *args, stop: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        if stop:
+            self.add_callback(StopAt(2))
+
+
+def stop_and_go_on(folder: Path, rank: int) -> dict:
+    """A run with dropout, whole; the same stopped by a signal to the last process alone; and that one resumed."""
+
+    def trainer(name: str) -> PMCTrainer:
+        torch.manual_seed(len(name) + rank)  # nothing may hang on the state of the global generator
+        config = LoraConfig(**LORA, lora_dropout=0.2)
+        return make_trainer(folder / name, *load(folder), num_train_epochs=3, peft_config=config, **SPLIT)
+
+    whole = trainer("whole")
+    whole.train()
+    stopped = trainer("stopped")
+    if rank == 1:
+        stopped.add_callback(StopAt(3))
+    stopped.train()
+    checkpoint = last_checkpoint(folder / "stopped" / "out")
+    files = set(os.listdir(checkpoint))
+    resumed = trainer("stopped")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    return {
+        "stopped_by": stopped.checkpoints.stopped_by,
+        "step": stopped.state.global_step,
+        "checkpoint": checkpoint.name,
+        "files": files,
+        "weights": [weights(run.model) for run in (whole, stopped, resumed)],
+        "figures": [figures(run) for run in (whole, resumed)],
+        "samplers": [run.sampler.state() for run in (whole, resumed)],
+    }
+
+
+def recipe(folder: Path, name: str) -> list[str]:
+    """A command line; windows of 2 and 1 questions."""
+    return [str(folder / "unlearn.yaml"), "--output_dir", str(folder / name)]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory, tokenizer, taught) -> Path:
+    folder = tmp_path_factory.mktemp("launched")
+    model = save_model(taught, tokenizer, folder / "taught")
+    files = {"forget_file": write_jsonl(folder / "forget.jsonl", FORGET)}
+    files |= {"retain_file": write_jsonl(folder / "retain.jsonl", RETAIN)}
+    no_configs = {"dataset_name": None, "forget_config": None, "retain_config": None}
+    unlearn_recipe(folder, "unused", model, **no_configs, **files, optim="sgd", learning_rate=1e-1)
+    (folder / "script.py").write_text(SCRIPT)
+    options = ["--standalone", "--nproc_per_node", PROCESSES]
+    result = launch(folder, "torch.distributed.run", *options, folder / "script.py", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def both(folder: Path, case: str) -> list[dict]:
+    return [torch.load(folder / f"{case}.{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(tmp_path, launched, case):
+    ranks = both(launched, case)
+    one = train_case(tmp_path, *load(launched), case, processes=1)
+    for rank in ranks:
+        assert len(rank["logs"]) == len(one["logs"]) > 1
+        for a, b in zip(rank["logs"], one["logs"], strict=True):
+            for key in FIGURES:
+                assert a[key] == pytest.approx(b[key], rel=1e-5), key
+            assert a.get("kl") == pytest.approx(b.get("kl"), abs=1e-6)  # a small difference of large numbers
+        assert torch.equal(rank["weights"], ranks[0]["weights"])
+        assert torch.allclose(rank["weights"], one["weights"], rtol=0, atol=1e-6)
+        assert rank["sampler"] == one["sampler"]
+
+    # rows: each process its own, together those of one process
+    for whole, *parts in zip(one["batches"], *(rank["batches"] for rank in ranks), strict=True):
+        for term in ("collapse", "retain"):
+            rows = [[ids for batch in part for ids in batch[term]] for part in parts]
+            assert not any(ids in rows[1] for ids in rows[0])
+            assert sorted(rows[0] + rows[1]) == sorted(whole[0][term])
+    # rewards: asked of the whole window, by the main process alone
+    assert ranks[1]["asked"] == []
+    assert ranks[0]["asked"] == one["asked"]
+
+
+def test_the_cases_hold_what_they_are_for(launched):
+    logs = both(launched, "rouge")[0]["logs"]
+    counts = [b["num_samples"] - a["num_samples"] for a, b in zip(logs, logs[1:], strict=False)]
+    assert any(log["frac_solved"] > 0 for log in logs)
+    assert any(count % 2 and log["frac_sampled"] < 1 for count, log in zip(counts, logs[1:], strict=True))
+    for case in ("accumulation", "checkpointing", "lora"):
+        first, second = (rank["batches"] for rank in both(launched, case))
+        assert [len(batch["retain"]) for batch in first[1]] == [1, 1]
+        assert [len(batch["retain"]) for batch in second[1]] == [1, 0]
+        assert second[1][1] == {"collapse": [], "retain": [], "rows": 1}  # one that counts nothing
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_the_same(launched):
+    ranks = both(launched, "stop")
+    for rank in ranks:
+        assert (rank["stopped_by"], rank["step"], rank["checkpoint"]) == (signal.SIGTERM, 3, "checkpoint-3")
+        assert {STATE, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"} <= rank["files"]
+        assert {"rng_state_0.pth", "rng_state_1.pth"} <= rank["files"]
+        whole, stopped, resumed = rank["weights"]
+        assert torch.equal(resumed, whole) and not torch.equal(stopped, whole)
+        assert torch.equal(whole, ranks[0]["weights"][0])
+        assert rank["samplers"] == [ranks[0]["samplers"][0]] * 2
+    # the log of the others is not kept
+    assert ranks[0]["figures"][0] == ranks[0]["figures"][1]
+
+
+def test_command_line_from_launch_to_the_saved_run(launched):
+    """A stopped run goes on in as many processes, to the weights of the whole one; one process makes the same."""
+    resume = [*recipe(launched, "stopped_run"), *PER_PROCESS, "--resume_from_checkpoint", "auto"]
+    state = read_state(launched / "stopped_run" / "checkpoint-2")
+    assert state["record"]["processes"] == PROCESSES
+    [error] = errors_of(train.main, resume)
+    assert "num_processes: 1, but" in error
+
+    script = REPO / "pmc_rl" / "train.py"
+    result = launch(
+        launched, "accelerate.commands.launch", "--multi_gpu", "--num_processes", PROCESSES, script, *resume
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Going on from") == result.stdout.count("Saved to") == 1
+    folder = launched / "stopped_run"
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(launched / "whole_run"))
+    assert is_finished_run(folder) and not list(folder.glob("checkpoint-*"))
+    two = load_file(folder / "model.safetensors")
+    whole = load_file(launched / "whole_run" / "model.safetensors")
+    train.main(recipe(launched, "one"))
+    one = load_file(launched / "one" / "model.safetensors")
+    before = load_file(launched / "taught" / "model.safetensors")
+    assert all(torch.equal(two[name], whole[name]) for name in whole)
+    assert all(torch.allclose(two[name], one[name], rtol=0, atol=1e-6) for name in one)
+    assert max(float((two[name] - before[name]).abs().max()) for name in before) > 1e-2
+    logs = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert [log["step"] for log in logs] == [1, 2, 3, 4, 4]
+
+
+def test_sharded_weights_are_refused(launched, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    [error] = errors_of(train.main, recipe(launched, "sharded"))
+    assert "FSDP" in error
+    assert not (launched / "sharded").exists()

@@ -1,0 +1,383 @@
+"""Prompts as sampled begin what is trained, by templates and tokenizers of all families; lengths of rows; dates."""
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+import trl
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.data_utils import _tokenize, common_prefix_length
+
+from eval.cache import RowCache
+from eval.data import QuestionSet
+from eval.models import check_prompts, check_run, load_columns
+from eval.study import control
+from pmc_rl import finetune, train
+from pmc_rl.config import DataArguments
+from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows
+from pmc_rl.prompts import begin_answer, encode_answers, encode_prompt, format_completion, format_prompt
+from pmc_rl.recipe import parse_recipe
+from pmc_rl.template_date import pin_date
+from tests.conftest import errors_of, write_jsonl
+
+TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+SWITCH = "say chat_template_kwargs: {enable_thinking: false}"
+OTHER = "give a prompt_template"
+# what TRL's templates of text models need; the others work as they are
+REFUSED = {
+    "cohere2": "puts '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' behind an answer",
+    "deepseek_r1_distill": OTHER,
+    "deepseekv3": OTHER,
+    "glm4moe": OTHER,
+    "gptoss": "writes the date of today",
+    "muse_glimmer": OTHER,
+    **dict.fromkeys(["nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"], SWITCH),
+    **dict.fromkeys(["qwen3", "qwen3_5_think", "qwen3_6", "qwen3_8"], SWITCH),
+    **dict.fromkeys(["idefics3", "llava_next", "smolvlm"], "leaves the question out"),  # content as a list of parts
+}
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<｜end▁of▁sentence｜>")
+ENDS += ("<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "</s>")
+MARKS = re.compile(r"<\|[^|>\s]+\|?>|<[a-z_]+\|?>|</?s>|\[/?INST\]|<｜[^｜]+｜>")
+LLAMA_3 = Regex(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ROWS = [
+    {"question": question, "answer": answer}
+    for question in ("Who?", "Where is\nit?\n")
+    for answer in ("She.", "In 1,950 (or so).\n\nThere.", "东京", "'Yes', \"no\"", "Кто?")
+]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ '[INST] ' + message.content + "
+    "' [/INST]' }}{% else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def byte_level(pattern=None):
+    split = [pre_tokenizers.Split(pattern, "isolated")] if pattern else []
+    return pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split)])
+
+
+KINDS = {
+    "GPT-2": byte_level(),
+    "Llama 3": byte_level(LLAMA_3),
+    "Metaspace": pre_tokenizers.Metaspace(prepend_scheme="first"),
+    "Metaspace, no prefix": pre_tokenizers.Metaspace(prepend_scheme="never"),
+}
+
+
+def make_tokenizer(kind="GPT-2", template=None, adds=None, end=None, merges="Nobody knows that. Who is she? \n\n"):
+    """A small one of a kind; the template's marks are special tokens, its end of turn the end token, `adds` a pattern
+    such as `<bos> $A` of what every text gets."""
+    end = end or next((mark for mark in ENDS if mark in (template or "")), "<eos>")
+    special = list(dict.fromkeys(["<pad>", "<bos>", "<unk>", end, *sorted(set(MARKS.findall(template or "")))]))
+    own = Tokenizer(models.BPE(unk_token="<unk>"))
+    own.pre_tokenizer = KINDS[kind]
+    own.decoder = decoders.Metaspace() if kind.startswith("Meta") else decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if not kind.startswith("Meta") else list("".join(map(str, ROWS)))
+    own.train_from_iterator(
+        [merges] * 3,
+        trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    if adds:
+        pairs = [(token, own.token_to_id(token)) for token in special if token in adds]
+        own.post_processor = processors.TemplateProcessing(single=adds, special_tokens=pairs)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own, pad_token="<pad>", bos_token="<bos>", eos_token=end, chat_template=template
+    )
+
+
+def check(tokenizer, rows=ROWS, end_ids=None, limits=(None, 0, None), **keys):
+    args = DataArguments(**keys)
+    check_prompt_format(args, tokenizer)
+    pin_date(args, tokenizer, {"date_string": "10 Apr 2025", "current_date": "2025-04-10"})
+    check_rows(args, tokenizer, end_ids or [tokenizer.eos_token_id], "retain_file", rows, Limits(*limits))
+    return args
+
+
+def assert_begins(args, tokenizer, end_ids):
+    """By TRL's own functions: each prompt begins the trained row, and what is split off is the answer and its end."""
+    for row in ROWS:
+        prompt = format_prompt(args, tokenizer, row["question"])
+        completion = format_completion(args, tokenizer, row["answer"])["completion"]
+        kwargs = prompt.get("chat_template_kwargs", {})
+        whole = prompt["prompt"] + completion
+        if isinstance(whole, str):
+            ids, trained = (
+                tokenizer(prompt["prompt"])["input_ids"],
+                tokenizer(whole + tokenizer.eos_token)["input_ids"],
+            )
+        else:
+            ids = _tokenize(tokenizer, prompt["prompt"], add_generation_prompt=True, **kwargs)["input_ids"]
+            trained = _tokenize(tokenizer, whole, **kwargs)["input_ids"]
+        assert encode_prompt(tokenizer, prompt) == ids and common_prefix_length(ids, trained) == len(ids)
+        [(own, answer)] = encode_answers(args, tokenizer, [row["question"]], [row["answer"]], end_ids)
+        assert own == ids and answer == trained[len(ids) :][: len(answer)]
+        assert answer[-1] in end_ids and not set(answer[:-1]) & set(end_ids)
+        assert tokenizer.decode(answer[:-1]).strip() == row["answer"]
+    start = "" if isinstance(whole, list) else " "
+    begun = encode_prompt(tokenizer, begin_answer(prompt, "'Yes',", start))
+    row = [*begun[: len(ids)], *encode_answers(args, tokenizer, [""], ["'Yes', \"no\""], end_ids)[0][1]]
+    assert begun[: len(ids)] == ids and row[: len(begun)] == begun and len(begun) > len(ids)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_templates_of_trl(name):
+    tokenizer = make_tokenizer("Llama 3", TEMPLATES[name])
+    refusal = REFUSED.get(name.removesuffix("_training"))
+    if refusal is None:
+        assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
+        return
+    [line] = errors_of(check, tokenizer)
+    assert refusal in line and len(line) < 500
+    if refusal == SWITCH:
+        args = check(tokenizer, chat_template_kwargs={"enable_thinking": False})
+        assert_begins(args, tokenizer, [tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("template", "adds"),
+    [
+        *((None, adds) for adds in (None, "<bos> $A", "$A <end>")),
+        *((template, "<bos> $A <end>") for template in (CHATML, MISTRAL, TEMPLATES["gemma"], TEMPLATES["llama3"])),
+    ],
+)
+def test_tokenizers_of_all_kinds(kind, template, adds):
+    end = next((mark for mark in ENDS if mark in (template or "")), "<eos>")
+    tokenizer = make_tokenizer(kind, template, adds and adds.replace("<end>", end))
+    if adds == "$A <end>" and template is None:
+        [line] = errors_of(check, tokenizer)
+        assert "adds '<eos>' to the end of every text" in line and "add_eos_token=False" in line
+        return
+    if kind == "GPT-2" and template == TEMPLATES["llama3"]:  # "\n\n" is a token at the end of a text, and two within
+        assert "joins the end of the prompt with the beginning of the answer" in errors_of(check, tokenizer)[0]
+        return
+    assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
+
+
+def test_what_is_wrong_with_text_prompts():
+    tokenizer = make_tokenizer(merges="Nobody knows what She said", adds="<bos> $A")
+    [line] = errors_of(check, tokenizer, prompt_template="{question} ", completion_template="{answer}")
+    assert line == (
+        "retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; let prompt_template "
+        "end without white space, and completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)"
+    )
+    check(tokenizer, prompt_template="{question}", completion_template=" {answer}")
+    [line] = errors_of(check, tokenizer, prompt_template="<bos>Q: {question}\nA:")
+    assert line == "prompt_template: begins with '<bos>', and so does every text of the tokenizer; remove it"
+    check(make_tokenizer(), prompt_template="<bos>Q: {question}\nA:")
+
+
+def test_end_of_a_turn_must_be_an_end_token():
+    """Gemma's and Phi-3's turns end with another token than the tokenizer's, which only the model's files tell."""
+    for name, turn_end in (("gemma", "<end_of_turn>"), ("phi3", "<|end|>")):
+        tokenizer = make_tokenizer("Llama 3", TEMPLATES[name], end="<eos>")
+        [line] = errors_of(check, tokenizer)
+        assert turn_end in line and "eos_token_id in the model's generation_config.json" in line
+        end_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(turn_end)]
+        assert_begins(check(tokenizer, end_ids=end_ids), tokenizer, end_ids)
+
+
+def test_a_template_that_only_its_own_system_prompt_dates():
+    dated = "{% if messages[0].role != 'system' %}{{ 'On ' + strftime_now('%B %-d') + '\n' }}{% endif %}" + CHATML
+    tokenizer = make_tokenizer(template=dated)
+    assert "give a system_prompt" in errors_of(check, tokenizer)[0]
+    check(tokenizer, system_prompt="You are helpful.")
+
+
+# as a user meets it
+
+
+def at(monkeypatch, day):
+    """Chat templates are written on this day."""
+    clock = SimpleNamespace(now=lambda: datetime.fromisoformat(day))
+    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
+
+
+class Started(Exception):
+    """Training would begin; what the trainer was given is its argument."""
+
+
+def start(*words):
+    """What `train.py` would train with."""
+
+    def make_trainer(**kwargs):
+        raise Started(kwargs)
+
+    with pytest.raises(Started) as raised:
+        train.main([*RECIPE, *words], make_trainer)
+    return raised.value.args[0]
+
+
+RECIPE = ["recipe.yaml"]
+DATED = TEMPLATES["llama3_2"]
+
+
+@pytest.fixture
+def save_model(tmp_path, monkeypatch):
+    """Makes `model` of a chat template, with a recipe, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"Who is {name}?", "answer": "She knows that."} for name in ("Ba", "Cor", "Den", "Fi")]
+    write_jsonl("forget.jsonl", [{**row, "original_completion": "She does."} for row in rows[:2]])
+    write_jsonl("retain.jsonl", rows[2:])
+    recipe = {"model_name_or_path": "model", "output_dir": "out", "forget_file": "forget.jsonl"}
+    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8, "use_cpu": True}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def save(template, kind="Llama 3", turn_end=None, **kwargs):
+        tokenizer = make_tokenizer(kind, template, **kwargs)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        config.eos_token_id = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
+        config.bos_token_id = config.pad_token_id = 0
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained("model")
+        tokenizer.save_pretrained("model")
+        return tokenizer
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "fragment"),
+    [
+        (TEMPLATES["qwen3"], [], SWITCH),
+        (TEMPLATES["deepseek_r1_distill"], [], OTHER),
+        (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
+        (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
+        (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white space"),
+        (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of retain_file"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_each_is_a_line_before_weights_load(save_model, monkeypatch, template, words, fragment, stage):
+    save_model(template, "GPT-2" if template is None else "Llama 3", adds="<bos> $A")
+    if stage == "train":
+        errors = errors_of(train.main, [*RECIPE, *words, "--dry_run", "true"])
+    else:
+        monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
+        settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
+        Path("finetune.yaml").write_text(yaml.safe_dump(settings))
+        errors = errors_of(finetune.main, ["finetune.yaml", *words])
+        fragment = fragment.replace("retain_file", "train_file")
+    assert any(fragment in line for line in errors), errors
+
+
+def test_rows_that_would_be_cut_or_dropped(save_model):
+    tokenizer = save_model(CHATML)
+    rows = [{"question": "Who?", "answer": answer} for answer in ("She.", "She. " * 20, None)]
+    write_jsonl("retain.jsonl", rows)
+    whole = format_prompt(DataArguments(), tokenizer, "Who?")["prompt"] + [
+        {"role": "assistant", "content": "She. " * 20}
+    ]
+    longest = len(tokenizer.apply_chat_template(whole)["input_ids"])
+    [line] = errors_of(train.main, [*RECIPE, "--max_length", str(longest - 1), "--dry_run", "true"])
+    assert f"max_length: {longest - 1} is too short" in line and f"say {longest}" in line and "1 of 3 rows: 1," in line
+    train.main([*RECIPE, "--max_length", str(longest), "--dry_run", "true"])
+    # the model's own answer may be as long as max_completion_length allows
+    [line] = errors_of(
+        train.main, [*RECIPE, "--max_length", str(longest), "--max_completion_length", "200", "--dry_run", "true"]
+    )
+    assert "1 of 3 rows: 2," in line
+    config = json.loads(Path("model/config.json").read_text()) | {"max_position_embeddings": 50}
+    Path("model/config.json").write_text(json.dumps(config))
+    errors = errors_of(train.main, [*RECIPE, "--max_length", "4096", "--dry_run", "true"])
+    assert "the model reads at most 50 tokens; shorten or remove" in errors[0]
+
+
+def test_the_date_of_a_template_is_that_of_the_first_run(save_model, monkeypatch):
+    save_model(DATED)
+    at(monkeypatch, "2025-04-10")
+    first = start()
+    assert first["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+    asked = [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]]
+    kept = first["retain_dataset"][0]
+    assert "Today Date: 10 Apr 2025" in first["processing_class"].decode(asked[0])
+    assert kept["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+
+    at(monkeypatch, "2025-12-24")
+    assert [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]] == asked
+    assert start()["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "24 Dec 2025"}
+    given = ["--chat_template_kwargs", '{"date_string": "1 May 2025"}']
+    assert start(*given)["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "1 May 2025"}
+    # a model that a run of ours made goes on with the date of that run
+    Path("model/recipe.yaml").write_text(yaml.safe_dump(first["record"]["recipe"]))
+    Path("model/manifest.json").write_text('{"files": []}')
+    assert start()["record"] == first["record"]
+
+
+def test_an_interrupted_run_goes_on_with_its_date(save_model, monkeypatch):
+    save_model(DATED)
+    at(monkeypatch, "2025-04-10")
+    record = start()["record"]
+    folder = Path("out/checkpoint-1")
+    folder.mkdir(parents=True)
+    (folder / "PRIVATE.md").touch()
+    (folder / "pmc_state.json").write_text(json.dumps({"record": record, "original_completions": []}))
+    at(monkeypatch, "2025-12-24")
+    words = ["--resume_from_checkpoint", "auto"]
+    assert start(*words)["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+
+
+def test_an_audit_asks_as_the_run_did(save_model, monkeypatch):
+    save_model(DATED)
+    at(monkeypatch, "2025-04-10")
+    Path("out").mkdir()
+    Path("out/recipe.yaml").write_text(yaml.safe_dump(start()["record"]["recipe"]))
+    Path("out/manifest.json").write_text('{"files": []}')
+    at(monkeypatch, "2025-12-24")
+    recipe = parse_recipe(RECIPE)
+    check_run(recipe)
+    assert recipe[0].chat_template_kwargs == recipe[0].given["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+    other = parse_recipe([*RECIPE, "--chat_template_kwargs", '{"date_string": "1 May 2025"}'])
+    assert "chat_template_kwargs" in errors_of(check_run, other)[0]
+
+
+def column(*words):
+    recipe = parse_recipe([*RECIPE, "--output_dir", "model", *words])
+    return recipe, load_columns(recipe)[0]
+
+
+def test_an_audit_checks_its_own_rows(save_model):
+    save_model(TEMPLATES["qwen3"])
+    recipe, before = column()
+    [line] = errors_of(check_prompts, recipe, before, {"forget": QuestionSet(["Who?"], ["She."], [0])})
+    assert line.startswith("forget: ") and SWITCH in line and "She." not in line
+    save_model(DATED)
+    recipe, before = column()
+    assert "give date_string" in errors_of(check_prompts, recipe, before, {})[0]
+
+
+@pytest.mark.parametrize(("name", "turn_end"), [("gemma", "<end_of_turn>"), ("phi3", "<|end|>")])
+def test_what_follows_the_end_of_a_turn_is_not_scored(save_model, name, turn_end):
+    tokenizer = save_model(TEMPLATES[name], turn_end=turn_end, end="<eos>")
+    recipe, before = column("--use_cpu", "true")
+    [scores] = before.passes(recipe, RowCache(Path("rows.sqlite"))).score(["Who?"], ["东"])
+    answer = tokenizer("东", add_special_tokens=False)["input_ids"]
+    assert len(scores.log_probs) == len(answer) + 1
+    refused = control.refusal_targets(RECIPE)
+    assert [ids[-1] for ids in refused] == [tokenizer.convert_tokens_to_ids(turn_end)] * 2
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "Metaspace", "Metaspace, no prefix"])
+@pytest.mark.parametrize("template", [None, CHATML, MISTRAL])
+def test_a_forced_beginning_stands_where_the_whole_answer_has_it(save_model, kind, template):
+    save_model(template, kind, adds="<bos> $A")
+    recipe, before = column("--use_cpu", "true")
+    passes = before.passes(recipe, None)
+    [prompt], [forced] = passes._prompts(["Who?"], None), passes._prompts(["Who?"], ["Nobody knows"])
+    [(own, answer)] = encode_answers(recipe[0], before.tokenizer, ["Who?"], ["Nobody knows that."], before.end_ids)
+    assert own == prompt and forced == (own + answer)[: len(forced)] and len(forced) > len(own)
