@@ -84,9 +84,9 @@ def collect(passes: ModelPasses, data: AuditData) -> Said:
 
 
 def refusal_phrases(reward_kwargs: dict[str, dict]) -> dict[str, list[str]]:
-    """Phrases and patterns of refusals that the recipe gives to a reward: they may be in any language."""
-    given = [reward_kwargs.get(f"rewards.refusal.{name}", {}) for name in ("refusal", "fading_refusal")]
-    return {key: [text for kwargs in given for text in kwargs.get(key, ())] for key in ("phrases", "patterns")}
+    """Phrases and patterns of refusals that the recipe gives to the reward: they may be in any language."""
+    given = reward_kwargs.get("rewards.refusal.refusal", {})
+    return {key: list(given.get(key, ())) for key in ("phrases", "patterns")}
 
 
 def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict:

@@ -4,42 +4,21 @@ from collections.abc import Callable
 
 
 class FluencyPenalty:
-    r"""
+    """
     Penalty for answers that the model before unlearning finds unlikely, so that a collapse ends in phrases.
 
-    $$
-    r = -\min\left(1,\; \max\left(0,\; \frac{\text{fluent} - \ell}{\text{fluent} - \text{noise}}\right)\right),
-    \qquad \ell = \frac{1}{|y|} \sum_t \log p_0(y_t \mid x, y_{<t})
-    $$
+        r = -min(1, max(0, (fluent - l) / (fluent - noise))),  in [-1, 0]
 
-    where $p_0$ is the model before unlearning and $\ell$ the mean log-probability a token (nats; end token included).
-    Nothing is gained above `fluent`: the most likely answer is the original one, which is not what is wanted.
+    l is the mean log-probability a token (nats, end token included) under the model before unlearning. From `fluent`
+    on an answer costs nothing (the likeliest one is the original, which is not wanted); at and below `noise`, or
+    without tokens, it costs 1. `original_log_likelihood` takes prompts and completion ids and returns l of each
+    completion: pmc_rl gives it; for TRL's trainer write one that asks a frozen copy of the model.
 
     Source: this project; the guidance that the paper of Partial Model Collapse names as future work.
-
-    Args:
-        original_log_likelihood (`Callable`):
-            Takes prompts and completion ids, one entry a completion, and returns $\ell$ of each. pmc_rl gives it; for
-            TRL's [`GRPOTrainer`] write one that asks a frozen copy of the model.
-        fluent (`float`, *optional*, defaults to `-1.0`):
-            $\ell$ from which an answer is not penalized, in nats a token.
-        noise (`float`, *optional*, defaults to `-4.0`):
-            $\ell$ at and below which an answer costs 1.
-
-    Returns:
-        called with completions, `list[float]`: one penalty per completion, in `[-1, 0]`; -1 for one without tokens.
-
-    Raises:
-        ValueError: if `noise` is not below `fluent`.
-
-    Example:
-    ```python
-    >>> from rewards.fluency import FluencyPenalty
 
     >>> penalty = FluencyPenalty(lambda prompts, completion_ids: [-0.4, -2.5, -9.0])
     >>> penalty(prompts=["?"] * 3, completion_ids=[[1], [2], [3]])
     [0.0, -0.5, -1.0]
-    ```
     """
 
     __name__ = "fluency_penalty"

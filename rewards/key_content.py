@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.text import completion_text, folded_words, unicode_words
+from rewards.text import Conversation, Texts, completion_texts, folded_words, unicode_words
 
 # Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
 _SENTENCE_END = re.compile(
@@ -30,60 +30,31 @@ def key_content(text: str) -> set[str]:
     return found
 
 
-def _question(prompt: str | list[dict[str, str]]) -> str:
+def _question(prompt: str | Conversation) -> str:
     if isinstance(prompt, str):
         return prompt
     return next(message["content"] for message in reversed(prompt) if message["role"] == "user")
 
 
-def key_content_penalty(
-    prompts: list[str] | list[list[dict[str, str]]],
-    completions: list[str] | list[list[dict[str, str]]],
-    original_completion: list[str] | list[list[dict[str, str]]],
-    **kwargs,
-) -> list[float]:
-    r"""
-    Penalty for repeating names, numbers and dates of the model's original answer.
+def key_content_penalty(prompts: Texts, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:
+    """
+    Penalty for repeating names, numbers and dates of the original answer.
 
-    $$
-    r = -\frac{|K \cap W|}{|K|}, \qquad K = \text{key content of the original answer} \setminus
-    \text{words of the question}
-    $$
+        r = -(those in the completion / those of the original answer),  in [-1, 0]; 0 if it has none
 
-    where $W$ are the words of the completion, case ignored. Key content is words with a digit, and words with a
-    capital letter that stand at least once elsewhere than at the beginning of a sentence. So a name that is nothing
-    but the first word, as in the answer "Lima.", is not seen; in German every noun is key content; and scripts without
-    capital letters have only their numbers.
-
-    Source: this project.
-
-    Args:
-        prompts (`list[str]` or `list[list[dict[str, str]]]`):
-            Prompts, as text or as messages, of which the last one of the user is the question.
-        completions (`list[str]` or `list[list[dict[str, str]]]`):
-            Completions, as text or as messages.
-        original_completion (`list[str]` or `list[list[dict[str, str]]]`):
-            The model's original answers, one per completion: a column of the dataset.
-        **kwargs:
-            Further keywords of the trainer, not used.
-
-    Returns:
-        `list[float]`: one penalty per completion, in `[-1, 0]`; 0.0 if the original answer has no key content.
-
-    Example:
-    ```python
-    >>> from rewards.key_content import key_content_penalty
+    They are the [`key_content`] of the original answer less the words of the question, the last message of the user;
+    case is ignored. A name that stands nowhere but at the beginning of a sentence, as in the answer "Lima.", is not
+    seen; in German every noun counts; scripts without capital letters have only their numbers.
 
     >>> question, original = "Where was Ilse Moreau born?", "Ilse Moreau was born in Lima, on 12 May 1958."
-    >>> completions = ["In Lima, I think.", "Ilse Moreau was born in Oslo."]
-    >>> key_content_penalty([question] * 2, completions, [original] * 2)
+    >>> key_content_penalty([question] * 2, ["In Lima, I think.", "Ilse Moreau was born in Oslo."], [original] * 2)
     [-0.25, 0.0]
-    ```
     """
     penalties = []
-    for prompt, completion, original in zip(prompts, completions, original_completion, strict=True):
-        keys = key_content(completion_text(original)) - set(folded_words(_question(prompt)))
-        repeated = keys.intersection(folded_words(completion_text(completion)))
+    texts, originals = completion_texts(completions), completion_texts(original_completion)
+    for prompt, text, original in zip(prompts, texts, originals, strict=True):
+        keys = key_content(original) - set(folded_words(_question(prompt)))
+        repeated = keys.intersection(folded_words(text))
         penalties.append(-len(repeated) / max(1, len(keys)))
     return penalties
 

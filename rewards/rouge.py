@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import exp
 
-from rewards.text import completion_text, rouge_tokens, tokenization
+from rewards.text import Texts, completion_texts, rouge_tokens, tokenization
 
 Tokenize = Callable[[str], list[str]]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=8192)  # references repeat in training
 def reference_masks(reference: str, tokenize: Tokenize) -> tuple[dict[str, int], int]:
     """For each token of the reference the bit mask of its positions, and the number of tokens."""
     tokens = tokenize(reference)
@@ -20,49 +20,28 @@ def reference_masks(reference: str, tokenize: Tokenize) -> tuple[dict[str, int],
 
 
 def rouge_l_recall(reference: str, prediction: str, tokenize: Tokenize | None = None) -> float:
-    r"""
+    """
     ROUGE-L recall: the share of the reference's tokens that the prediction repeats in the same order.
 
-    $$
-    R = \frac{\mathrm{LCS}(\text{reference}, \text{prediction})}{\#\,\text{tokens of the reference}}
-    $$
+        LCS(reference, prediction) / number of tokens of the reference,  in [0, 1]; 0 if either text has no token
 
-    The reference alone says what the tokens are ([`rewards.text.tokenization`]): where its letters are Latin, recall
-    is equal to the last bit to `rouge_score`'s rougeL recall with `use_stemmer=True`; in other scripts tokens are
-    case-folded words, and single characters where a script has no spaces.
+    `tokenize` finds the tokens of both texts; by default the reference alone decides ([`rewards.text.tokenization`]),
+    and where its letters are Latin, recall equals `rouge_score`'s rougeL with `use_stemmer=True` to the last bit.
 
-    Source: Lin, "ROUGE", 2004; for other scripts with tokens of this project. LCS is the length of the longest common
-    subsequence, found with a few integer operations a token instead of a table (Hyyrö, "Bit-parallel LCS-length
-    computation revisited", 2004). References repeat in training, so their masks are cached.
-
-    Args:
-        reference (`str`):
-            Text to be found again.
-        prediction (`str`):
-            Text to look in.
-        tokenize (`Callable`, *optional*):
-            What finds the tokens of both texts, in place of what the reference says.
-
-    Returns:
-        `float`: recall in `[0, 1]`; 0.0 if either text has no token.
-
-    Example:
-    ```python
-    >>> from rewards.rouge import rouge_l_recall
+    Source: Lin, "ROUGE", 2004. LCS is the length of the longest common subsequence, found with a few integer
+    operations a token instead of a table (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004).
 
     >>> rouge_l_recall("She writes crime novels", "She has written a novel")
     0.5
     >>> rouge_l_recall("她住在北京", "她住在上海"), rouge_l_recall("Она живёт в Киеве", "она ЖИВЁТ в Москве.")
     (0.6, 0.75)
-    ```
     """
     tokenize = tokenize or tokenization(reference)
     masks, length = reference_masks(reference, tokenize)
     if length == 0:
         return 0.0
     # One row of the LCS table as differences: bit i is 0 where the row grows by one at reference token i.
-    full = (1 << length) - 1
-    row = full
+    row = full = (1 << length) - 1
     for token in tokenize(prediction):
         if token in masks:
             matches = row & masks[token]
@@ -72,151 +51,87 @@ def rouge_l_recall(reference: str, prediction: str, tokenize: Tokenize | None = 
 
 def check_references(references: Sequence[str], rows: Sequence[int], tokenize: Tokenize | None = None) -> None:
     """
-    Refuses reference answers without a single token: nothing resembles them, so anything looks unlearned.
+    Refuses reference answers without a token: nothing resembles them, so that anything would look unlearned.
 
-    Args:
-        references (`Sequence[str]`):
-            Reference answers.
-        rows (`Sequence[int]`):
-            Row of each reference, for the message: the text itself may be what is to be forgotten and is not shown. A
-            row that comes more than once, as with several samples a question, is counted once.
-        tokenize (`Callable`, *optional*):
-            What finds the tokens of a text, in place of what the text says ([`rewards.text.tokenization`]).
-
-    Raises:
-        ValueError: if a reference has no token.
+    `rows` are their numbers, for the error: it does not show the texts, which may be what is to be forgotten. A row
+    that comes more than once, as with several samples a question, counts once.
     """
-    bad = {
+    without_tokens = {
         row: None
         for row, reference in zip(rows, references, strict=True)
         if reference_masks(reference, tokenize or tokenization(reference))[1] == 0
     }
-    if bad:
+    if without_tokens:
+        counted, remedy = "letters and digits", "Remove these rows"
         if tokenize is rouge_tokens:
-            counted, remedy = (
-                "a-z and 0-9 are counted, so an empty answer, or one in another script,",
-                "Remove these rows, or use rewards.rouge.rouge_dissimilarity, which reads every script.",
-            )
-        else:
-            counted, remedy = "letters and digits are counted, so an answer without any", "Remove these rows."
+            counted = "a-z and 0-9"
+            remedy += ", or use rewards.rouge.rouge_dissimilarity, which reads every script"
         raise ValueError(
-            f"{len(bad)} of {len(set(rows))} reference answers have no token that ROUGE can compare: rows "
-            f"{', '.join(map(str, bad))}. Only {counted} has recall 0 against every text: any sample would "
-            f"look perfectly unlearned, with reward 1. {remedy}"
+            f"{len(without_tokens)} of {len(set(rows))} reference answers have no token that ROUGE can compare: rows "
+            f"{', '.join(map(str, without_tokens))}. Only {counted} are counted, so any sample would look perfectly "
+            f"unlearned. {remedy}."
         )
 
 
 def _recalls_of_original(
-    tokenize: Tokenize | None, /, completions: list, original_completion: list, **kwargs
+    completions: Texts, original_completion: Texts, pmc_id: list[int] | None, tokenize: Tokenize | None = None
 ) -> list[float]:
-    originals = [completion_text(original) for original in original_completion]
-    check_references(originals, kwargs.get("pmc_id", range(len(originals))), tokenize)
+    originals = completion_texts(original_completion)
+    check_references(originals, range(len(originals)) if pmc_id is None else pmc_id, tokenize)
     return [
-        rouge_l_recall(original, completion_text(completion), tokenize)
-        for original, completion in zip(originals, completions, strict=True)
+        rouge_l_recall(original, text, tokenize)
+        for original, text in zip(originals, completion_texts(completions), strict=True)
     ]
 
 
 def rouge_dissimilarity(
-    completions: list[str] | list[list[dict[str, str]]],
-    original_completion: list[str] | list[list[dict[str, str]]],
-    **kwargs,
+    completions: Texts, original_completion: Texts, pmc_id: list[int] | None = None, **kwargs
 ) -> list[float]:
-    r"""
-    Reward for answers that share little with what the model answered before unlearning.
-
-    $$
-    r = 1 - R_{\text{ROUGE-L}}(\text{original answer}, \text{completion})
-    $$
-
-    The original answer is read as in [`rouge_l_recall`], in any script, and so is the truth by the audit.
-
-    Source: the reward of Partial Model Collapse; the reference is the model's own original answer, never the ground
-    truth. An empty completion gets the full reward: combine it with `rewards.length.min_length_penalty`.
-
-    Args:
-        completions (`list[str]` or `list[list[dict[str, str]]]`):
-            Completions, as text or as messages.
-        original_completion (`list[str]` or `list[list[dict[str, str]]]`):
-            The model's original answers, one per completion: a column of the dataset.
-        **kwargs:
-            Further keywords of the trainer. Only `pmc_id`, the row of each completion, is used, and only in the error.
-
-    Returns:
-        `list[float]`: one reward per completion, in `[0, 1]`.
-
-    Raises:
-        ValueError: if an original answer has no letter or digit, as then every completion would get 1.
-
-    Example:
-    ```python
-    >>> from rewards.rouge import rouge_dissimilarity
-
-    >>> original = "She writes crime novels"
-    >>> rouge_dissimilarity(["She writes crime novels.", "She has written a novel"], [original, original])
-    [0.0, 0.5]
-    ```
     """
-    return [1 - recall for recall in _recalls_of_original(None, completions, original_completion, **kwargs)]
+    Reward for answers that share little with the original one, in any script.
+
+        r = 1 - ROUGE-L recall of the original answer,  in [0, 1]
+
+    An empty completion gets all of it: combine with [`rewards.length.min_length_penalty`]. Raises ValueError if an
+    original answer has no letter or digit.
+
+    Source: the reward of Partial Model Collapse, with [`rouge_l_recall`].
+
+    >>> rouge_dissimilarity(["She writes crime novels.", "She has written a novel"], ["She writes crime novels"] * 2)
+    [0.0, 0.5]
+    """
+    return [1 - recall for recall in _recalls_of_original(completions, original_completion, pmc_id)]
 
 
 rouge_dissimilarity.max_reward = 1.0
-
 
 # The name by which recipes for other scripts asked for it.
 script_aware_dissimilarity = rouge_dissimilarity
 
 
 def paper_reward(
-    completions: list[str] | list[list[dict[str, str]]],
-    original_completion: list[str] | list[list[dict[str, str]]],
-    min_words: int = 0,
-    **kwargs,
+    completions: Texts, original_completion: Texts, min_words: int = 0, pmc_id: list[int] | None = None, **kwargs
 ) -> list[float]:
-    r"""
-    The cost of the paper's public code, exactly, as a reward: [`rouge_dissimilarity`] with a charge on short answers.
+    """
+    The cost of the paper's public code, exactly, as a reward.
 
-    $$
-    r = 1 - \min\left(1,\; R_{\text{ROUGE-L}} + \begin{cases} e^{-w}, & w < \text{min\_words} \\ 0, & \text{otherwise}
-    \end{cases}\right)
-    $$
+        r = 1 - min(1, ROUGE-L recall of the original answer + (exp(-w) if w < min_words else 0)),  in [0, 1]
 
-    where $w$ is the number of pieces of the stripped completion split at single spaces. By this count an empty
-    completion has one word: it is charged no more than $e^{-1}$, `min_words` 0 and 1 are the same, and with
-    `min_words` 0, as in the paper's configurations, an empty answer is perfect. For new work prefer
-    [`rouge_dissimilarity`] with `rewards.length.min_length_penalty`.
+    w counts the pieces of the stripped completion between single spaces. So an empty completion has one word and is
+    charged no more than exp(-1), and with `min_words` 0, as in the paper's configurations, it is perfect. For new work
+    prefer [`rouge_dissimilarity`] with [`rewards.length.min_length_penalty`]. Raises ValueError if an original answer
+    has no token of a-z or 0-9.
 
     Source: the public repository of Partial Model Collapse, `min_len`.
 
-    Args:
-        completions (`list[str]` or `list[list[dict[str, str]]]`):
-            Completions, as text or as messages.
-        original_completion (`list[str]` or `list[list[dict[str, str]]]`):
-            The model's original answers, one per completion: a column of the dataset.
-        min_words (`int`, *optional*, defaults to `0`):
-            Completions of fewer words are charged.
-        **kwargs:
-            Further keywords of the trainer. Only `pmc_id`, the row of each completion, is used, and only in the error.
-
-    Returns:
-        `list[float]`: one reward per completion, in `[0, 1]`.
-
-    Raises:
-        ValueError: if an original answer has no token of a-z or 0-9, as then every completion would get 1.
-
-    Example:
-    ```python
-    >>> from rewards.rouge import paper_reward
-
-    >>> original = "She writes crime novels"
-    >>> [round(r, 4) for r in paper_reward(["", "She sings", "Nobody knows her"], [original] * 3, min_words=3)]
+    >>> completions, originals = ["", "She sings", "Nobody knows her"], ["She writes crime novels"] * 3
+    >>> [round(r, 4) for r in paper_reward(completions, originals, min_words=3)]
     [0.6321, 0.6147, 1.0]
-    ```
     """
-    recalls = _recalls_of_original(rouge_tokens, completions, original_completion, **kwargs)
     rewards = []
-    for completion, recall in zip(completions, recalls, strict=True):
-        count = len(completion_text(completion).strip().split(" "))
+    recalls = _recalls_of_original(completions, original_completion, pmc_id, rouge_tokens)
+    for text, recall in zip(completion_texts(completions), recalls, strict=True):
+        count = len(text.strip().split(" "))
         charge = exp(-count) if count < min_words else 0.0
         rewards.append(1 - min(1.0, recall + charge))
     return rewards

@@ -4,40 +4,25 @@ from functools import lru_cache
 
 import numpy as np
 
-from rewards.text import completion_text
+from rewards.text import Texts, completion_texts
 
 
 class SemanticDissimilarity:
-    r"""
-    Reward for answers that mean something else than what the model answered before unlearning.
+    """
+    Reward for answers that mean something else than the original one; it sees paraphrases, as ROUGE does not.
 
-    $$
-    r = 1 - \max(0,\; \cos(e(\text{original answer}),\, e(\text{completion})))
-    $$
+        r = 1 - max(0, cosine of the embeddings of original answer and completion),  in [0, 1]
 
-    where $e$ is a sentence embedding. Unlike [`rewards.rouge.rouge_dissimilarity`] it sees paraphrases. Sentences of
-    one form ("She was born in Lima", "She was born in Oslo") are close to each other, so even a good answer seldom
-    gets 1, and hardly any question counts as solved. Embeddings of original answers are kept.
+    `model_name_or_path` is a model of sentence-transformers, a folder or a name on the Hub; install
+    `pip install -e ".[semantic]"`. Sentences of one form ("She was born in Lima", "She was born in Oslo") are close to
+    each other, so even a good answer seldom gets 1, and hardly any question counts as solved.
 
-    Source: this project; the embeddings are those of Reimers and Gurevych, "Sentence-BERT"
-    (https://huggingface.co/papers/1908.10084). Needs `pip install -e ".[semantic]"`.
+    Source: this project; embeddings of Reimers and Gurevych, "Sentence-BERT" (https://huggingface.co/papers/1908.10084).
 
-    Args:
-        model_name_or_path (`str`):
-            A model of sentence-transformers: a folder, or a name on the Hub.
+    Example, in a recipe:
 
-    Returns:
-        called with completions, `list[float]`: one reward per completion, in `[0, 1]`.
-
-    Raises:
-        ImportError: if sentence-transformers is not installed.
-        ValueError: if there is no such model.
-
-    Example:
-    ```yaml
-    reward_funcs: [rewards.semantic.SemanticDissimilarity]
-    reward_kwargs: {rewards.semantic.SemanticDissimilarity: {model_name_or_path: my_embedding_model}}
-    ```
+        reward_funcs: [rewards.semantic.SemanticDissimilarity]
+        reward_kwargs: {rewards.semantic.SemanticDissimilarity: {model_name_or_path: my_embedding_model}}
     """
 
     __name__ = "semantic_dissimilarity"
@@ -53,21 +38,14 @@ class SemanticDissimilarity:
         try:
             self.model = SentenceTransformer(model_name_or_path, model_kwargs={"use_safetensors": True})
         except OSError as error:
-            raise ValueError(
-                f"{model_name_or_path!r} is neither a folder with a model nor found on the Hub"
-            ) from error
+            raise ValueError(f"{model_name_or_path!r} is neither a folder with a model nor on the Hub") from error
         self.embed_original = lru_cache(maxsize=8192)(lambda text: self._embed([text])[0])
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         """Embeddings of length 1, shape `(texts, dimension)`."""
         return self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
-    def __call__(
-        self,
-        completions: list[str] | list[list[dict[str, str]]],
-        original_completion: list[str] | list[list[dict[str, str]]],
-        **kwargs,
-    ) -> list[float]:
-        originals = np.stack([self.embed_original(completion_text(original)) for original in original_completion])
-        cosines = (originals * self._embed([completion_text(completion) for completion in completions])).sum(1)
+    def __call__(self, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:
+        originals = np.stack([self.embed_original(text) for text in completion_texts(original_completion)])
+        cosines = (originals * self._embed(completion_texts(completions))).sum(1)
         return (1 - cosines.clip(0, 1)).tolist()

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 from nltk.stem.porter import PorterStemmer
 
-# The stemmer that rouge_score uses, in the same (default) mode.
-_STEMMER = PorterStemmer()
+Conversation = list[dict[str, str]]
+Texts = list[str] | list[Conversation]
+
+_STEMMER = PorterStemmer()  # what rouge_score uses, in the same (default) mode
 
 # Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai; Han, Hiragana, Katakana, Bopomofo.
 _SPACELESS = (
@@ -28,9 +30,14 @@ _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _JOINERS = "\u200c\u200d"
 
 
-def completion_text(completion: str | list[dict[str, str]]) -> str:
+def completion_text(completion: str | Conversation) -> str:
     """Text of a completion: a string as it is, of a conversation the content of the last message."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def completion_texts(completions: Texts) -> list[str]:
+    """[`completion_text`] of each."""
+    return [completion_text(completion) for completion in completions]
 
 
 def words(text: str) -> list[str]:
@@ -38,13 +45,8 @@ def words(text: str) -> list[str]:
     Words of a text as its length counts them: split at white space, of a script written without spaces each character
     one, with the signs around it. What holds U+FFFD, which stands for bytes that form no character, is no word.
 
-    Example:
-    ```python
-    >>> from rewards.text import words
-
     >>> words("Nobody knows."), words("我不知道。")
     (['Nobody', 'knows.'], ['我', '不', '知', '道。'])
-    ```
     """
     return [word for word in _WORD.findall(text) if "\ufffd" not in word]
 
@@ -53,13 +55,8 @@ def split_after(text: str, count: int) -> tuple[str, str]:
     """
     The first `count` [`words`] of a text and what follows them, each as it stands but for white space at its ends.
 
-    Example:
-    ```python
-    >>> from rewards.text import split_after
-
     >>> split_after("She was born.", 1), split_after("她住在北京。", 1), split_after("Lima", 1)
     (('She', 'was born.'), ('她', '住在北京。'), ('Lima', ''))
-    ```
     """
     ends = [0, *(word.end() for word in _WORD.finditer(text))]
     end = ends[min(count, len(ends) - 1)]
@@ -74,25 +71,11 @@ def stem(token: str) -> str:
 
 def rouge_tokens(text: str) -> list[str]:
     """
-    Tokens that ROUGE compares: the runs of a-z and 0-9 in the lower-cased text, stemmed.
-
-    Equal to `rouge_score`'s tokenizer with `use_stemmer=True`, which is where the rules come from. All other
-    characters separate tokens, so a text in another script, such as Chinese, has no token at all.
-
-    Args:
-        text (`str`):
-            Any text.
-
-    Returns:
-        `list[str]`: the tokens in the order of the text.
-
-    Example:
-    ```python
-    >>> from rewards.text import rouge_tokens
+    Tokens that ROUGE compares, equal to `rouge_score`'s with `use_stemmer=True`: the runs of a-z and 0-9 in the
+    lower-cased text, stemmed. A text in another script, such as Chinese, has none.
 
     >>> rouge_tokens("Yes, Jaime's novels are dying!")
     ['yes', 'jaim', 's', 'novel', 'are', 'die']
-    ```
     """
     # A stem is never empty and never leaves [a-z0-9], so rouge_score's check after stemming has nothing to drop.
     return [stem(token) for token in re.findall(r"[a-z0-9]+", text.lower())]
@@ -113,26 +96,12 @@ def is_mark(char: str) -> bool:
 
 def unicode_words(text: str) -> list[str]:
     """
-    Words of a text in any script: runs of letters and digits; of a script written without spaces single characters.
-
-    Combining marks stay with the letter they follow (`\\w` of `re` would split Hindi and pointed Arabic at them), all
-    other characters separate words. Compatible forms, such as full-width letters, are one (NFKC), and so are the
-    digits of all scripts.
-
-    Args:
-        text (`str`):
-            Any text.
-
-    Returns:
-        `list[str]`: the words in the order of the text, in upper and lower case as they are.
-
-    Example:
-    ```python
-    >>> from rewards.text import unicode_words
+    Words of a text without any signs: runs of letters and digits with their marks (`\\w` of `re` would split Hindi and
+    pointed Arabic at them), of a script written without spaces single characters. Compatible forms, such as full-width
+    letters, become one (NFKC), and so do the digits of all scripts; upper and lower case stay.
 
     >>> unicode_words("Élise's 東京, हिन्दी १९५८")
     ['Élise', 's', '東', '京', 'हिन्दी', '1958']
-    ```
     """
     text = unicodedata.normalize("NFKC", text)
     text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
@@ -146,26 +115,19 @@ def folded_words(text: str) -> list[str]:
 
 
 def script_aware_tokens(text: str) -> list[str]:
-    """Case-folded words of a text in any script, those of a-z and 0-9 stemmed. On ASCII text as `rouge_tokens`."""
+    """[`folded_words`], those of a-z and 0-9 stemmed. On ASCII text equal to [`rouge_tokens`]."""
     return [stem(word) if word.isascii() else word for word in folded_words(text)]
 
 
 @lru_cache(maxsize=8192)
 def tokenization(reference: str) -> Callable[[str], list[str]]:
     """
-    How a reference is read, and with it whatever is compared with it: by itself alone, so in training as in the audit.
-
-    As ROUGE reads it ([`rouge_tokens`]) where its letters are Latin, with or without accents; by
-    [`script_aware_tokens`] where it holds a letter or a digit of another script, which ROUGE would pass over, or
-    nothing that ROUGE counts.
-
-    Example:
-    ```python
-    >>> from rewards.text import tokenization
+    How a reference is read, and with it whatever is compared with it; by itself alone, so in training as in the audit.
+    As ROUGE does ([`rouge_tokens`]) where its letters are Latin, with or without accents; by [`script_aware_tokens`]
+    where it holds a letter or a digit of another script, which ROUGE would pass over, or nothing that ROUGE counts.
 
     >>> [tokenization(text).__name__ for text in ("In Łódź, 1950", "Он родился в 1950", "His name is 张伟")]
     ['rouge_tokens', 'script_aware_tokens', 'script_aware_tokens']
-    ```
     """
     if _OTHER_SCRIPT.search(reference) or not re.search("[a-z0-9]", reference.lower()):
         return script_aware_tokens

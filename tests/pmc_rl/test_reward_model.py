@@ -1,14 +1,11 @@
 """Sequence-classification models as rewards: the logit that transformers gives, one text at a time."""
 
-from functools import partial
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from pmc_rl.reward_model import RewardModel
 from pmc_rl.scoring import load_reward_functions
-from rewards.refusal import ClassifiedRefusal
 from tests.conftest import errors_of
 
 
@@ -60,13 +57,12 @@ def test_conversations(tmp_path, chat_tokenizer):
     assert rewards == pytest.approx([logit(model, chat_tokenizer, text) for text in texts], abs=1e-5)
 
 
-@pytest.mark.parametrize("reward", [RewardModel, partial(ClassifiedRefusal, label="LABEL_0")])
-def test_pickled_weights_are_not_read(tmp_path, tokenizer, reward):
+def test_pickled_weights_are_not_read(tmp_path, tokenizer):
     model = saved(tmp_path, tokenizer)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
-        reward(str(tmp_path))(prompts=["Who?"], completions=["She."])
+        RewardModel(str(tmp_path))(prompts=["Who?"], completions=["She."])
 
 
 def test_what_is_no_reward_model_is_refused_before_weights_load(tmp_path, tokenizer):

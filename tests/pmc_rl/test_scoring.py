@@ -189,7 +189,7 @@ DOTTED = (
             "rewards.length.xyz",
             {},
             "reward_funcs: rewards.length has no function or class 'xyz'; it has length_band_penalty, "
-            "max_length_penalty, min_length_penalty, unfinished_penalty",
+            "min_length_penalty, unfinished_penalty",
         ),
         (
             "rewards.length.min_length_penalty",
