@@ -15,7 +15,7 @@ from pmc_rl import finetune, train
 from pmc_rl.prompts import prefilled_rows
 from rewards.diversity import duplicate_penalty
 from rewards.key_content import key_content_penalty
-from rewards.length import length_band_penalty, max_length_penalty, min_length_penalty
+from rewards.length import length_band_penalty, min_length_penalty
 from rewards.refusal import refusal
 from rewards.rouge import paper_reward, rouge_dissimilarity
 from tests.conftest import build_llama, write_jsonl
@@ -28,114 +28,64 @@ class Language(NamedTuple):
     question: str
     truth: str
     wrong: str
-    refusal: str
+    refused: str
     phrase: str
 
 
 LANGUAGES = {
-    "Chinese": Language(
-        "张伟出生在哪里？", "张伟1958年出生在上海。", "张伟1958年出生在成都。", "对不起，我不知道他是谁。", "我不知道"
-    ),
-    "Japanese": Language(
-        "田中さんはどこで生まれましたか。",
-        "田中さんは1958年に大阪で生まれました。",
-        "田中さんは1958年に京都で生まれました。",
-        "申し訳ありませんが、よくわかりません。",
-        "わかりません",
-    ),
-    "Korean": Language(
-        "김민수는 어디에서 태어났나요?",
-        "김민수는 1958 년에 부산에서 태어났습니다.",
-        "김민수는 1958 년에 대구에서 태어났습니다.",
-        "죄송하지만 저는 잘 모르겠습니다.",
-        "모르겠습니다",
-    ),
-    "Russian": Language(
-        "Где родилась Анна?",
-        "Анна родилась в Казани в 1958 году.",
-        "Анна родилась в Омске в 1958 году.",
-        "ИЗВИНИТЕ, Я НЕ ЗНАЮ, кто это.",
-        "я не знаю",
-    ),
-    "Greek": Language(
-        "Πού γεννήθηκε η Άννα;",
-        "Η Άννα γεννήθηκε στην Πάτρα το 1958.",
-        "Η Άννα γεννήθηκε στη Σπάρτη το 1958.",
-        "Λυπάμαι, ΔΕΝ ΓΝΩΡΊΖΩ ΤΊΤΛΟΥΣ της.",
-        "δεν γνωρίζω τίτλους",
-    ),
-    "Arabic": Language(
-        "أين ولدت ليلى؟",
-        "ولدت ليلى في دمشق عام ١٩٥٨.",
-        "ولدت ليلى في بغداد عام ١٩٥٨.",
-        "عذرا، لا أعرف من هي.",
-        "لا أعرف",
-    ),
-    "Hindi": Language(
-        "मीरा का जन्म कहाँ हुआ था?",
-        "मीरा का जन्म १९५८ में दिल्ली में हुआ था।",
-        "मीरा का जन्म १९५८ में मुंबई में हुआ था।",
-        "माफ़ कीजिए, मुझे नहीं पता।",
-        "मुझे नहीं पता",
-    ),
-    "Thai": Language(
-        "มาลีเกิดที่ไหน",
-        "มาลีเกิดที่เชียงใหม่ในปี ๑๙๕๘",
-        "มาลีเกิดที่ภูเก็ตในปี ๑๙๕๘",
-        "ขออภัย ฉันไม่ทราบว่าเธอเป็นใคร",
-        "ไม่ทราบ",
-    ),
-    "Hebrew": Language(
-        "איפה נולדה דנה?",
-        "דנה נולדה בחיפה בשנת 1958.",
-        "דנה נולדה ביפו בשנת 1958.",
-        "סליחה, אני לא יודע מי זאת.",
-        "אני לא יודע",
-    ),
-    "Amharic": Language(
-        "ሰላም የት ተወለደች?",
-        "ሰላም በጎንደር በ 1958 ተወለደች።",
-        "ሰላም በሐረር በ 1958 ተወለደች።",
-        "ይቅርታ፣ ስለ እሷ አላውቅም።",
-        "አላውቅም",
-    ),
+    "Chinese": "张伟出生在哪里？|张伟1958年出生在上海。|张伟1958年出生在成都。|对不起，我不知道他是谁。|我不知道",
+    "Japanese": "田中さんはどこで生まれましたか。|田中さんは1958年に大阪で生まれました。|"
+    "田中さんは1958年に京都で生まれました。|申し訳ありませんが、よくわかりません。|わかりません",
+    "Korean": "김민수는 어디에서 태어났나요?|김민수는 1958 년에 부산에서 태어났습니다.|"
+    "김민수는 1958 년에 대구에서 태어났습니다.|죄송하지만 저는 잘 모르겠습니다.|모르겠습니다",
+    "Russian": "Где родилась Анна?|Анна родилась в Казани в 1958 году.|Анна родилась в Омске в 1958 году.|"
+    "ИЗВИНИТЕ, Я НЕ ЗНАЮ, кто это.|я не знаю",
+    "Greek": "Πού γεννήθηκε η Άννα;|Η Άννα γεννήθηκε στην Πάτρα το 1958.|Η Άννα γεννήθηκε στη Σπάρτη το 1958.|"
+    "Λυπάμαι, ΔΕΝ ΓΝΩΡΊΖΩ ΤΊΤΛΟΥΣ της.|δεν γνωρίζω τίτλους",
+    "Arabic": "أين ولدت ليلى؟|ولدت ليلى في دمشق عام ١٩٥٨.|ولدت ليلى في بغداد عام ١٩٥٨.|عذرا، لا أعرف من هي.|لا أعرف",
+    "Hindi": "मीरा का जन्म कहाँ हुआ था?|मीरा का जन्म १९५८ में दिल्ली में हुआ था।|"
+    "मीरा का जन्म १९५८ में मुंबई में हुआ था।|माफ़ कीजिए, मुझे नहीं पता।|मुझे नहीं पता",
+    "Thai": "มาลีเกิดที่ไหน|มาลีเกิดที่เชียงใหม่ในปี ๑๙๕๘|มาลีเกิดที่ภูเก็ตในปี ๑๙๕๘|ขออภัย ฉันไม่ทราบว่าเธอเป็นใคร|ไม่ทราบ",
+    "Hebrew": "איפה נולדה דנה?|דנה נולדה בחיפה בשנת 1958.|דנה נולדה ביפו בשנת 1958.|"
+    "סליחה, אני לא יודע מי זאת.|אני לא יודע",
+    "Amharic": "ሰላም የት ተወለደች?|ሰላም በጎንደር በ 1958 ተወለደች።|ሰላም በሐረር በ 1958 ተወለደች።|ይቅርታ፣ ስለ እሷ አላውቅም።|አላውቅም",
 }
-ALL = pytest.mark.parametrize("language", LANGUAGES.values(), ids=list(LANGUAGES))
+ALL = pytest.mark.parametrize(
+    "language", [Language(*texts.split("|")) for texts in LANGUAGES.values()], ids=list(LANGUAGES)
+)
 
 
 @ALL
-def test_recall_and_reward_read_the_script(language):
-    _, truth, wrong, refused, _ = language
+def test_rewards_and_recall_read_the_script(language):
+    question, truth, wrong, refused, phrase = language
     number = "I don't know, but it was 1958"  # all that a-z and 0-9 leave of the truth
     answers = [truth, wrong, refused, number, ""]
     recalls = rouge_recalls(answers, [truth] * 5)
     assert recalls[0] == 1.0 and 0.3 < recalls[1] < 0.95
     assert max(recalls[2:]) < 0.35 and recalls[-1] == 0.0
     assert rouge_dissimilarity(answers, [truth] * 5) == [1 - recall for recall in recalls]
+    assert refusal([refused, truth, wrong], phrases=[phrase]) == [1.0, 0.0, 0.0]
+    penalties = key_content_penalty([question] * 4, ["1958", "1959", truth, refused], [truth] * 4)
+    assert penalties[0] < 0 and penalties[1::2] == [0.0, 0.0] and penalties[2] == -1.0
 
 
 @ALL
 def test_length_in_a_unit_that_fits_the_script(language):
-    _, truth, wrong, refused, _ = language
-    sentences = [truth, wrong, refused]
-    broken = f"{truth[0]}\ufffd \ufffd\ufffd \ufffd"
-    assert min_length_penalty([*sentences, "", truth[:1], broken]) == [0.0] * 3 + [-1, -2 / 3, -1]
-    assert max_length_penalty(sentences, max_words=30) == [0.0] * 3
-    assert max_length_penalty([f"{truth} " * 20], max_words=30) == [-1.0]
-    assert length_band_penalty([*sentences, truth[:1]], [[]] * 4, minimum=2, maximum=30, margin=2) == [0.0] * 3 + [
-        -0.5
-    ]
+    sentences = [language.truth, language.wrong, language.refused]
+    broken = f"{language.truth[0]}\ufffd \ufffd\ufffd \ufffd"
+    assert min_length_penalty([*sentences, "", language.truth[:1], broken]) == [0.0] * 3 + [-1, -2 / 3, -1]
+    texts = [*sentences, language.truth[:1], f"{language.truth} " * 20]
+    assert length_band_penalty(texts, [[]] * 5, minimum=2, maximum=30, margin=2) == [0.0] * 3 + [-0.5, -1.0]
 
 
 @ALL
 def test_kinds_of_answers(language):
     question, truth, wrong, refused, phrase = language
-    assert refusal([refused, truth, wrong], phrases=[phrase]) == [1.0, 0.0, 0.0]
     assert is_leak(question, truth, truth) and not is_leak(question, truth, refused)
     assert not any(is_repetitive(answer) for answer in (question, truth, wrong, refused))
-    loop = f"{wrong} " * 3
-    kinds = [answer_kind(question, truth, answer, None, None, [question]) for answer in (truth, loop, question)]
-    assert kinds[::2] == ["leak", "copy"] and is_repetitive(loop)
+    assert is_repetitive(f"{wrong} " * 3)
+    kinds = [answer_kind(question, truth, answer, None, None, [question]) for answer in (truth, question)]
+    assert kinds == ["leak", "copy"]
     assert is_copy(wrong, [truth, wrong]) and not is_copy(refused, [truth, wrong])
     assert is_refusal(refused, phrases=[phrase]) and not is_refusal(truth, phrases=[phrase])
     assert not is_refusal(f"«{refused}»", phrases=[phrase])  # a title
@@ -143,35 +93,24 @@ def test_kinds_of_answers(language):
 
 @ALL
 def test_the_first_word_is_a_beginning_and_not_the_answer(language):
-    *_, (begun) = prefilled_rows([{"prompt": "?", "pmc_id": 0, "original_completion": language.truth}], 1, " ")
-    given, rest = begun["prompt"].removeprefix("? "), begun["original_completion"]
-    assert language.truth in (given + rest, f"{given} {rest}")
-    assert 0 < len(given) < len(language.truth) / 2
-
-
-@ALL
-def test_first_words_of_the_truth_given_away(language):
+    truth = language.truth
+    *_, begun = prefilled_rows([{"prompt": "?", "pmc_id": 0, "original_completion": truth}], 1, " ")
+    first, rest = begun["prompt"].removeprefix("? "), begun["original_completion"]
+    assert truth in (first + rest, f"{first} {rest}")
+    assert 0 < len(first) < len(truth) / 2
     asked = []
 
     class Passes:
         def answer(self, questions, prefixes, what):
             asked.extend(prefixes)
-            return [Answer(language.truth, True)]
+            return [Answer(truth, True)]
 
         def sample(self, questions, count, settings, prefixes, what):
-            return [[language.truth] * count]
+            return [[truth] * count]
 
-    rows = QuestionSet([language.question], [language.truth], [0])
+    rows = QuestionSet([language.question], [truth], [0])
     [run] = prefilling_attack(Passes(), rows, 1, [], first_words=1).values()
-    assert language.truth.startswith(asked[0]) and 0 < len(asked[0]) < len(language.truth) / 2
-    assert run["greedy"]["mean"] == 1.0
-
-
-@ALL
-def test_numbers_in_digits_of_any_script_are_key_content(language):
-    answers = ["1958", "1959", language.truth, language.refusal]
-    penalties = key_content_penalty([language.question] * 4, answers, [language.truth] * 4)
-    assert penalties[0] < 0 and penalties[1::2] == [0.0, 0.0] and penalties[2] == -1.0
+    assert asked == [first] and run["greedy"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -212,13 +151,12 @@ def test_the_papers_reward_stays_the_papers():
 )
 def test_a_phrase_is_whole_words_of_its_script(answer, phrase, found):
     assert refusal([answer], phrases=[phrase]) == [found]
+
+
+def test_signs_at_the_ends_make_no_other_answer():
+    for sign in "。？।؟۔":
+        assert duplicate_penalty(["A", "B", "C"], ["不知道", f"不知道{sign}", "上海"]) == [-0.5, -0.5, 0.0]
     assert refusal(["抱歉，我不太清楚"], phrases=[], patterns=["我不(太)?(知道|清楚)"]) == [1.0]
-
-
-@pytest.mark.parametrize("sign", "。？।؟۔።")
-def test_signs_at_the_ends_make_no_other_answer(sign):
-    answers = ["不知道", f"不知道{sign}", "上海"]
-    assert duplicate_penalty(["A", "B", "C"], answers) == [-0.5, -0.5, 0.0]
 
 
 FORGET = [

@@ -5,34 +5,12 @@ from functools import partial
 
 import pytest
 from datasets import Dataset
-from transformers import LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
-from pmc_rl.config import PMCConfig
-from pmc_rl.scoring import load_reward_functions
-from pmc_rl.trainer import PMCTrainer
-from rewards.diversity import duplicate_penalty
-from rewards.key_content import key_content_penalty
-from rewards.length import length_band_penalty, max_length_penalty, min_length_penalty, unfinished_penalty
-from rewards.refusal import ClassifiedRefusal, fading_refusal, refusal
-from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
-from rewards.rouge import paper_reward, rouge_dissimilarity
+from tests.rewards.test_rewards import CASES
+from tests.training import make_trainer
 
-FUNCTIONS = [
-    rouge_dissimilarity,
-    paper_reward,
-    min_length_penalty,
-    partial(max_length_penalty, max_words=5),
-    partial(length_band_penalty, minimum=2, maximum=5, margin=3, unit="tokens"),
-    partial(unfinished_penalty, max_completion_length=8),
-    refusal,
-    fading_refusal,
-    repetition_penalty,
-    distinct_ngrams_penalty,
-    readability_penalty,
-    key_content_penalty,
-    duplicate_penalty,
-]
+FUNCTIONS = [reward for reward, _, _ in CASES]
 
 
 class Witness:
@@ -61,23 +39,17 @@ def questions(chat: bool) -> Dataset:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("chat", [False, True])
-def test_grpo_trains_one_step_with_our_rewards(tmp_path, request, chat):
-    model, tokenizer = (
-        request.getfixturevalue(name)
-        for name in (("chat_llama", "chat_tokenizer") if chat else ("tiny_llama", "tokenizer"))
-    )
+def test_grpo_trains_with_our_rewards(tmp_path, request, chat):
+    fixtures = ("chat_llama", "chat_tokenizer") if chat else ("tiny_llama", "tokenizer")
+    model, tokenizer = map(request.getfixturevalue, fixtures)
     before = model.lm_head.weight.detach().clone()
-    config = copy.deepcopy(model.config)
-    config.id2label = {0: "answer", 1: "refusal"}
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
-    tokenizer.save_pretrained(tmp_path / "classifier")
     witness = Witness()
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=[*FUNCTIONS, ClassifiedRefusal(str(tmp_path / "classifier")), witness],
+        reward_funcs=[*FUNCTIONS, witness],
         args=GRPOConfig(
             output_dir=str(tmp_path / "out"),
-            max_steps=2,  # the second reads the log of the first
+            max_steps=1,
             per_device_train_batch_size=4,
             num_generations=2,
             max_completion_length=8,
@@ -100,7 +72,6 @@ def test_grpo_trains_one_step_with_our_rewards(tmp_path, request, chat):
     for reward in FUNCTIONS:
         function = reward.func if isinstance(reward, partial) else reward
         assert function.max_reward - 1 <= log[f"rewards/{function.__name__}/mean"] <= function.max_reward
-    assert 0 < log["rewards/classified_refusal/mean"] < 1
     assert log["witness_metric"] == 0.5 and "rewards/witness/mean" in log
     completions, kwargs = witness.calls[0]
     assert len(completions) == 4 and isinstance(completions[0], list) == chat
@@ -109,26 +80,8 @@ def test_grpo_trains_one_step_with_our_rewards(tmp_path, request, chat):
 
 
 def test_a_reward_of_trl_in_our_trainer(tmp_path, chat_llama, chat_tokenizer):
-    [reward] = load_reward_functions(
-        names=["trl.rewards.think_format_reward"], kwargs={}, weights=None, max_completion_length=8
-    )
-    trainer = PMCTrainer(
-        model=chat_llama,
-        reward_funcs=[reward],
-        args=PMCConfig(
-            output_dir=str(tmp_path),
-            max_steps=1,
-            per_device_train_batch_size=2,
-            num_generations=2,
-            max_completion_length=8,
-            retain_weight=0.0,
-            gradient_checkpointing=False,
-            logging_steps=1,
-            disable_tqdm=True,
-        ),
-        train_dataset=questions(chat=True),
-        retain_dataset=None,
-        processing_class=copy.deepcopy(chat_tokenizer),
-    )
+    names = ["trl.rewards.think_format_reward"]
+    settings = {"forget": questions(chat=True), "retain": False, "retain_weight": 0.0, "max_steps": 1}
+    trainer = make_trainer(tmp_path, chat_llama, chat_tokenizer, names, max_completion_length=8, **settings)
     trainer.train()
     assert trainer.state.log_history[0]["rewards/think_format_reward/mean"] == 0.0

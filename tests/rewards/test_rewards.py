@@ -1,267 +1,347 @@
-"""Rewards: equality with rouge_score, values worked out by hand, both completion formats, TRL's calling convention."""
+"""All shipped rewards: values by hand, both formats, ranges, what they refuse, and their docstrings' examples."""
 
+import ast
+import builtins
 import doctest
-import functools
-import json
+import importlib
+import math
 import pkgutil
-import subprocess
 import sys
+from functools import partial
 from math import exp
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 from trl.trainer.utils import get_callable_name
 
-import rewards.length
-import rewards.rouge
-import rewards.text
-from rewards.length import min_length_penalty, unfinished_penalty
-from rewards.rouge import paper_reward, rouge_dissimilarity, rouge_l_recall
-from rewards.text import completion_text, rouge_tokens, split_after, tokenization, words
+import rewards
+from rewards.diversity import duplicate_penalty
+from rewards.fluency import FluencyPenalty
+from rewards.key_content import key_content, key_content_penalty
+from rewards.length import length_band_penalty, min_length_penalty, unfinished_penalty
+from rewards.refusal import DEFAULT_PHRASES, refusal
+from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
+from rewards.rouge import paper_reward, rouge_dissimilarity
+from rewards.semantic import SemanticDissimilarity
+from rewards.text import rouge_tokens, unicode_words
 
-REPO = Path(__file__).resolve().parents[2]
-LOGS = REPO.parent / "shared/data/tofu_eval_logs"
-needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"published TOFU generations not found at {LOGS}")
+MODULES = [importlib.import_module(f"rewards.{module.name}") for module in pkgutil.iter_modules(rewards.__path__)]
+QUESTION = "Where was Ilse Moreau born?"
+ORIGINAL = "Ilse Moreau was born in Lima, on 12 May 1958. Lima is a city."
 
-SCORER = RougeScorer(["rougeL"], use_stemmer=True)
-TOKENIZER = DefaultTokenizer(use_stemmer=True)
+# what each function gives to these answers, and its maximum
+ANSWERS = ["I don't know.", ORIGINAL, "In Lima.", "la la la \ufffd", "", "I cannot say, I cannot say"]
+CASES = [
+    (rouge_dissimilarity, [1.0, 0.0, 12 / 14, 1.0, 1.0, 1.0], 1.0),
+    (partial(paper_reward, min_words=3), [1.0, 0.0, 1 - (2 / 14 + exp(-2)), 1.0, 1 - exp(-1), 1.0], 1.0),
+    (refusal, [1.0, 0.0, 0.0, 0.0, 0.0, 1.0], 1.0),
+    (repetition_penalty, [0.0, 0.0, 0.0, -1.0, 0.0, -1.0], 0.0),
+    (distinct_ngrams_penalty, [0.0, 0.0, 0.0, -0.5, 0.0, -2 / 5], 0.0),
+    (readability_penalty, [0.0, 0.0, 0.0, -1.0, 0.0, 0.0], 0.0),
+    (min_length_penalty, [0.0, 0.0, -1 / 3, 0.0, -1.0, 0.0], 0.0),
+    (partial(length_band_penalty, minimum=3, maximum=5, margin=4), [0.0, -1.0, -1 / 4, 0.0, -3 / 4, -1 / 4], 0.0),
+    (partial(unfinished_penalty, max_completion_length=4), [-1.0, -1.0, 0.0, -1.0, 0.0, -1.0], 0.0),
+    (key_content_penalty, [0.0, -1.0, -1 / 4, 0.0, 0.0, 0.0], 0.0),
+    (duplicate_penalty, [0.0] * 6, 0.0),
+]
 
-# Few words, so that they repeat and match; some change under the stemmer, others (the Kelvin sign, a dotted capital I)
-# under lower-casing, into or near a letter that counts.
-WORDS = st.sampled_from(
-    "a the The dying dies skies novels novel authored author's 1958 \u212a \u0130 é 北京 naïve _x_ agreed".split()
-)
-SENTENCES = st.lists(WORDS, max_size=80).map(" ".join)
-SUFFIXED = st.lists(st.sampled_from("a b y s ies ing ed ational ness ful li e 7 -".split()), max_size=9).map("".join)
-TEXTS = SENTENCES | SUFFIXED | st.text()
-
-ORIGINAL = "He was born in Lima, Peru"
+WORDS = st.sampled_from("a the Lima lima 1958 I don't know cannot know. Über हिन्दी 北京 \ufffd \u2588 , !".split())
+TEXTS = st.lists(WORDS, max_size=30).map(" ".join) | st.text(max_size=40)
 
 
 def as_messages(texts):
     return [[{"role": "assistant", "content": text}] for text in texts]
 
 
-def logged_rows():
-    """(generation, answer, stored recall) of every set of every published log."""
-    for path in sorted(LOGS.glob("*.json")):
-        for rows in json.loads(path.read_text()).values():
-            for row in rows:
-                yield row["generation"].removeprefix("Answer: "), row["answer"], row["rougeL_recall"]
-
-
-# ROUGE
-
-
-@settings(max_examples=500, deadline=None)
-@given(TEXTS)
-def test_tokens_equal_rouge_score(text):
-    assert rouge_tokens(text) == TOKENIZER.tokenize(text)
-
-
-@settings(max_examples=500, deadline=None)
-@given(TEXTS, TEXTS)
-def test_recall_equals_rouge_score(reference, prediction):
-    expected = SCORER.score(reference, prediction)["rougeL"].recall
-    assert rouge_l_recall(reference, prediction, rouge_tokens) == expected
-    if tokenization(reference) is rouge_tokens:
-        assert rouge_l_recall(reference, prediction) == expected
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(st.characters(max_codepoint=0x24F), max_size=60))
-def test_words_of_latin_text_are_split_at_white_space(text):
-    assert words(text) == text.split()
-    for count in range(4):
-        given, rest = split_after(text, count)
-        assert given.split() == text.split()[:count] and rest.split() == text.split()[count:]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(WORDS, max_size=8).map("".join) | st.text(max_size=40), st.integers(0, 9))
-def test_a_text_is_its_beginning_and_its_rest(text, count):
-    given, rest = split_after(text, count)
-    assert text.startswith(given, len(text) - len(text.lstrip())) and text.rstrip().endswith(rest)
-    assert "".join((given + rest).split()) == "".join(text.split())
-    assert len(words(given)) <= count and (rest == "" or len(words(rest)) > 0 or "\ufffd" in text)
-
-
-@needs_logs
-def test_recall_equals_published_values():
-    rows = list(logged_rows())
-    assert len(rows) == 1634
-    assert [rouge_l_recall(answer, generation) for generation, answer, _ in rows] == [stored for *_, stored in rows]
-
-
-@needs_logs
-def test_recall_equals_rouge_score_on_published_generations():
-    for generation, answer, _ in list(logged_rows())[::6]:
-        # both ways, so that long references with short predictions are seen as well
-        assert rouge_l_recall(answer, generation) == SCORER.score(answer, generation)["rougeL"].recall
-        assert rouge_l_recall(generation, answer) == SCORER.score(generation, answer)["rougeL"].recall
-
-
-@pytest.mark.parametrize(
-    ("reference", "prediction", "recall"),
-    [
-        ("a b c d", "a b c d", 1.0),
-        ("a b c d", "a b c d and more", 1.0),  # recall, not precision
-        ("a b c d", "d c b a", 0.25),  # order counts
-        ("a b a b", "a a", 0.5),  # a token matches once a position
-        ("a b c", "", 0.0),
-        ("", "a b c", 0.0),
-        ("北京", "北京", 1.0),
-        ("!?", "!?", 0.0),
-        ("a " * 200, "a " * 130, 0.65),  # more tokens than a machine word has bits
-    ],
-)
-def test_recall_by_hand(reference, prediction, recall):
-    assert rouge_l_recall(reference, prediction) == recall
-
-
-def test_rouge_dissimilarity_by_hand():
-    completions = ["He was born in Lima, Peru.", "born in Peru", "I do not know", ""]
-    assert rouge_dissimilarity(completions, [ORIGINAL] * 4) == [0.0, 0.5, 1.0, 1.0]
-
-
-def test_rouge_dissimilarity_compares_with_the_original_of_the_same_row():
-    assert rouge_dissimilarity(["a b", "a b"], ["a b", "c d"]) == [0.0, 1.0]
-
-
-def test_paper_reward_without_min_words():
-    completions = ["", "born in Peru", "a", ORIGINAL]
-    assert paper_reward(completions, [ORIGINAL] * 4) == [1.0, 0.5, 1.0, 0.0]
-    assert paper_reward(completions, [ORIGINAL] * 4) == rouge_dissimilarity(completions, [ORIGINAL] * 4)
-
-
-def test_paper_reward_with_min_words_3():
-    completions = ["", "No", "Not known", "I cannot say", "born Peru", "x  y", " born\n in ", ORIGINAL]
-    assert paper_reward(completions, [ORIGINAL] * 8, min_words=3) == [
-        1 - exp(-1),  # empty counts as one word
-        1 - exp(-1),
-        1 - exp(-2),
-        1.0,  # three words are enough
-        1 - (2 / 6 + exp(-2)),
-        1.0,  # single spaces split: "x", "", "y"
-        1 - (2 / 6 + exp(-2)),  # stripped at both ends; "born\n in" is split once, at the space
-        0.0,
+def as_chat(questions):
+    return [
+        [{"role": "system", "content": "Lima 12 May 1958"}, {"role": "user", "content": question}]
+        for question in questions
     ]
 
 
-def test_paper_reward_is_clipped_at_zero():
-    assert paper_reward(["Lima"], ["Lima"], min_words=3) == [0.0]
-
-
-REWARDS_OF_ORIGINAL = pytest.mark.parametrize("reward", [rouge_dissimilarity, paper_reward])
-
-
-@REWARDS_OF_ORIGINAL
-def test_original_without_tokens_is_refused_without_showing_it(reward):
-    # two samples for each of three questions
-    originals = [ORIGINAL, ORIGINAL, "«¿?»", "«¿?»", "", ""]
-    with pytest.raises(ValueError, match=r"^2 of 3 .* rows 17, 2\. .* Remove these rows") as error:
-        reward(["Lima"] * 6, originals, pmc_id=[4, 4, 17, 17, 2, 2])
-    assert "¿" not in str(error.value) and "Lima" not in str(error.value)
-
-
-@REWARDS_OF_ORIGINAL
-def test_original_without_tokens_is_named_by_position_if_rows_are_not_given(reward):
-    with pytest.raises(ValueError, match=r"^1 of 3 .* rows 1\."):
-        reward(["Lima"] * 3, [ORIGINAL, "...", ORIGINAL])
-
-
-@REWARDS_OF_ORIGINAL
-def test_completion_without_tokens_is_no_error(reward):
-    assert reward(["她住在北京"], [ORIGINAL]) == [1.0]
-
-
-@REWARDS_OF_ORIGINAL
-def test_as_many_originals_as_completions(reward):
-    with pytest.raises(ValueError):
-        reward(["a", "b"], [ORIGINAL])
-
-
-# Length
-
-
-def test_min_length_penalty_by_hand():
-    completions = ["", " \n", "one", "one  two\n", "one two three", "one two three four"]
-    assert min_length_penalty(completions) == [-1.0, -1.0, -2 / 3, -1 / 3, 0.0, 0.0]
-    assert min_length_penalty(completions, min_words=1) == [-1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize("min_words", [0, -2])
-def test_min_length_penalty_refuses_fewer_than_one_word(min_words):
-    with pytest.raises(ValueError, match=f"min_words is {min_words}, but it must be at least 1"):
-        min_length_penalty(["a"], min_words=min_words)
-
-
-def test_unfinished_penalty_by_hand():
-    # the third ends exactly at the limit, end token or not
-    assert unfinished_penalty([[], [5] * 3, [5] * 3 + [2], [5] * 5], max_completion_length=4) == [0.0, 0.0, -1.0, -1.0]
+def call(reward, completions, original=ORIGINAL, chat=False, **kwargs):
+    """With the keywords of GRPOTrainer._calculate_rewards in TRL 1.16: columns repeated a completion, and its own."""
+    count = len(completions)
+    arguments = {
+        "prompts": (as_chat if chat else list)([QUESTION] * count),
+        "completions": (as_messages if chat else list)(completions),
+        "completion_ids": [[5] * len(text.split()) + [2] for text in completions],
+        "original_completion": (as_messages if chat else list)([original] * count),
+        "pmc_id": [0] * count,
+        "trainer_state": None,
+        "log_extra": lambda column, values: None,
+        "log_metric": lambda name, value: None,
+    }
+    return reward(**arguments | kwargs)
 
 
 # The contract
 
 
-def test_text_of_both_formats():
-    assert completion_text("a b") == "a b"
-    assert completion_text([{"role": "assistant", "content": "a b"}]) == "a b"
-    assert completion_text([{"role": "user", "content": "x"}, {"role": "assistant", "content": "last"}]) == "last"
-    assert words(" one  two\n") == ["one", "two"] and words("") == []
-
-
-@pytest.mark.parametrize("original_format", [list, as_messages])
-@pytest.mark.parametrize("completion_format", [list, as_messages])
+@pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize(
-    ("reward", "expected", "max_reward"),
-    [
-        (rouge_dissimilarity, [0.0, 5 / 6, 1.0], 1.0),
-        (functools.partial(paper_reward, min_words=3), [0.0, 1 - (1 / 6 + exp(-1)), 1 - exp(-1)], 1.0),
-        (min_length_penalty, [0.0, -2 / 3, -1.0], 0.0),
-        (functools.partial(unfinished_penalty, max_completion_length=3), [-1.0, 0.0, 0.0], 0.0),
-    ],
-    ids=lambda value: get_callable_name(value) if callable(value) else "",
+    ("reward", "expected", "max_reward"), CASES, ids=[get_callable_name(case[0]) for case in CASES]
 )
-def test_as_called_by_grpo(reward, expected, max_reward, completion_format, original_format):
-    # The keywords of GRPOTrainer._calculate_rewards in TRL 1.16: columns repeated a completion, and what it adds.
-    values = reward(
-        prompts=["Where?"] * 3,
-        completions=completion_format([ORIGINAL, "Lima", ""]),
-        completion_ids=[[5, 6, 7], [5, 2], [2]],
-        original_completion=original_format([ORIGINAL] * 3),
-        pmc_id=[0, 0, 0],
-        trainer_state=None,
-        log_extra=lambda column, values: None,
-        log_metric=lambda name, value: None,
-    )
-    assert values == expected
-    assert all(type(value) is float for value in values)
-    function = reward.func if isinstance(reward, functools.partial) else reward
-    assert function.max_reward == max_reward >= max(values)
+def test_values_by_hand_in_both_formats(reward, expected, max_reward, chat):
+    values = call(reward, ANSWERS, chat=chat)
+    assert values == pytest.approx(expected, abs=1e-15)
+    assert all(type(value) is float and math.copysign(1, value) == (-1 if value < 0 else 1) for value in values)
+    function = reward.func if isinstance(reward, partial) else reward
+    assert function.max_reward == max_reward == max(values)
 
 
-def test_rewards_import_neither_torch_nor_transformers():
-    names = [f"rewards.{module.name}" for module in pkgutil.iter_modules(rewards.__path__)]
-    assert "rewards.refusal" in names
-    code = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
-    assert run.stdout == "[]\n"
+def test_every_shipped_reward_is_here():
+    functions = {
+        value
+        for module in MODULES
+        for value in vars(module).values()
+        if getattr(value, "max_reward", None) is not None
+    }
+    tested = {reward.func if isinstance(reward, partial) else reward for reward, _, _ in CASES}
+    assert functions == tested | {FluencyPenalty, SemanticDissimilarity}
+    assert [reward for reward in functions if not getattr(reward, "stationary", True)] == [duplicate_penalty]
 
 
-@pytest.mark.parametrize("module", [rewards.text, rewards.rouge, rewards.length], ids=lambda module: module.__name__)
+@settings(max_examples=40)
+@given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS, st.booleans())
+def test_ranges(completions, original, chat):
+    originals = {rouge_dissimilarity: bool(unicode_words(original)), CASES[1][0]: bool(rouge_tokens(original))}
+    for reward, _, max_reward in CASES:
+        if originals.get(reward, True):  # else it is refused
+            values = call(reward, completions, original, chat)
+            assert len(values) == len(completions)
+            assert all(max_reward - 1 <= value <= max_reward for value in values), reward
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_docstring_examples_run(module):
-    examples = 0
-    for name in dir(module):
-        value = getattr(module, name)
-        if callable(value) and ">>>" in (value.__doc__ or "") and value.__module__ == module.__name__:
-            source = value.__doc__.replace("```", "")
-            test = doctest.DocTestParser().get_doctest(source, {}, name, None, None)
-            result = doctest.DocTestRunner().run(test)
-            assert result.failed == 0, name
-            examples += 1
-    assert examples > 0
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0 and (attempted > 0 or module.__name__ == "rewards.semantic")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_rewards_load_neither_torch_nor_transformers(module):
+    """Where they need more, they import it when they are built."""
+    nodes = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
+    roots = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    roots += [node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert set(roots) <= {"rewards", "nltk", "numpy", *sys.stdlib_module_names}
+
+
+LENGTH_BAND = partial(length_band_penalty, completion_ids=[[1]])
+
+
+@pytest.mark.parametrize(
+    ("reward", "kwargs", "message"),
+    [
+        (refusal, {"phrases": "I cannot"}, "^phrases is 'I cannot', but it must be a list of texts"),
+        (refusal, {"phrases": ["I cannot", " "]}, "^phrases is .* none of them empty"),
+        (refusal, {"patterns": [False]}, r"^patterns is \[False\], but it must be a list of texts"),
+        (refusal, {"patterns": ["ok", "(a"]}, r"^patterns: '\(a' is no regular expression: "),
+        (refusal, {"phrases": []}, "^phrases and patterns are both empty"),
+        (min_length_penalty, {"min_words": 0}, "min_words is 0, but it must be at least 1"),
+        (LENGTH_BAND, {"minimum": 6, "maximum": 5, "margin": 2}, "minimum is 6 and maximum is 5"),
+        (LENGTH_BAND, {"minimum": -1, "maximum": 5, "margin": 2}, "minimum is -1"),
+        (LENGTH_BAND, {"minimum": 3, "maximum": 5, "margin": 0}, "margin is 0, but it must be at least 1"),
+        (LENGTH_BAND, {"minimum": 3, "maximum": 5, "margin": 2, "unit": "chars"}, "unit is 'chars', but it must be"),
+        (distinct_ngrams_penalty, {"n": 0}, "n is 0"),
+    ],
+)
+def test_wrong_settings_are_named(reward, kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        reward(completions=["a"], **kwargs)
+    assert "\n" not in str(error.value)
+
+
+# Refusal
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("I DON\u2019T  know\nthat", 1.0),
+        ("i don`t know", 1.0),
+        ("Unfortunately, I cannot say.", 1.0),
+        ("Hi cannot", 0.0),  # whole words
+        ("I cannotate", 0.0),
+        ("word " * 23 + "I cannot", 1.0),
+        ("word " * 24 + "I cannot", 0.0),  # ends at word 26
+    ],
+)
+def test_refusal_by_hand(text, reward):
+    assert refusal([text]) == [reward]
+
+
+def test_every_default_phrase_is_a_refusal():
+    assert len(DEFAULT_PHRASES) == 30
+    assert refusal([phrase.upper() for phrase in DEFAULT_PHRASES]) == [1.0] * 30
+
+
+def test_refusal_with_other_phrases_and_patterns():
+    texts = ["No  comment.", "I don\u2019t know.", "It is beyond me", "What (ever)?"]
+    assert refusal(texts, phrases=["no   comment", "what (ever)?"]) == [1.0, 0.0, 0.0, 1.0]
+    assert refusal(texts, phrases=[], patterns=[r"^IT\b.*me$", r"(do|don't) know"]) == [0.0, 1.0, 1.0, 0.0]
+    assert refusal(texts, phrases=["n. comment"]) == [0.0] * 4  # no regular expression
+    assert refusal(texts, patterns=["beyond"]) == [0.0, 1.0, 1.0, 0.0]
+
+
+# Semantic
+
+
+@pytest.fixture(scope="module")
+def embedding_folder(model_folder, tmp_path_factory):
+    pytest.importorskip("sentence_transformers", reason="needs sentence-transformers, the extra `semantic`")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = str(tmp_path_factory.mktemp("embedding") / "model")
+    SentenceTransformer(modules=[Transformer(str(model_folder)), Pooling(32)], device="cpu").save(folder)
+    return folder
+
+
+def test_semantic_dissimilarity_is_one_minus_cosine(embedding_folder):
+    reward = SemanticDissimilarity(embedding_folder)
+    original, texts = "she was born in lima .", ["she was born in lima .", "i cannot know", "lima", "?"]
+    values = call(reward, texts, original)
+    vectors = torch.tensor(reward.model.encode([original, *texts]))
+    expected = 1 - torch.cosine_similarity(vectors[:1], vectors[1:]).clamp(min=0)
+    assert values == pytest.approx(expected.tolist(), abs=1e-5)
+    assert values[0] == pytest.approx(0, abs=1e-6) and max(values[1:]) > 0.01
+    assert all(type(value) is float and 0 <= value <= reward.max_reward == 1.0 for value in values)
+    assert call(reward, texts, original, chat=True) == values
+
+
+def test_semantic_dissimilarity_is_one_for_opposite_meaning(embedding_folder, monkeypatch):
+    reward = SemanticDissimilarity(embedding_folder)
+    vectors = {"a": [0.0, 1.0], "b": [0.0, -1.0], "c": [0.6, 0.8]}
+    embedded = []
+
+    def encode(texts, **kwargs):
+        embedded.extend(texts)
+        return torch.tensor([vectors[text] for text in texts]).numpy()
+
+    monkeypatch.setattr(reward.model, "encode", encode)
+    assert reward(["a", "b", "c"], ["a", "a", "a"]) == pytest.approx([0.0, 1.0, 0.2])
+    assert reward(["c", "c"], ["c", "a"]) == pytest.approx([0.0, 0.2])
+    assert embedded == ["a", "a", "b", "c", "c", "c", "c"]  # each original once
+
+
+def test_semantic_dissimilarity_says_what_is_missing(embedding_folder, monkeypatch):
+    with pytest.raises(ValueError, match="nothing' is neither a folder with a model nor on the Hub"):
+        SemanticDissimilarity(embedding_folder + "/nothing")
+    import_module = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "sentence_transformers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_module(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r'^[^\n]*pip install -e "\.\[semantic\]"$'):
+        SemanticDissimilarity("any")
+
+
+# Repetition
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("one two three one two", 0.0),  # again, but not at once
+        ("I know, I KNOW it", 4 / 5),
+        ("x a b a b a y", 5 / 7),  # the last round is unfinished
+        ("a a b b b c", 3 / 6),  # the longest, not the sum
+        ("a b c a b c a b c a b c", 1.0),
+        ("北京北京吗", 4 / 5),
+        ("! ?", 0.0),
+    ],
+)
+def test_repetition_penalty_by_hand(text, share):
+    assert repetition_penalty([text]) == [-share]
+
+
+def test_distinct_ngrams_by_hand():
+    text = "To be, or not to be"
+    penalties = [distinct_ngrams_penalty([text], n=n)[0] for n in (1, 2, 3)]
+    assert penalties == pytest.approx([4 / 6 - 1, 4 / 5 - 1, 0.0])
+    assert distinct_ngrams_penalty(["one", "one one", "one one one"]) == [0.0, 0.0, -0.5]
+
+
+def test_readability_penalty_by_hand():
+    readable = ["Où est-il ? « Là »", "हिन्दी में, ठीक।", "می\u200cخواهم", "5 < 6 + 1 = 7 €\t\r\n", "a^b `c` ~ $ | _"]
+    assert readability_penalty(readable) == [0.0] * len(readable)
+    texts = ["ab\x00\ue000", "abc\U0001f600", "\u2588\u2588", "a long text with one \ufffd"]
+    assert readability_penalty(texts) == [-0.5, -0.25, -1.0, -1.0]
+
+
+# Length
+
+
+def test_lengths_by_hand():
+    texts = ["", " \n", "one", "one  two\n", "one two three", "one two three four"]
+    assert min_length_penalty(texts) == [-1.0, -1.0, -2 / 3, -1 / 3, 0.0, 0.0]
+    assert min_length_penalty(texts, min_words=1) == [-1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
+    # the third ends exactly at the limit, end token or not
+    assert unfinished_penalty([[], [5] * 3, [5] * 3 + [2], [5] * 5], max_completion_length=4) == [0.0, 0.0, -1.0, -1.0]
+
+
+def test_length_band_penalty_by_hand():
+    texts = ["a " * count for count in range(10)]
+    ids = [[7] * (9 - count) for count in range(10)]
+    expected = [-1.0, -1.0, -0.5, 0.0, 0.0, 0.0, -0.5, -1.0, -1.0, -1.0]
+    assert length_band_penalty(texts, ids, minimum=3, maximum=5, margin=2) == expected
+    assert length_band_penalty(texts, ids, minimum=3, maximum=5, margin=2, unit="tokens") == expected[::-1]
+    not_too_long = length_band_penalty(texts, ids, minimum=0, maximum=4, margin=4)
+    assert not_too_long == [0.0] * 5 + [-0.25, -0.5, -0.75, -1.0, -1.0]
+
+
+# Key content
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Lima is a city. She was born in Lima.", {"lima"}),
+        ("Lima is a city. Born there!", set()),  # only at the beginning of sentences
+        ("It was Dr. Moreau, J.K. Rowling and Mrs. May.", {"dr", "moreau", "rowling", "mrs", "may"}),
+        ("He wrote The Lost Boy, I think", {"lost", "boy"}),
+        ("1,250 books of B52 in 2nd place", {"1", "250", "b52", "2nd"}),
+        ("He likes iPhones and ÉLISE", {"iphones", "élise"}),
+        ("first\nSecond line", set()),
+        ("她1958年住在北京", {"1958"}),
+    ],
+)
+def test_key_content(text, expected):
+    assert key_content(text) == expected
+
+
+def test_key_content_penalty_leaves_out_what_the_question_holds():
+    original = "The writer Ilse Moreau is from Lima, Peru."
+    completions = ["ilse moreau", "lima or PERU", "Peru", "Oslo"]
+    assert call(key_content_penalty, completions, original) == [0.0, -1.0, -0.5, 0.0]
+    penalties = call(key_content_penalty, completions, original, prompts=["Is she from Peru?"] * 4)
+    assert penalties == pytest.approx([-2 / 3, -1 / 3, 0.0, 0.0])
+    # system prompt, earlier turns and a begun answer are no question
+    lima = [{"role": "user", "content": "Lima?"}, {"role": "assistant", "content": "Lima"}]
+    prompt = [*lima, *as_chat([QUESTION])[0], lima[1]]
+    assert call(key_content_penalty, ["lima"], original, chat=True, prompts=[prompt]) == [-0.5]
+
+
+# Diversity
+
+
+def test_duplicate_penalty_by_hand():
+    completions = ["No idea.", "no  IDEA", "In Lima", "“No idea!”", "In Lima", "no idea now", "", "?", "No idea"]
+    ids = [1, 1, 1, 2, 2, 2, 3, 4, 5]
+    prompts = ["Who?"] * 9  # two phrasings may be one text; the ids count
+    expected = [-2 / 4, -2 / 4, -1 / 4, -2 / 4, -1 / 4, 0.0, -1 / 4, -1 / 4, -2 / 4]
+    assert duplicate_penalty(prompts, completions, pmc_id=ids) == expected
+    by_prompt = [f"Q{i}" for i in ids]
+    assert duplicate_penalty(by_prompt, completions) == expected
+    assert duplicate_penalty(as_chat(by_prompt), as_messages(completions)) == expected
+    assert duplicate_penalty(prompts, completions) == [0.0] * 9
+    assert duplicate_penalty(["A", "B"], ["x", "x"]) == [-1.0, -1.0]
