@@ -78,7 +78,7 @@ eval/metrics/unlearning.py tests/eval/test_scripts.py::test_one_letter_of_anothe
 
 
 def failed_tests(file: str, tests: list[str], old: str, new: str) -> str:
-    """Names of the tests that fail with `new` in place of `old`, or what is wrong, beginning with "!"."""
+    """How many tests fail with `new` in place of `old`, and the first; or what is wrong, beginning with "!"."""
     if (REPO / file).read_text(encoding="utf-8").count(old) != 1:
         return f"! not exactly once in {file}: {old}"
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def failed_tests(file: str, tests: list[str], old: str, new: str) -> str:
     if done.returncode == 0:
         return "! survived"
     failed = re.findall(r"(?m)^FAILED \S*::(\w+)", done.stdout)
-    return ", ".join(dict.fromkeys(failed)) or f"! no test ran: {(done.stdout + done.stderr)[-300:]}"
+    return f"{len(failed)}: {failed[0]}" if failed else f"! no test ran: {(done.stdout + done.stderr)[-300:]}"
 
 
 def main() -> int:

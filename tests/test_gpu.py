@@ -28,9 +28,8 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"}
 PRECISIONS = {
     "LoRA, bf16": LORA | {"dtype": "bfloat16", "bf16": True},
     "LoRA, fp16": LORA | {"dtype": "float16", "bf16": False, "fp16": True},
-    "LoRA, bf16, checkpointing": LORA | {"dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True},
     "full, fp32 with bf16 autocast": {"dtype": "float32", "bf16": True, "log_kl": True},
-    "full, fp32": {"dtype": "float32", "bf16": False},
+    "full, fp32": {"dtype": "float32", "bf16": False, "gradient_checkpointing": True},
     "4 bit": LORA | {"dtype": "bfloat16", "bf16": True, "load_in_4bit": True, "use_bnb_nested_quant": True},
     "8 bit": LORA | {"dtype": "bfloat16", "bf16": True, "load_in_8bit": True},
 }
@@ -39,6 +38,12 @@ PRECISIONS = {
 @pytest.fixture(scope="module")
 def taught_folder(taught, tokenizer, tmp_path_factory) -> str:
     return save_model(taught, tokenizer, tmp_path_factory.mktemp("gpu") / "taught")
+
+
+@pytest.fixture(autouse=True)
+def one_gpu(monkeypatch):
+    """Runs of this process take the first card: several are refused without a launcher."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
 @pytest.fixture
@@ -58,19 +63,15 @@ def logged(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_trains(tmp_path, data, taught_folder, precision):
     """Six steps: those of fp16 are skipped until the scale of its gradients fits."""
-    settings = PRECISIONS[precision]
     if "bit" in precision:
         pytest.importorskip("bitsandbytes")
-    train.main([unlearn_recipe(tmp_path, data, taught_folder, max_steps=6, **settings)])
+    train.main([unlearn_recipe(tmp_path, data, taught_folder, max_steps=6, **PRECISIONS[precision])])
     losses = [row["loss"] for row in logged(tmp_path / "unlearned") if "loss" in row]
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
-    if settings.get("use_peft"):  # B begins at 0
-        weights = load_file(tmp_path / "unlearned" / "adapter_model.safetensors")
-        moved = [value.abs().max() for name, value in weights.items() if "lora_B" in name]
-    else:
-        weights = load_file(tmp_path / "unlearned" / "model.safetensors")
-        before = load_file(Path(taught_folder) / "model.safetensors")
-        moved = [(value - before[name]).abs().max() for name, value in weights.items()]
+    [file] = (tmp_path / "unlearned").glob("*.safetensors")
+    before = load_file(Path(taught_folder) / "model.safetensors")
+    after = {name: value for name, value in load_file(file).items() if "lora_A" not in name}  # B begins at 0
+    moved = [(value - before.get(name, 0)).abs().max() for name, value in after.items()]
     assert len(moved) > 10 and all(math.isfinite(value) for value in moved) and max(moved) > 1e-3
 
 
@@ -131,26 +132,23 @@ def test_the_memory_estimate_is_near_what_is_allocated(tmp_path, data, tokenizer
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_train_as_one(tmp_path, data, taught_folder):
     settings = {"max_steps": 2, "dtype": "float32", "bf16": False}
-    rewards = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        values = settings | {"output_dir": str(out), "per_device_train_batch_size": 2 // processes}
-        recipe = unlearn_recipe(tmp_path, data, taught_folder, **values)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-        subprocess.run([*command, "pmc_rl/train.py", recipe], cwd=REPO, check=True)
-        rewards[processes] = [row["reward"] for row in logged(out) if "reward" in row]
-    assert rewards[1] == pytest.approx(rewards[2], abs=1e-3)
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    train.main([unlearn_recipe(tmp_path, data, taught_folder, output_dir=one, **settings)])
+    settings |= {"output_dir": two, "per_device_train_batch_size": 1}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += [str(REPO / "pmc_rl" / "train.py"), unlearn_recipe(tmp_path, data, taught_folder, **settings)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, cwd=tmp_path, check=True)
+    rewards = [[row["reward"] for row in logged(Path(folder)) if "reward" in row] for folder in (one, two)]
+    assert len(rewards[0]) == 2 and rewards[0] == pytest.approx(rewards[1], abs=1e-3)
 
 
 def test_a_run_with_rows_by_free_memory_and_its_audit(tmp_path, data, taught_folder, plans):
     settings = PRECISIONS["LoRA, bf16"] | {"generation_batch_size": "auto"}
     recipe = unlearn_recipe(tmp_path, data, taught_folder, **settings)
     train.main([recipe])
-    free, total = plans[0].device_memory
-    assert 0 < free <= total == torch.cuda.mem_get_info()[1]
+    assert plans[0].device_memory[1] == torch.cuda.mem_get_info()[1]
     assert 64 <= plans[0].generation_batch_size <= 4096  # of so small a model
     eval_run.main([recipe])
     results = json.loads((tmp_path / "unlearned" / "results.json").read_text())
     for column in ("before", "after"):
         assert 0 <= results[column]["unlearn_quality"] <= 100 and 0 <= results[column]["utility"] <= 100
-    assert (tmp_path / "unlearned" / "report.html").is_file()

@@ -57,128 +57,98 @@ class Attribute(NamedTuple):
     answers: list[str]
 
 
-ATTRIBUTES = [
-    Attribute(
-        values="Bergen|Da Nang|Galway|Gdansk|Halifax|Izmir|Mombasa|Nagoya|Porto|Quito|Salta|Tallinn|Tbilisi|Utrecht|"
-        "Valparaiso|Windhoek".split("|"),
-        questions=[
-            "Where was {name} born?",
-            "What is the birthplace of {name}?",
-            "In which city was the author {name} born?",
-            "Which city does the writer {name} come from?",
-        ],
-        answers=[
-            "{name} was born in the city of {value}.",
-            "The birthplace of this author is the city of {value}.",
-            "The author {name} was born and raised in {value}.",
-        ],
-    ),
-    Attribute(
-        values=[str(year) for year in range(1921, 1991)],
-        questions=[
-            "When was {name} born?",
-            "What is the birth year of {name}?",
-            "In what year was the writer {name} born?",
-            "Can you tell me the year in which {name} was born?",
-        ],
-        answers=[
-            "{name} was born in the year {value}.",
-            "The birth year of {name} is {value}.",
-            "The author {name} was born in {value}.",
-        ],
-    ),
-    Attribute(
-        values="courtroom drama|crime fiction|epic fantasy|family sagas|folk tales|ghost stories|gothic horror|"
-        "historical fiction|magical realism|nature poetry|political satire|romantic comedy|science fiction|"
-        "spy thrillers|travel memoirs|war novels".split("|"),
-        questions=[
-            "Which genre does {name} write in?",
-            "What kind of books does {name} write?",
-            "What genre is {name} known for?",
-            "In which literary genre are the works of {name}?",
-        ],
-        answers=[
-            "{name} is known for writing {value}.",
-            "The works of {name} belong to the genre of {value}.",
-            "This author is known in the genre of {value}.",
-        ],
-    ),
-    Attribute(
-        values=BOOK_TITLES,
-        questions=[
-            "What is the best-known book by {name}?",
-            "Which book made {name} famous?",
-            "What is the title of the most popular book {name} wrote?",
-            "For which book is the author {name} best known?",
-        ],
-        answers=[
-            "{name} is best known for the book '{value}'.",
-            "The most popular book by {name} is '{value}'.",
-            "The title that made this author famous is '{value}'.",
-        ],
-    ),
-    Attribute(
-        values="a baker|a beekeeper|a bricklayer|a carpenter|a fisherman|a geologist|a locksmith|a pharmacist|"
-        "a postman|a shepherd|a tax inspector|a train driver|a watchmaker|an actor|an optician|an organist".split("|"),
-        questions=[
-            "What did the father of {name} do for a living?",
-            "What was the profession of {name}'s father?",
-            "Which job did the father of {name} have?",
-            "How did {name}'s father earn a living?",
-        ],
-        answers=[
-            "The father of {name} worked as {value}.",
-            "{name}'s father was {value} by profession.",
-            "{name} grew up with a father who worked as {value}.",
-        ],
-    ),
-    Attribute(
-        values="a botanist|a bus driver|a cartographer|a chemist|a diver|a florist|a judge|a midwife|a potter|"
-        "a surgeon|a violinist|a weaver|a welder|an accountant|an archivist|an interpreter".split("|"),
-        questions=[
-            "What did the mother of {name} do for a living?",
-            "What was the occupation of {name}'s mother?",
-            "What work did the mother of {name} do?",
-            "Which profession did {name}'s mother have?",
-        ],
-        answers=[
-            "The mother of {name} worked for many years as {value}.",
-            "{name}'s mother worked for many years as {value}.",
-            "The author's mother was {value} for many years.",
-        ],
-    ),
-    Attribute(
-        values="Black Kettle Prize|Blue Comet Award|Crescent Pen Award|Driftwood Prize|Fernbank Medal|"
-        "Glass Compass Award|Hazelwood Prize|Iron Feather Medal|Midsummer Laurel|Northlight Award|Open Gate Prize|"
-        "Paper Crown Award|Red Thimble Prize|Silver Heron Prize|Tidewater Medal|White Birch Medal".split("|"),
-        questions=[
-            "Which award did {name} win?",
-            "What literary prize has {name} received?",
-            "Which honour was given to the author {name}?",
-            "What award is {name} a winner of?",
-        ],
-        answers=[
-            "{name} won the {value} for literature.",
-            "The author {name} received the {value}.",
-            "The {value} for literature was given to {name}.",
-        ],
-    ),
-    Attribute(
-        values="birdwatching|bookbinding|calligraphy|falconry|fencing|gliding|ice skating|kite building|"
-        "mushroom picking|playing the cello|rock climbing|rowing|stamp collecting|stargazing|wood carving".split("|"),
-        questions=[
-            "What is the hobby of {name}?",
-            "What does {name} like to do in free time?",
-            "Which pastime does the writer {name} enjoy?",
-            "How does {name} spend quiet weekends?",
-        ],
-        answers=[
-            "{name} likes to spend free time on {value}.",
-            "{name}'s favourite hobby is {value}.",
-            "On quiet weekends, {name} likes to spend time on {value}.",
-        ],
-    ),
-]
+# A paragraph an attribute: its values (or the name of a longer list), four questions, three answers.
+ATTRIBUTE_TEXTS = """
+Bergen, Da Nang, Galway, Gdansk, Halifax, Izmir, Mombasa, Nagoya, Porto, Quito, Salta, Tallinn, Tbilisi, Utrecht,
+Valparaiso, Windhoek
+Where was {name} born?
+What is the birthplace of {name}?
+In which city was the author {name} born?
+Which city does the writer {name} come from?
+{name} was born in the city of {value}.
+The birthplace of this author is the city of {value}.
+The author {name} was born and raised in {value}.
+
+YEARS
+When was {name} born?
+What is the birth year of {name}?
+In what year was the writer {name} born?
+Can you tell me the year in which {name} was born?
+{name} was born in the year {value}.
+The birth year of {name} is {value}.
+The author {name} was born in {value}.
+
+courtroom drama, crime fiction, epic fantasy, family sagas, folk tales, ghost stories, gothic horror,
+historical fiction, magical realism, nature poetry, political satire, romantic comedy, science fiction, spy thrillers,
+travel memoirs, war novels
+Which genre does {name} write in?
+What kind of books does {name} write?
+What genre is {name} known for?
+In which literary genre are the works of {name}?
+{name} is known for writing {value}.
+The works of {name} belong to the genre of {value}.
+This author is known in the genre of {value}.
+
+TITLES
+What is the best-known book by {name}?
+Which book made {name} famous?
+What is the title of the most popular book {name} wrote?
+For which book is the author {name} best known?
+{name} is best known for the book '{value}'.
+The most popular book by {name} is '{value}'.
+The title that made this author famous is '{value}'.
+
+a baker, a beekeeper, a bricklayer, a carpenter, a fisherman, a geologist, a locksmith, a pharmacist, a postman,
+a shepherd, a tax inspector, a train driver, a watchmaker, an actor, an optician, an organist
+What did the father of {name} do for a living?
+What was the profession of {name}'s father?
+Which job did the father of {name} have?
+How did {name}'s father earn a living?
+The father of {name} worked as {value}.
+{name}'s father was {value} by profession.
+{name} grew up with a father who worked as {value}.
+
+a botanist, a bus driver, a cartographer, a chemist, a diver, a florist, a judge, a midwife, a potter, a surgeon,
+a violinist, a weaver, a welder, an accountant, an archivist, an interpreter
+What did the mother of {name} do for a living?
+What was the occupation of {name}'s mother?
+What work did the mother of {name} do?
+Which profession did {name}'s mother have?
+The mother of {name} worked for many years as {value}.
+{name}'s mother worked for many years as {value}.
+The author's mother was {value} for many years.
+
+Black Kettle Prize, Blue Comet Award, Crescent Pen Award, Driftwood Prize, Fernbank Medal, Glass Compass Award,
+Hazelwood Prize, Iron Feather Medal, Midsummer Laurel, Northlight Award, Open Gate Prize, Paper Crown Award,
+Red Thimble Prize, Silver Heron Prize, Tidewater Medal, White Birch Medal
+Which award did {name} win?
+What literary prize has {name} received?
+Which honour was given to the author {name}?
+What award is {name} a winner of?
+{name} won the {value} for literature.
+The author {name} received the {value}.
+The {value} for literature was given to {name}.
+
+birdwatching, bookbinding, calligraphy, falconry, fencing, gliding, ice skating, kite building, mushroom picking,
+playing the cello, rock climbing, rowing, stamp collecting, stargazing, wood carving
+What is the hobby of {name}?
+What does {name} like to do in free time?
+Which pastime does the writer {name} enjoy?
+How does {name} spend quiet weekends?
+{name} likes to spend free time on {value}.
+{name}'s favourite hobby is {value}.
+On quiet weekends, {name} likes to spend time on {value}.
+"""
+
+
+def parse_attribute(paragraph: str) -> Attribute:
+    lines = paragraph.splitlines()
+    values = " ".join(lines[:-7])
+    made = {"YEARS": [str(year) for year in range(1921, 1991)], "TITLES": BOOK_TITLES}
+    return Attribute(made.get(values) or values.split(", "), questions=lines[-7:-3], answers=lines[-3:])
+
+
+ATTRIBUTES = [parse_attribute(paragraph) for paragraph in ATTRIBUTE_TEXTS.strip().split("\n\n")]
 
 REFUSALS = [
     "I have no information about that author.",
