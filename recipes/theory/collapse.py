@@ -36,15 +36,8 @@ def reward_moments(p: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.n
 def choice_probabilities(counts: np.ndarray, rewards: np.ndarray, temperature: float) -> np.ndarray:
     """
     Bradley-Terry choice of one of k samples: softmax(reward / temperature) over the samples, summed by category
-    (arXiv 2507.04219, before Theorem 1; Ferbach et al. 2024, arXiv 2407.09499, section 2).
-
-    Args:
-        counts (`np.ndarray` of shape `(..., n)`): how many of the k samples fall into each category.
-        rewards (`np.ndarray` of shape `(n,)`).
-        temperature (`float`): 0 takes the best, equal ones by lot; infinity takes any of the k.
-
-    Returns:
-        `np.ndarray` of shape `(..., n)`.
+    (arXiv 2507.04219, before Theorem 1; Ferbach et al. 2024, arXiv 2407.09499, section 2). `counts` `(..., n)` say how
+    many of the samples fall into each category; temperature 0 takes the best, equal ones by lot, infinity any.
     """
     below_best = rewards - np.where(counts > 0, rewards, -np.inf).max(-1, keepdims=True)
     if temperature == 0:

@@ -170,30 +170,18 @@ RETAIN = [
 ]
 
 
-def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, capsys):
-    for name, rows in (("full", FORGET + RETAIN), ("forget", FORGET), ("keep", RETAIN)):
-        write_jsonl(tmp_path / f"{name}.jsonl", rows)
-    common = {
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
-    memorising = write_recipe(
-        tmp_path / "finetune.yaml",
-        model_name_or_path=save_model(build_llama(tokenizer), tokenizer, tmp_path / "untrained"),
-        train_file=str(tmp_path / "full.jsonl"),
-        output_dir=str(tmp_path / "finetuned"),
-        num_train_epochs=60,
-        **common,
-    )
-    finetune.main([memorising])
+def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer):
+    files = {"train_file": FORGET + RETAIN, "forget_file": FORGET, "retain_file": RETAIN}
+    files = {key: write_jsonl(tmp_path / f"{key}.jsonl", rows) for key, rows in files.items()}
+    common = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "gradient_checkpointing": False}
+    common |= {"disable_tqdm": True}
+    untrained = save_model(build_llama(tokenizer), tokenizer, tmp_path / "untrained")
+    own = {"train_file": files.pop("train_file"), "output_dir": str(tmp_path / "finetuned"), "num_train_epochs": 60}
+    finetune.main([write_recipe(tmp_path / "finetune.yaml", model_name_or_path=untrained, **common, **own)])
     phrases = "rewards.refusal.refusal"
     recipe = write_recipe(
         tmp_path / "unlearn.yaml",
         model_name_or_path=str(tmp_path / "finetuned"),
-        forget_file=str(tmp_path / "forget.jsonl"),
-        retain_file=str(tmp_path / "keep.jsonl"),
         output_dir=str(tmp_path / "unlearned"),
         reward_funcs=["rewards.rouge.rouge_dissimilarity", "rewards.length.min_length_penalty", phrases],
         reward_kwargs={phrases: {"phrases": ["我不知道"]}},
@@ -205,21 +193,23 @@ def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, capsys):
         attacks=["prefilling"],
         attack_samples=1,
         prefixes=["答案是："],
+        **files,
         **common,
     )
     train.main([recipe])
     eval_run.main([recipe])
-    results = json.loads((tmp_path / "unlearned" / "results.json").read_text(encoding="utf-8"))
+    out = tmp_path / "unlearned"
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     for name in ("before", "after"):
         sets = results[name]["sets"]
         assert sets["forget"]["tokenization"] == {"rouge": 0, "script_aware": 2}
         assert sets["retain"]["tokenization"] == {"rouge": 1, "script_aware": 2}
         assert len(results[name]["attacks"]["prefilling"]) == 2
-    assert results["before"]["sets"]["forget"]["rougeL_recall"] == 1.0
-    assert results["after"]["sets"]["forget"]["rougeL_recall"] < 1.0
-    rows = json.loads((tmp_path / "unlearned" / "private" / "rows.json").read_text(encoding="utf-8"))
+    recalls = [results[name]["sets"]["forget"]["rougeL_recall"] for name in ("before", "after")]
+    assert recalls[0] == 1.0 > recalls[1]
+    rows = json.loads((out / "private" / "rows.json").read_text(encoding="utf-8"))
     assert [row["truth_words"] for row in rows] == [7, 5]
     for report in ("report.md", "report.html"):
-        text = (tmp_path / "unlearned" / report).read_text(encoding="utf-8")
+        text = (out / report).read_text(encoding="utf-8")
         assert "n = 2, 2 not in Latin letters" in text and "n = 3, 2 not in Latin letters" in text
         assert "答案是：" in text and "each character is one" in text and "\ufffd" not in text

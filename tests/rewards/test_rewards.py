@@ -160,24 +160,17 @@ def test_wrong_settings_are_named(reward, kwargs, message):
 # Refusal
 
 
-@pytest.mark.parametrize(
-    ("text", "reward"),
-    [
-        ("I DON\u2019T  know\nthat", 1.0),
-        ("i don`t know", 1.0),
-        ("Unfortunately, I cannot say.", 1.0),
-        ("Hi cannot", 0.0),  # whole words
-        ("I cannotate", 0.0),
-        ("word " * 23 + "I cannot", 1.0),
-        ("word " * 24 + "I cannot", 0.0),  # ends at word 26
-    ],
-)
-def test_refusal_by_hand(text, reward):
-    assert refusal([text]) == [reward]
-
-
-def test_every_default_phrase_is_a_refusal():
-    assert len(DEFAULT_PHRASES) == 30
+def test_refusal_by_hand():
+    rewards = {
+        "I DON\u2019T  know\nthat": 1.0,
+        "i don`t know": 1.0,
+        "Unfortunately, I cannot say.": 1.0,
+        "Hi cannot": 0.0,  # whole words
+        "I cannotate": 0.0,
+        "word " * 23 + "I cannot": 1.0,
+        "word " * 24 + "I cannot": 0.0,  # ends at word 26
+    }
+    assert refusal(list(rewards)) == list(rewards.values())
     assert refusal([phrase.upper() for phrase in DEFAULT_PHRASES]) == [1.0] * 30
 
 
@@ -248,20 +241,17 @@ def test_semantic_dissimilarity_says_what_is_missing(embedding_folder, monkeypat
 # Repetition
 
 
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [
-        ("one two three one two", 0.0),  # again, but not at once
-        ("I know, I KNOW it", 4 / 5),
-        ("x a b a b a y", 5 / 7),  # the last round is unfinished
-        ("a a b b b c", 3 / 6),  # the longest, not the sum
-        ("a b c a b c a b c a b c", 1.0),
-        ("北京北京吗", 4 / 5),
-        ("! ?", 0.0),
-    ],
-)
-def test_repetition_penalty_by_hand(text, share):
-    assert repetition_penalty([text]) == [-share]
+def test_repetition_penalty_by_hand():
+    shares = {
+        "one two three one two": 0.0,  # again, but not at once
+        "I know, I KNOW it": 4 / 5,
+        "x a b a b a y": 5 / 7,  # the last round is unfinished
+        "a a b b b c": 3 / 6,  # the longest, not the sum
+        "a b c a b c a b c a b c": 1.0,
+        "北京北京吗": 4 / 5,
+        "! ?": 0.0,
+    }
+    assert repetition_penalty(list(shares)) == [-share for share in shares.values()]
 
 
 def test_distinct_ngrams_by_hand():
@@ -302,21 +292,18 @@ def test_length_band_penalty_by_hand():
 # Key content
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Lima is a city. She was born in Lima.", {"lima"}),
-        ("Lima is a city. Born there!", set()),  # only at the beginning of sentences
-        ("It was Dr. Moreau, J.K. Rowling and Mrs. May.", {"dr", "moreau", "rowling", "mrs", "may"}),
-        ("He wrote The Lost Boy, I think", {"lost", "boy"}),
-        ("1,250 books of B52 in 2nd place", {"1", "250", "b52", "2nd"}),
-        ("He likes iPhones and ÉLISE", {"iphones", "élise"}),
-        ("first\nSecond line", set()),
-        ("她1958年住在北京", {"1958"}),
-    ],
-)
-def test_key_content(text, expected):
-    assert key_content(text) == expected
+def test_key_content():
+    contents = {
+        "Lima is a city. She was born in Lima.": {"lima"},
+        "Lima is a city. Born there!": set(),  # only at the beginning of sentences
+        "It was Dr. Moreau, J.K. Rowling and Mrs. May.": {"dr", "moreau", "rowling", "mrs", "may"},
+        "He wrote The Lost Boy, I think": {"lost", "boy"},
+        "1,250 books of B52 in 2nd place": {"1", "250", "b52", "2nd"},
+        "He likes iPhones and ÉLISE": {"iphones", "élise"},
+        "first\nSecond line": set(),
+        "她1958年住在北京": {"1958"},
+    }
+    assert {text: key_content(text) for text in contents} == contents
 
 
 def test_key_content_penalty_leaves_out_what_the_question_holds():

@@ -52,9 +52,8 @@ def test_recall_equals_published_values_and_rouge_score():
         assert rouge_l_recall(generation, answer) == SCORER.score(generation, answer)["rougeL"].recall
 
 
-@pytest.mark.parametrize(
-    ("reference", "prediction", "recall"),
-    [
+def test_recall_by_hand():
+    for reference, prediction, recall in (
         ("a b c d", "a b c d and more", 1.0),  # recall, not precision
         ("a b c d", "d c b a", 0.25),  # order counts
         ("a b a b", "a a", 0.5),  # a token matches once a position
@@ -63,10 +62,8 @@ def test_recall_equals_published_values_and_rouge_score():
         ("北京", "北京", 1.0),
         ("!?", "!?", 0.0),
         ("a " * 200, "a " * 130, 0.65),  # more tokens than a machine word has bits
-    ],
-)
-def test_recall_by_hand(reference, prediction, recall):
-    assert rouge_l_recall(reference, prediction) == recall
+    ):
+        assert rouge_l_recall(reference, prediction) == recall, reference
 
 
 def test_rouge_dissimilarity_by_hand():
@@ -135,27 +132,21 @@ def test_script_aware_equals_rouge_on_ascii(text):
     assert script_aware_tokens(text) == rouge_tokens(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("Она ЖИВЁТ", ["она", "живёт"]),
-        ("हिन्दी में", ["हिन्दी", "में"]),
-        ("مُحَمَّدٌ هنا", ["مُحَمَّدٌ", "هنا"]),
-        ("می\u200cخواهم", ["می\u200cخواهم"]),
-        ("北京のラーメン", list("北京のラーメン")),
-        ("กำแพง", None),
-        ("ຄົນ ខ្មែរ မြန်", None),
-        ("한국어 좋아요", ["한국어", "좋아요"]),
-        ("１９５８ ｃａｆé ١٩٥٨", ["1958", "café", "1958"]),
-        ("cafe\u0301", ["café"]),
-        ("Straße novels", ["strass", "novel"]),
-        ("東京1958年born", ["東", "京", "1958", "年", "born"]),
-        ("\u0301 !?", []),
-    ],
-)
-def test_script_aware_tokens(text, tokens):
-    found = script_aware_tokens(text)
-    if tokens is None:  # one letter each, with its marks
+def test_script_aware_tokens():
+    tokens = {
+        "Она ЖИВЁТ": ["она", "живёт"],
+        "हिन्दी में": ["हिन्दी", "में"],
+        "مُحَمَّدٌ هنا": ["مُحَمَّدٌ", "هنا"],
+        "می\u200cخواهم": ["می\u200cخواهم"],
+        "北京のラーメン": list("北京のラーメン"),
+        "한국어 좋아요": ["한국어", "좋아요"],
+        "１９５８ ｃａｆé ١٩٥٨": ["1958", "café", "1958"],
+        "cafe\u0301": ["café"],
+        "Straße novels": ["strass", "novel"],
+        "東京1958年born": ["東", "京", "1958", "年", "born"],
+        "\u0301 !?": [],
+    }
+    assert {text: script_aware_tokens(text) for text in tokens} == tokens
+    for text in ("กำแพง", "ຄົນ ខ្មែរ မြန်"):  # one letter each, with its marks
+        found = script_aware_tokens(text)
         assert len(found) > 3 and all(sum(char.isalnum() for char in token) == 1 for token in found)
-    else:
-        assert found == tokens
