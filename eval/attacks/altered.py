@@ -17,8 +17,6 @@ def forget_measures(passes: ModelPasses, rows: QuestionSet) -> tuple[dict[int, f
 
 
 def recovered_share(after: float, unlearned: float, before: float) -> float | None:
-    """The part of the way back that an attack has gone: 0 at the unlearned model, 1 at the one before unlearning.
-
-    None where unlearning has lowered nothing, so that there is no way back.
-    """
+    """The part of the way back that an attack has gone: 0 at the unlearned model, 1 at the one before unlearning; None
+    where unlearning has lowered nothing."""
     return (after - unlearned) / (before - unlearned) if before > unlearned else None

@@ -16,8 +16,6 @@ from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.models import is_quantized, load_merged, load_model
 
-BITS = (8, 4)
-
 
 def why_not(model_args: ModelConfig) -> str | None:
     """Why the attack cannot be run; None if it can."""
@@ -34,24 +32,23 @@ def quantization_attack(
     """
     Recall and probability of the truth from 8 and 4 bits, their change, and the share of the way back by recall.
 
-    Args:
-        passes, before ([`~eval.passes.ModelPasses`]): the unlearned model, and the one before unlearning.
-        load (`Callable`): makes the unlearned model in as many bits as it is given.
+    `passes` is the unlearned model, which `load` makes in as many bits as it is given, `before` the one before.
     """
-    recalls, unlearned_probability = forget_measures(passes, forget)
-    unlearned_recall = fmean(recalls.values())
+    unlearned_recalls, unlearned_probability = forget_measures(passes, forget)
+    unlearned_recall = fmean(unlearned_recalls.values())
     before_recall = fmean(forget_measures(before, forget)[0].values())
     passes.release()  # one model at a time
     before.release()
     results = {}
-    for bits in BITS:
+    for bits in (8, 4):
+        name = f"{bits} bit"
         altered = passes.altered(
-            f"{passes.name}, {bits} bit", f"{passes.fingerprint} {bits} bit", lambda bits=bits: load(bits)
+            f"{passes.name}, {name}", f"{passes.fingerprint} {name}", lambda bits=bits: load(bits)
         )
         recalls, probability = forget_measures(altered, forget)
         recall = fmean(recalls.values())
         altered.release()
-        results[f"{bits} bit"] = {
+        results[name] = {
             "recall": recall,
             "recall_by_row": recalls,
             "recall_change": recall - unlearned_recall,
