@@ -3,15 +3,15 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from eval.attacks.altered import forget_measures, recovered_share
+from eval.attacks.altered import altered_measures
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.models import is_quantized, load_merged, load_model
@@ -34,30 +34,17 @@ def quantization_attack(
 
     `passes` is the unlearned model, which `load` makes in as many bits as it is given, `before` the one before.
     """
-    unlearned_recalls, unlearned_probability = forget_measures(passes, forget)
-    unlearned_recall = fmean(unlearned_recalls.values())
-    before_recall = fmean(forget_measures(before, forget)[0].values())
-    passes.release()  # one model at a time
-    before.release()
-    results = {}
-    for bits in (8, 4):
-        name = f"{bits} bit"
-        altered = passes.altered(
-            f"{passes.name}, {name}", f"{passes.fingerprint} {name}", lambda bits=bits: load(bits)
-        )
-        recalls, probability = forget_measures(altered, forget)
-        recall = fmean(recalls.values())
-        altered.release()
-        results[name] = {
-            "recall": recall,
-            "recall_by_row": recalls,
-            "recall_change": recall - unlearned_recall,
-            "probability": probability,
-            "probability_change": probability - unlearned_probability,
-            "recovered": recovered_share(recall, unlearned_recall, before_recall),
+    states = {f"{bits} bit": partial(load, bits) for bits in (8, 4)}
+    unlearned, *quantized = altered_measures(passes, before, forget, states)
+    return {
+        name: {
+            **measures,
+            "recall_change": measures["recall"] - unlearned["recall"],
+            "probability_change": measures["probability"] - unlearned["probability"],
             "n": len(forget.questions),
         }
-    return results
+        for name, measures in zip(states, quantized, strict=True)
+    }
 
 
 def load_quantized(

@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from eval.attacks.altered import forget_measures, recovered_share
+from eval.attacks.altered import altered_measures
 from eval.data import QuestionSet
 from eval.metrics.leakage import doublings
 from eval.passes import ModelPasses
@@ -33,25 +33,12 @@ def relearning_attack(
     `passes` is the unlearned model, `before` the one before; `scored` are forget rows that are not learned, and `what`
     names those that are, in progress bars. If the cache has all answers the relearner does not start.
     """
-    measured = [forget_measures(passes, scored)]
-    before_recall = fmean(forget_measures(before, scored)[0].values())
-    passes.release()  # one model at a time: the copy that learns needs the room
-    before.release()
     steps = doublings(relearner.steps)
-    for step in steps:
-        altered = passes.altered(
-            f"{passes.name}, {step} steps on {what}",
-            f"{passes.fingerprint} {relearner.fingerprint} {step}",
-            lambda step=step: relearner.at(step),
-        )
-        measured.append(forget_measures(altered, scored))
-    means = [fmean(recalls.values()) for recalls, _ in measured]
+    states = {f"{step} steps on {what}": partial(relearner.at, step) for step in steps}
+    measured = altered_measures(passes, before, scored, states, relearner.fingerprint)
     return {
         "steps": [0, *steps],
-        "recall": means,
-        "recall_by_row": [recalls for recalls, _ in measured],
-        "probability": [probability for _, probability in measured],
-        "recovered": [recovered_share(recall, means[0], before_recall) for recall in means],
+        **{name: [measures[name] for measures in measured] for name in measured[0]},
         "learned": len(relearner.rows),
         "scored": len(scored.questions),
     }
