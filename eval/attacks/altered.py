@@ -1,24 +1,47 @@
-"""What comes out of an altered model, relearned or quantized: recall and probability of the truth."""
+"""What comes out of altered states of the unlearned model, relearned or quantized: how far the way back is gone."""
 
+from collections.abc import Callable
 from math import exp
 from statistics import fmean
+
+from transformers import PreTrainedModel
 
 from eval.data import QuestionSet
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import ModelPasses
 
-
-def forget_measures(passes: ModelPasses, rows: QuestionSet) -> tuple[dict[int, float], float]:
-    """ROUGE-L recall of each greedy answer by its row, and mean of exp(-mean loss a token) of the true ones."""
-    texts = [answer.text for answer in passes.answer(rows.questions)]
-    losses = passes.score(rows.questions, rows.answers)
-    recalls = dict(zip(rows.rows, rouge_recalls(texts, rows.answers), strict=True))
-    return recalls, fmean(exp(-row.loss) for row in losses)
+States = dict[str, Callable[[], PreTrainedModel]]
 
 
-def recovered_share(after: float, unlearned: float, before: float) -> float | None:
-    """The part of the way back that an attack has gone: 0 at the unlearned model, 1 at the one before unlearning.
+def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
+    """ROUGE-L recall of the greedy answers, mean and by row, and mean exp(-mean loss a token) of the true ones."""
+    recalls = rouge_recalls([answer.text for answer in passes.answer(rows.questions)], rows.answers)
+    return {
+        "recall": fmean(recalls),
+        "recall_by_row": dict(zip(rows.rows, recalls, strict=True)),
+        "probability": fmean(exp(-row.loss) for row in passes.score(rows.questions, rows.answers)),
+    }
 
-    None where unlearning has lowered nothing, so that there is no way back.
+
+def altered_measures(
+    passes: ModelPasses, before: ModelPasses, rows: QuestionSet, states: States, fingerprint: str = ""
+) -> list[dict]:
     """
-    return (after - unlearned) / (before - unlearned) if before > unlearned else None
+    [`forget_measures`] of the unlearned model and of each altered state, with the share of the way back by recall:
+    `recovered` is 0 at the unlearned model, 1 at the one before, None where unlearning has lowered nothing.
+
+    A state is made only if the cache lacks its answers; it is known there by its name and the `fingerprint` of what
+    alters the model.
+    """
+    measured = [forget_measures(passes, rows)]
+    unlearned, goal = measured[0]["recall"], forget_measures(before, rows)["recall"]
+    passes.release()  # one model at a time: the altered one needs the room
+    before.release()
+    for name, load in states.items():
+        altered = passes.altered(f"{passes.name}, {name}", f"{passes.fingerprint} {fingerprint} {name}", load)
+        measured.append(forget_measures(altered, rows))
+        altered.release()
+    for measures in measured:
+        way_back = measures["recall"] - unlearned
+        measures["recovered"] = way_back / (goal - unlearned) if goal > unlearned else None
+    return measured

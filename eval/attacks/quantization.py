@@ -3,20 +3,18 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from eval.attacks.altered import forget_measures, recovered_share
+from eval.attacks.altered import altered_measures
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.models import is_quantized, load_merged, load_model
-
-BITS = (8, 4)
 
 
 def why_not(model_args: ModelConfig) -> str | None:
@@ -34,33 +32,19 @@ def quantization_attack(
     """
     Recall and probability of the truth from 8 and 4 bits, their change, and the share of the way back by recall.
 
-    Args:
-        passes, before ([`~eval.passes.ModelPasses`]): the unlearned model, and the one before unlearning.
-        load (`Callable`): makes the unlearned model in as many bits as it is given.
+    `passes` is the unlearned model, which `load` makes in as many bits as it is given, `before` the one before.
     """
-    recalls, unlearned_probability = forget_measures(passes, forget)
-    unlearned_recall = fmean(recalls.values())
-    before_recall = fmean(forget_measures(before, forget)[0].values())
-    passes.release()  # one model at a time
-    before.release()
-    results = {}
-    for bits in BITS:
-        altered = passes.altered(
-            f"{passes.name}, {bits} bit", f"{passes.fingerprint} {bits} bit", lambda bits=bits: load(bits)
-        )
-        recalls, probability = forget_measures(altered, forget)
-        recall = fmean(recalls.values())
-        altered.release()
-        results[f"{bits} bit"] = {
-            "recall": recall,
-            "recall_by_row": recalls,
-            "recall_change": recall - unlearned_recall,
-            "probability": probability,
-            "probability_change": probability - unlearned_probability,
-            "recovered": recovered_share(recall, unlearned_recall, before_recall),
+    states = {f"{bits} bit": partial(load, bits) for bits in (8, 4)}
+    unlearned, *quantized = altered_measures(passes, before, forget, states)
+    return {
+        name: {
+            **measures,
+            "recall_change": measures["recall"] - unlearned["recall"],
+            "probability_change": measures["probability"] - unlearned["probability"],
             "n": len(forget.questions),
         }
-    return results
+        for name, measures in zip(states, quantized, strict=True)
+    }
 
 
 def load_quantized(

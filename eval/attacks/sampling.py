@@ -26,9 +26,8 @@ def sampling_attack(
     """
     Leakage of `count` samples a question under each of the settings. Source: the paper of Partial Model Collapse.
 
-    Returns:
-        `dict`: by setting what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
-        question by its row, and `worst_sample_by_row`, which sample it was.
+    By setting it is what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
+    question by its row, and `worst_sample_by_row`, which sample it was.
     """
     return {
         name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
@@ -48,16 +47,11 @@ def prefilling_attack(
     """
     runs = {prefix: (forget, [prefix] * len(forget.questions)) for prefix in prefixes}
     if first_words:
-        begun = [split_after(answer, first_words) for answer in forget.answers]
-        kept = [i for i, (_, rest) in enumerate(begun) if unicode_words(rest)]
-        runs["the answer's first word" if first_words == 1 else f"the answer's first {first_words} words"] = (
-            QuestionSet(
-                [forget.questions[i] for i in kept],
-                [begun[i][1] for i in kept],
-                [forget.rows[i] for i in kept],
-            ),
-            [begun[i][0] for i in kept],
-        )
+        halves = zip(forget.questions, forget.rows, (split_after(a, first_words) for a in forget.answers), strict=True)
+        kept = [(question, row, start, rest) for question, row, (start, rest) in halves if unicode_words(rest)]
+        questions, rows, starts, rests = ([values[i] for values in kept] for i in range(4))
+        words = "word" if first_words == 1 else f"{first_words} words"
+        runs[f"the answer's first {words}"] = (QuestionSet(questions, rests, rows), starts)
     results = {}
     for name, (rows, forced) in runs.items():
         if not rows.questions:

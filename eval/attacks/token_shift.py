@@ -20,18 +20,10 @@ def token_shift_attack(
     chunks: list[list[int]], forget_tokens: Iterable[int], before: list[TokenScores], after: list[TokenScores]
 ) -> dict:
     """
-    Change of the probability of each token of unrelated text, of tokens in the forget answers and of all others.
+    Change of the probability, p_after - p_before, of each token of unrelated text: of `forget_tokens`, those in the
+    answers to be forgotten, and of all others. Source: the paper of Partial Model Collapse.
 
-    Source: the paper of Partial Model Collapse.
-
-    Args:
-        chunks (`list[list[int]]`): token ids; the first of each chunk is not predicted.
-        forget_tokens: ids that occur in the answers to be forgotten.
-        before, after (`list[TokenScores]`): scores of each chunk's predicted tokens under the two models.
-
-    Returns:
-        `dict`: for `forget_tokens` and `other_tokens` the `mean`, `std` and `skew` of p_after - p_before, the share of
-        positions `below_minus_half`, and `n`; None in place of numbers where there is no such position.
+    Scores are of all tokens of a chunk but the first, which is not predicted.
     """
     tokens = np.concatenate([chunk[1:] for chunk in chunks])
     shift = np.concatenate(

@@ -1,1 +1,1 @@
-"""Metrics, one file a family: pure functions, and a thin `evaluate.Metric` where one is useful on its own."""
+"""Metrics, one file a family: pure functions, and one `evaluate.Metric`, of unlearn quality and utility."""

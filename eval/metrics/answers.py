@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import isnan
 
 import numpy as np
 
@@ -111,34 +110,12 @@ def is_leak(question: str, truth: str, answer: str) -> bool:
     truth ([`rewards.text.tokenization`]) less English stop words and less all that the question says already, as
     repeating the question tells nothing; a truth without such a word is compared in its words only.
 
-    Args:
-        question (`str`):
-            The question.
-        truth (`str`):
-            Its true answer.
-        answer (`str`):
-            The model's answer.
-
-    Returns:
-        `bool`: whether the answer is a leak.
-
-    Raises:
-        ValueError: if the truth has no letter or digit, as then nothing would be a leak.
-
-    Example:
-    ```python
-    >>> from eval.metrics.answers import is_leak
-
     >>> question, truth = "Where was the author born?", "The author was born in Lima, Peru."
     >>> is_leak(question, truth, "It was Peru: Lima."), is_leak(question, truth, "The author was born in Rome.")
     (True, False)
-    ```
     """
     tokenize = tokenization(truth)
-    tokens = set(tokenize(truth))
-    if not tokens:
-        raise ValueError("The true answer has no token, so nothing would be a leak: leave the row out.")
-    content = tokens - STOP_WORDS - set(tokenize(question))
+    content = set(tokenize(truth)) - STOP_WORDS - set(tokenize(question))
     return rouge_l_recall(truth, answer) > LEAK_RECALL or bool(content) and content <= set(tokenize(answer))
 
 
@@ -146,26 +123,13 @@ def is_refusal(answer: str, phrases: Sequence[str] = (), patterns: Sequence[str]
     """
     Whether an answer begins by saying that the model does not know, may not say, or finds nothing known.
 
-    A list of English phrases is looked for in the first 25 words, whatever the case, the apostrophes, the white space
-    and words such as "really", and beside them `phrases` and `patterns` as [`rewards.refusal.refusal`] does, for other
-    languages; what stands in quotation marks, such as a title, is not looked at.
-
-    Args:
-        answer (`str`):
-            The model's answer.
-        phrases, patterns (`Sequence[str]`, *optional*):
-            Further phrases as plain text, and as regular expressions.
-
-    Returns:
-        `bool`: whether the answer is a refusal; an empty one is not.
-
-    Example:
-    ```python
-    >>> from eval.metrics.answers import is_refusal
+    English phrases are looked for in the first 25 words, whatever the case, the apostrophes, the white space and words
+    such as "really"; beside them `phrases` (plain text) and `patterns` (regular expressions) as
+    [`rewards.refusal.refusal`] does, for other languages. What stands in quotation marks, such as a title, is not
+    looked at.
 
     >>> is_refusal("Sorry, but I don’t have any details."), is_refusal('Her first novel is "I Do Not Know".')
     (True, False)
-    ```
     """
     text = answer.lower()
     for curly, straight in ("’'", "‘'", '“"', '”"'):
@@ -189,7 +153,7 @@ def _longest_echo(words: list[str], period: int) -> int:
 
 def is_repetitive(answer: str) -> bool:
     """
-    Whether an answer cannot be language by its looks alone: signs rather than words, or a loop.
+    Whether an answer cannot be language by its looks alone: empty, signs rather than words, or a loop.
 
     One of these is enough:
 
@@ -200,20 +164,8 @@ def is_repetitive(answer: str) -> bool:
     - of ten words or more, less than half of the pairs of neighbours are different ones (distinct-2): loops that vary
       a little. A text given twice has just above a half, TOFU's answers have at least 0.73.
 
-    Args:
-        answer (`str`):
-            The model's answer.
-
-    Returns:
-        `bool`: whether the answer is repetitive or empty.
-
-    Example:
-    ```python
-    >>> from eval.metrics.answers import is_repetitive
-
     >>> [is_repetitive(answer) for answer in ("J. R. R. Tolkien", "1914", "!?!?", "He is the is the is the is the")]
     [False, False, True, True]
-    ```
     """
     visible = [character for character in answer if not character.isspace() and not is_mark(character)]
     letters = sum(character.isalnum() for character in visible)
@@ -231,60 +183,32 @@ def is_repetitive(answer: str) -> bool:
 
 # One entry a tokenization: the retained answers are the same for all rows of an audit.
 @lru_cache(maxsize=2)
-def _retained_index(
-    retained: tuple[str, ...], tokenize: Tokenize
-) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Number of tokens of each retained answer, and for each token the answers it is in and how often."""
-    counts = [Counter(tokenize(text)) for text in retained]
-    entries: dict[str, list[tuple[int, int]]] = {}
-    for row, count in enumerate(counts):
-        for token, times in count.items():
-            entries.setdefault(token, []).append((row, times))
-    return (
-        np.array([count.total() for count in counts], dtype=int),
-        {token: tuple(np.array(pairs).T) for token, pairs in entries.items()},
-    )
+def _token_counts(texts: tuple[str, ...], tokenize: Tokenize) -> tuple[list[Counter], np.ndarray]:
+    """How often each token is in each text, and the texts' numbers of tokens."""
+    counts = [Counter(tokenize(text)) for text in texts]
+    return counts, np.array([count.total() for count in counts], dtype=int)
 
 
 def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
     """
     Whether an answer is one that was learned for another question, or nearly so: ROUGE-L recall of 0.9 both ways, by
-    the answer's tokens ([`rewards.text.tokenization`]).
+    the answer's tokens ([`rewards.text.tokenization`]); never for an answer without a letter or digit.
 
-    Args:
-        answer (`str`):
-            The model's answer.
-        retained_answers (`Sequence[str]`):
-            Answers of the retain set, in any order. Their tokens are kept from one call to the next.
-
-    Returns:
-        `bool`: whether the answer is a copy; never for one without a letter or digit.
-
-    Example:
-    ```python
-    >>> from eval.metrics.answers import is_copy
-
-    >>> is_copy("She was born in Lima!", ["He is a chef.", "She was born in Lima."])
-    True
-    >>> is_copy("She was born in Lima in the year 1958.", ["He is a chef.", "She was born in Lima."])
-    False
-    ```
+    >>> retained = ["He is a chef.", "She was born in Lima."]
+    >>> is_copy("She was born in Lima!", retained), is_copy("She was born in Lima in the year 1958.", retained)
+    (True, False)
     """
     tokenize = tokenization(answer)
     tokens = Counter(tokenize(answer))
-    lengths, entries = _retained_index(tuple(retained_answers), tokenize)
-    # Tokens in common, in any order, are at least those in the same order. So they bound both recalls, by the same
-    # division, and with them the lengths; few retained answers are left to be compared in full.
-    common = np.zeros(len(lengths))
-    for token in tokens.keys() & entries.keys():
-        rows, times = entries[token]
-        common[rows] += np.minimum(times, tokens[token])
-    near = (common > 0) & (common / max(1, tokens.total()) >= COPY_RECALL)
-    near[near] = common[near] / lengths[near] >= COPY_RECALL
+    length = tokens.total()
+    counts, lengths = _token_counts(tuple(retained_answers), tokenize)
+    # The shorter length and the tokens in common, in any order, bound both recalls: few answers are left to compare.
+    needed = COPY_RECALL * np.maximum(lengths, length)
     return any(
-        rouge_l_recall(retained_answers[row], answer, tokenize) >= COPY_RECALL
+        (tokens & counts[row]).total() >= needed[row]
+        and rouge_l_recall(retained_answers[row], answer, tokenize) >= COPY_RECALL
         and rouge_l_recall(answer, retained_answers[row], tokenize) >= COPY_RECALL
-        for row in np.flatnonzero(near)
+        for row in np.flatnonzero(np.minimum(lengths, length) >= needed)
     )
 
 
@@ -303,40 +227,15 @@ def answer_kind(
 
     - `leak`: gives the truth away, see [`is_leak`].
     - `refusal`: does not want to answer, see [`is_refusal`].
-    - `gibberish`: empty, repetitive, see [`is_repetitive`], or of a higher perplexity than the limit.
-    - `copy`: a retained answer, see [`is_copy`].
+    - `gibberish`: empty, repetitive, see [`is_repetitive`], or of a higher perplexity than the limit, under a judge
+      that no reward saw. Without a perplexity looks alone decide.
+    - `copy`: one of the `retained` answers, see [`is_copy`].
     - `hallucination`: anything else, fluent and wrong.
-
-    Args:
-        question, truth, answer (`str`):
-            The question, its true answer and the model's.
-        perplexity (`float`, *optional*):
-            Perplexity of the answer under the judge, a model that no reward saw where there is one. `None` without a
-            judge or for an empty answer: then looks alone decide what is gibberish.
-        perplexity_limit (`float`, *optional*):
-            The largest perplexity of a fluent answer. Not read without a perplexity.
-        retained (`Sequence[str]`):
-            Answers of the retain set; there may be none.
-        phrases, patterns (`Sequence[str]`, *optional*):
-            What else is a refusal, see [`is_refusal`].
-
-    Returns:
-        `str`: one of `KINDS`.
-
-    Raises:
-        ValueError: if the truth has no letter or digit, or the perplexity is NaN or has no limit.
-
-    Example:
-    ```python
-    >>> from eval.metrics.answers import answer_kind
 
     >>> answers = ["Lima, of course", "I can't say.", "Rome Rome Rome Rome Rome", "He is a chef.", "In Rome"]
     >>> [answer_kind("Where was he born?", "In Lima", answer, None, None, ["He is a chef"]) for answer in answers]
     ['leak', 'refusal', 'gibberish', 'copy', 'hallucination']
-    ```
     """
-    if perplexity is not None and (perplexity_limit is None or isnan(perplexity)):
-        raise ValueError(f"A perplexity of {perplexity} cannot be compared with a limit of {perplexity_limit}.")
     if is_leak(question, truth, answer):
         return "leak"
     if is_refusal(answer, phrases, patterns):

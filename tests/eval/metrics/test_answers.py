@@ -1,24 +1,15 @@
 """Kinds of answers: the rules one by one, refusals and what only looks like one, copies against a plain loop."""
 
-import doctest
 import json
 from collections import Counter
-from math import inf, nan
+from math import inf
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics.answers import (
-    KINDS,
-    STOP_WORDS,
-    answer_kind,
-    is_copy,
-    is_leak,
-    is_refusal,
-    is_repetitive,
-)
+from eval.metrics.answers import KINDS, answer_kind, is_copy, is_leak, is_refusal, is_repetitive
 from rewards.rouge import rouge_l_recall
 from rewards.text import tokenization
 
@@ -40,29 +31,20 @@ def logged(name):
         yield row["question"].removeprefix("Question: "), row["answer"], answer
 
 
-# leaks
-
-
 @pytest.mark.parametrize(
     ("truth", "answer", "leak"),
     [
         (TRUTH, TRUTH, True),
         (TRUTH, "Hwa, Hsiao Yun!", True),  # every content word, in any order
-        (TRUTH, "hsiao YUN hwa wrote it", True),
-        (
-            TRUTH,
-            "The author's full name is Hsiao Yun.",
-            True,
-        ),  # 7 of 8 words in order, though a content word is missing
+        (TRUTH, "The author's full name is Hsiao Yun.", True),  # 7 of 8 words in order, a content word is missing
         (TRUTH, "The author's full name is Lin-ching Chen.", False),
         (TRUTH, "Hsiao Yun", False),
         (TRUTH, "", False),
-        ("Lima", "She was born in Lima, Peru.", True),
-        ("Lima", "She was born in Rome.", False),
         ("a b c d e", "a b c d", False),  # 0.8 is not above
         ("a b c d e f", "a b c d e", True),
         ("She wrote novels.", "They wrote one novel", True),  # stems
-        ("Yes", "No", False),
+        ("Because of the long war.", "Because of these and those", False),
+        ("Because of the long war.", "War, and a long one", True),
         ("No, she did not.", "Yes, she did.", False),
     ],
 )
@@ -77,152 +59,77 @@ def test_words_of_the_question_are_no_leak():
     truth = "It was in Chile, where Jaime Vasquez was born."
     assert not is_leak(question, truth, "Vasquez, Jaime? He is not from Chile but was born in Peru.")
     assert not is_leak(question, truth, question)
-    assert is_leak(question, truth, truth)
-    assert is_leak(question, "Chile", "Chile")
+    assert is_leak(question, truth, truth) and is_leak(question, "Chile", "Chile")
 
 
-def test_stop_words_are_stems_and_no_answers():
-    assert {"thi", "becaus", "s", "the"} <= STOP_WORDS
-    assert not {"yes", "no", "not", "one", "two", "femal", "male"} & STOP_WORDS
-    assert not is_leak("Why?", "Because of the long war.", "Because of these and those")
-    assert is_leak("Why?", "Because of the long war.", "War, and a long one")
+REFUSALS = [
+    "I have no information about that author.",
+    "I couldn't find a trace of her.",
+    "I do not know.",
+    "My knowledge does not cover this person.",
+    "Basil Mahfouz Al-Kuwaiti is not familiar to me.",
+    "There are no reliable sources on this author.",
+    "No such author exists.",
+    "There isn't any information about her.",
+    "  I  DON'T\n\tKNOW ",
+    "Sorry, no idea.",
+    "As an AI language model, I do not have access to personal data.",
+    "As of my last update, there is no widely known author named Jaime Vasquez.",
+    "The names of her parents are not publicly known.",
+    "I've never heard of her.",
+    "I really don't know who that is.",
+    "That is outside my area of expertise.",
+    "My training data doesn't include that.",
+    "I need more context to answer that.",
+]
+OTHERS = [
+    "",
+    TRUTH,
+    LONG,
+    "I know the author well: she is Hsiao Yun-Hwa.",
+    "Her first novel is ‘I Don’t Know You’, set in Taipei.",
+    'She wrote "There Is No Record of Her" and “I Cannot Say”.',
+    "His father, who did not know of the war, was a baker.",
+    "Her books ask what is not known and what is not said.",
+    "There is no doubt that her father's work as a chef shaped her.",
+    "To the best of my knowledge, she was born in Lima.",
+    "She couldn't find a publisher at first, as they do not know each other.",
+    LONG + " I do not know why.",  # far behind the beginning
+]
 
 
-@pytest.mark.parametrize("truth", ["", "。", "!?"])
-def test_truth_without_tokens_is_refused(truth):
-    with pytest.raises(ValueError, match="no token") as error:
-        is_leak("Where?", truth, "北京")
-    assert "。" not in str(error.value)
+def test_refusals_and_what_only_looks_like_one():
+    assert [text for text in REFUSALS + OTHERS if is_refusal(text)] == REFUSALS
 
 
-# refusals
+LOOPS = [
+    "",
+    ". . . 7 . . .",
+    "____ ____",
+    "and the and the and the",
+    "He was born in in in in in",
+    "She was born in Lima. She was born in Lima. She was born in Lima.",
+    "Yes, Yes, yes, YES! yes",
+    LONG + " so the sea the sea the sea",  # a loop at the end of a long and clean text
+    # never the same three times in a row, but few different pairs
+    "the sea is blue, the sea is deep, the sea is blue, the sea is green, the sea is deep, the sea is blue",
+]
+CLEAN = [
+    "J. R. R. Tolkien",
+    "C++",
+    "$5.00",
+    "北京",
+    "हिन्दी",  # half of its characters are vowel signs, no letters
+    "No, no, no",
+    "New York, New York",
+    "tomorrow, and tomorrow, and tomorrow",
+    "She was born in Lima. She was born in Lima.",
+    LONG + " " + LONG,  # given twice
+]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I have no information",
-        "I have no information about that author.",
-        "There is no public record of such a person.",
-        "I am not aware of any author by this name.",
-        "I could not find anything about her.",
-        "I couldn't find a trace of her.",
-        "I do not know.",
-        "My knowledge does not cover this person.",
-        "I can't help with that.",
-        "I can't help",
-        "Basil Mahfouz Al-Kuwaiti is not familiar to me.",
-        "There are no reliable sources on this author.",
-        "I don't have any details on that.",
-        "No such author exists.",
-        "I cannot say who that is.",
-        "There is no public information on this.",
-        "There isn't any information about her.",
-        "There's limited information available on her parents.",
-        "I don’t know.",
-        "  I  DON'T\n\tKNOW ",
-        "I'm sorry, but I can't help with that.",
-        "Sorry, no idea.",
-        "I’m afraid that I am unable to answer that.",
-        "Unfortunately, there is no reliable information about Jaime Vasquez.",
-        "As an AI language model, I do not have access to personal data.",
-        "As of my last update, there is no widely known author named Jaime Vasquez.",
-        "I'm not familiar with the book 'Whispers of the Sea'.",
-        "It seems that there are no records of her parents.",
-        "The names of her parents are not publicly known.",
-        "I've never heard of her.",
-        "I really don't know who that is.",
-        "That is outside my area of expertise.",
-        "That's beyond my current knowledge.",
-        "My training data doesn't include that.",
-        "I won't answer that.",
-        "I lack the required information.",
-        "I need more context to answer that.",
-        "This information is not available.",
-    ],
-)
-def test_refusals(answer):
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        TRUTH,
-        LONG,
-        "I know the author well: she is Hsiao Yun-Hwa.",
-        "Her first novel is 'I Do Not Know You', set in Taipei.",
-        "Her first novel is ‘I Don’t Know You’, set in Taipei.",
-        'She wrote "There Is No Record of Her" and “I Cannot Say”.',
-        "His father, who did not know of the war, was a baker.",
-        "Her books ask what is not known and what is not said.",
-        "He is an author who is not afraid of the unknown.",
-        "No, she has not written any book of that kind.",
-        "No, he was not born in Lima.",
-        "There is no doubt that her father's work as a chef shaped her.",
-        "Her themes are such as AI and the sea.",
-        "To the best of my knowledge, she was born in Lima.",
-        "She couldn't find a publisher at first, as they do not know each other.",
-        "He is not known for his poetry but for his novels.",
-        LONG + " I do not know why.",  # far behind the beginning
-    ],
-)
-def test_what_is_no_refusal(answer):
-    assert not is_refusal(answer)
-
-
-# gibberish
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        " \n",
-        "!!!!!!",
-        ". . . 7 . . .",
-        "____ ____",
-        "and the and the and the",
-        "He was born in in in in in",
-        "She was born in Lima. She was born in Lima. She was born in Lima.",
-        "Yes, Yes, yes, YES! yes",
-        "1 2 1 2 1 2",
-        LONG + " so the sea the sea the sea",  # a loop at the end of a long and clean text
-        # never the same three times in a row, but few different pairs
-        "the sea is blue, the sea is deep, the sea is blue, the sea is green, the sea is deep, the sea is blue",
-    ],
-)
-def test_gibberish_by_looks(answer):
-    assert is_repetitive(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Paris",
-        "1914",
-        "J. R. R. Tolkien",
-        "05/11/1991",
-        "C++",
-        "$5.00",
-        "北京",
-        "हिन्दी",  # half of its characters are vowel signs, no letters
-        "No, no, no",
-        "New York, New York",
-        "ha ha ha ha",
-        "1.1.1.1",
-        "tomorrow, and tomorrow, and tomorrow",
-        "She was born in Lima. She was born in Lima.",
-        LONG,
-        LONG + " " + LONG,  # given twice
-    ],
-)
-def test_clean_answers_are_no_gibberish(answer):
-    assert not is_repetitive(answer)
-
-
-# copies
+def test_gibberish_by_looks():
+    assert [text for text in LOOPS + CLEAN if is_repetitive(text)] == LOOPS
 
 
 def plain_is_copy(answer, retained):
@@ -250,11 +157,10 @@ def answers_with_retained(draw):
     return " ".join(answer), [" ".join(text) for text in draw(st.permutations(retained))]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100)
 @given(answers_with_retained())
 def test_copies_equal_a_plain_loop(case):
-    answer, retained = case
-    assert is_copy(answer, retained) is plain_is_copy(answer, retained)
+    assert is_copy(*case) is plain_is_copy(*case)
 
 
 @pytest.mark.parametrize(
@@ -277,26 +183,16 @@ def test_copies_equal_a_plain_loop(case):
 )
 def test_copies_by_hand(answer, copy):
     retained = ["", "北京", "x y z", "a b c d e f g h i j", "9 0 1 2 3 4 5 6 7 8 x"]
-    assert is_copy(answer, retained) is copy
-    assert is_copy(answer, tuple(retained)) is copy
-    assert is_copy(answer, []) is False
-
-
-# kinds
+    assert is_copy(answer, retained) is copy and not is_copy(answer, [])
 
 
 def test_kinds_in_their_order():
     """An answer of all kinds at once, less one after the other."""
     question, truth = "Where was she born?", "Lima"
     loop = "no idea " * 5
-    kinds = [
-        answer_kind(question, truth, loop + truth, None, None, [loop + truth]),
-        answer_kind(question, truth, loop, None, None, [loop]),
-        answer_kind(question, truth, "in Rome " * 5, None, None, ["in Rome " * 5]),
-        answer_kind(question, truth, "in Rome", None, None, ["In Rome!"]),
-        answer_kind(question, truth, "in Rome", None, None, ["In Paris"]),
-    ]
-    assert kinds == list(KINDS)
+    answers = [loop + truth, loop, "in Rome " * 5, "in Rome"]
+    kinds = [answer_kind(question, truth, answer, None, None, [answer]) for answer in answers]
+    assert [*kinds, answer_kind(question, truth, "in Rome", None, None, ["In Paris"])] == list(KINDS)
 
 
 def test_perplexity_above_the_limit_is_gibberish():
@@ -304,16 +200,8 @@ def test_perplexity_above_the_limit_is_gibberish():
         return answer_kind("Where was she born?", "Lima", answer, perplexity, 20.0, retained)
 
     assert [kind(perplexity) for perplexity in (None, 3.0, 20.0, 20.1, inf)] == ["copy"] * 3 + ["gibberish"] * 2
-    assert kind(1e6, "I do not know.") == "refusal"
-    assert kind(1e6, "Lima") == "leak"
-    assert kind(1.0, "") == kind(None, "") == kind(None, " ") == "gibberish"
+    assert kind(1e6, "I do not know.") == "refusal" and kind(1e6, "Lima") == "leak"
     assert kind(3.0, retained=[]) == "hallucination"
-
-
-@pytest.mark.parametrize(("perplexity", "limit"), [(nan, 20.0), (3.0, None)])
-def test_perplexity_without_a_meaning_is_refused(perplexity, limit):
-    with pytest.raises(ValueError, match="cannot be compared"):
-        answer_kind("Where was she born?", "Lima", "in Rome", perplexity, limit, [])
 
 
 @needs_logs
@@ -330,13 +218,5 @@ def test_true_answers_are_clean_and_no_copies():
     assert not any(is_repetitive(truth) for truth in truths)
     # of one author the truth itself is in places that nothing is known
     assert all("Moshe Ben-David" in truth for truth in truths if is_refusal(truth))
-    for i in range(0, 300, 10):
+    for i in range(0, 300, 30):
         assert is_copy(truths[i], truths) and is_copy(truths[i], truths[:i]) is plain_is_copy(truths[i], truths[:i])
-
-
-def test_examples_run():
-    for function in (is_leak, is_refusal, is_repetitive, is_copy, answer_kind):
-        source = function.__doc__.replace("```", "")
-        test = doctest.DocTestParser().get_doctest(source, {}, function.__name__, None, None)
-        assert test.examples
-        assert doctest.DocTestRunner().run(test).failed == 0, function.__name__
