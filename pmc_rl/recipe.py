@@ -235,7 +235,6 @@ def _check_run(reader: StrictReader) -> None:
         get_scheduler(get("lr_scheduler_type"), optimizer, 0, 1, get("lr_scheduler_kwargs"))
     except (TypeError, ValueError) as error:
         reader.complain(one_line(error), "lr_scheduler_kwargs", "lr_scheduler_type")
-    complain_if(get("load_in_4bit") and get("load_in_8bit"), "keep one of the two", "load_in_4bit", "load_in_8bit")
     complain_if(get("dtype") == "auto", "say which: float32, bfloat16 or float16", "dtype")
     for name in ("model_name_or_path", "output_dir"):
         complain_if(not get(name), "missing; give it in the recipe or on the command line", name)
