@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -31,6 +31,7 @@ from pmc_rl.values import construct, describe, fits, mismatch, read_words, read_
 # Values that are for certain rewards, in their order: a recipe's say nothing about other rewards.
 OF_REWARDS = {"reward_weights": ("reward_funcs",), "max_reward": ("reward_funcs", "reward_weights")}
 
+type_hints = cache(get_type_hints)  # some milliseconds a class
 Entry = tuple[str, str, Callable[[], list[Any]]]  # a key, where it stands, and what may be meant, the likeliest first
 
 
@@ -82,7 +83,7 @@ class StrictReader:
     def __init__(self, argv: list[str], classes: tuple[type, ...], example: str):
         self.classes = classes
         self.keys = {key.name: key for cls in classes for key in fields(cls) if key.init}
-        self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+        self.hints = {name: hint for cls in classes for name, hint in type_hints(cls).items()}
         self.hints["lora_target_modules"] = list[str] | str | None  # all-linear, or a pattern, as well
         for name, key in self.keys.items():
             if choices := key.metadata.get("choices"):

@@ -99,7 +99,7 @@ MISTAKES = {
     "reward_weights: [1, 2]": "reward_weights: 2 weights for 3 rewards",
     "reward_funcs: []": "reward_funcs: needs at least one reward",
     "reward_funcs: [a, b, a]": "reward_funcs: 'a' is given twice",
-    "reward_kwargs: {mine.on: {}}\nreward_funcs: [mine.one]": "reward_kwargs: 'mine.on' is not one of reward_funcs. Did",
+    "reward_kwargs: {mine.on: {}}\nreward_funcs: [mine.one]": "reward_kwargs: 'mine.on' is not one of reward_funcs. ",
     "reward_floors: {mine.fluency: 0.5}": "reward_floors: 'mine.fluency' is not one of reward_funcs. Remove it",
     "num_selected: 6": "num_selected: above num_generations",
     "selection_temperature: 0.5": "selection_temperature: is for selection: bradley_terry",
