@@ -20,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own de
 
 VALID = {"model_name_or_path": "m", "output_dir": "out", "forget_file": "f.jsonl", "retain_file": "r.jsonl"}
 VALID_FINETUNE = {"model_name_or_path": "m", "output_dir": "out", "train_file": "t.jsonl"}
+MIN_LENGTH = "rewards.length.min_length_penalty"
+UNLEARNING = (PMCArguments, PMCConfig, ModelConfig, EvalArguments)
 WITHOUT_FILES = {key: VALID[key] for key in ("model_name_or_path", "output_dir")}
 
 
@@ -54,24 +56,19 @@ def default(key):
 # further lines of a recipe, and how the one problem of them begins
 MISTAKES = {
     "num_generation: 5": "unknown key 'num_generation'. Did you mean 'num_generations'?",
-    "given: {}": "unknown key 'given'. See --help",
     "output_dir: b": "'output_dir' is given twice",
     # types
     "num_generations: 5.0": "num_generations: 5.0 is not an int",
     "num_generations: '5'": 'num_generations: "5" is not an int',
-    "num_generations: true": "num_generations: true is not an int",
     "num_generations:": "num_generations: null is not an int",
     "temperature: true": "temperature: true is not a finite float",
     "temperature: .nan": 'temperature: ".nan" is not a finite float',
-    "temperature: 1e999": "temperature: Infinity is not a finite float",
     "overwrite: yes": 'overwrite: "yes" is not true or false',
     "run_name: 5": "run_name: 5 is not a str (put it in quotes)",
     "question_column: null": "question_column: null is not a str",
     "reward_funcs: a.b": 'reward_funcs: "a.b" is not a list (write ["a.b"])',
-    "reward_funcs: [a.b, 5]": "reward_funcs: 5 is not a str (put it in quotes)",
     "report_to: 5": "report_to: 5 is not a str (put it in quotes); 5 is not a list (write [5])",
     "report_to: nope": "report_to: nope is not supported",
-    "reward_kwargs: {a.b: 3}": "reward_kwargs: 3 is not a mapping",
     "lr_scheduler_kwargs: {nope: 1}": "lr_scheduler_kwargs: ",
     "chat_template_kwargs: {1: 2}": "chat_template_kwargs: the key 1 is not a str (put it in quotes)",
     "chat_template_kwargs: {a: 1, a: 2}": "chat_template_kwargs: the key 'a' is given twice",
@@ -84,10 +81,7 @@ MISTAKES = {
     "selection: worst": 'selection: "worst" is not one of best, bradley_terry',
     # ranges
     "num_generations: 0": "num_generations: 0 is not at least 1",
-    "generation_batch_size: 0": "generation_batch_size: 0 is not at least 1",
-    "snapshot_steps: 0": "snapshot_steps: 0 is not at least 1",
     "save_total_limit: 1": "save_total_limit: 1 is not at least 2",
-    "lora_r: 0": "lora_r: 0 is not at least 1",
     "learning_rate: 0.0": "learning_rate: 0.0 is not above 0",
     "top_p: 1.01": "top_p: 1.01 is not above 0 and at most 1",
     "adam_beta1: 1": "adam_beta1: 1 is not at least 0 and below 1",
@@ -176,7 +170,6 @@ def test_all_mistakes_are_reported_at_once_and_cause_no_others():
         ("--seed '[1]'", 'seed: "[1]" is not an int'),
         ("--top_k -3", "top_k: -3 is not at least 0"),
         ("--reward_weights a", 'reward_weights: "a" is not a finite float'),
-        ("--reward_kwargs {", 'reward_kwargs: "{" is not a mapping such as {"key": 1}'),
         ('--reward_kwargs \'{"a": {}, "a": {}}\'', "reward_kwargs: the key 'a' is given twice"),
         ("--reward_kwargs '{a: {}, a: {}}'", "reward_kwargs: the key 'a' is given twice"),
         ("--chat_template_kwargs '{a: !!python/name:os.system x}'", "chat_template_kwargs: the tag 'tag:yaml.org"),
@@ -189,28 +182,11 @@ def test_mistakes_on_the_command_line(words, expected):
 
 
 def test_overrides_replace_what_the_recipe_says():
-    recipe = "reward_funcs: [x]\nreward_weights: [3]\nseed: 7\ntop_k: 9\neval_sets: [retain]\nanswer_column: a\n"
-    overrides = r"""
-        --reward_funcs a.b c.d --reward_weights 2 0.5 --reward_columns 5 --max_reward -1e-3 --seed=1 --overwrite
-        --reward_kwargs '{"a.b": {"x": [1, null], "text": "\ud83d\ude00"}}' --bf16 false --use_peft --run_name 5
-        --eval_sets null --answer_column null --prompt_template '{question} no' --completion_template={answer}=
-        --lora_target_modules all-linear
-    """
-    script_args, training_args, model_args, eval_args = parse(recipe, *shlex.split(overrides))
-    assert script_args.reward_funcs == ["a.b", "c.d"]
-    assert script_args.reward_kwargs == {"a.b": {"x": [1, None], "text": "😀"}}
-    assert script_args.reward_columns == ["5"]
-    assert script_args.answer_column is None
-    assert script_args.prompt_template == "{question} no"
-    assert script_args.completion_template == "{answer}="
-    assert training_args.reward_weights == [2, 0.5]
-    assert training_args.max_reward == -0.001
-    assert (training_args.seed, training_args.top_k, training_args.run_name) == (1, 9, "5")
-    assert training_args.overwrite is True and training_args.bf16 is False and model_args.use_peft is True
-    assert model_args.lora_target_modules == "all-linear"
-    assert eval_args.eval_sets is None
-    assert (script_args.given["top_k"], script_args.given["seed"]) == (9, 1)
-    assert "temperature" not in script_args.given
+    script_args, training_args, _, _ = parse(
+        "seed: 7\ntop_k: 9\nreward_columns: [a]", "--seed", "1", "--reward_columns", "b"
+    )
+    assert (training_args.seed, training_args.top_k, script_args.reward_columns) == (1, 9, ["b"])
+    assert script_args.given == VALID | {"seed": 1, "top_k": 9, "reward_columns": ["b"]}
     assert parse("seed: x", "--seed", "3")[1].seed == 3  # a broken value is mended, a doubled key is not
     assert errors("seed: 1\nseed: 2", "--seed", "3") == ["bad.yaml:6: 'seed' is given twice"]
 
@@ -218,6 +194,13 @@ def test_overrides_replace_what_the_recipe_says():
 @pytest.mark.parametrize(
     ("words", "name", "expected"),
     [
+        ("--seed=1 --overwrite", "overwrite", True),
+        ("--bf16 false --max_reward -1e-3", "max_reward", -0.001),
+        ("--run_name 5", "run_name", "5"),
+        ("--answer_column null", "answer_column", None),
+        ("--eval_sets null", "eval_sets", None),
+        ("--completion_template={answer}=", "completion_template", "{answer}="),
+        ("--reward_funcs a.b c.d", "reward_funcs", ["a.b", "c.d"]),
         ("--attacks '[sampling, prefilling]'", "attacks", ["sampling", "prefilling"]),
         ("--attacks '[\n  sampling,  # draws\n  options,\n]'", "attacks", ["sampling", "options"]),
         ("--attacks sampling", "attacks", ["sampling"]),
@@ -231,16 +214,14 @@ def test_overrides_replace_what_the_recipe_says():
         ("--prefixes '{it}'", "prefixes", ["{it}"]),
         ("--lora_target_modules '[all-linear]' --use_peft", "lora_target_modules", "all-linear"),
         ("--optim_target_modules '[a, b.c]'", "optim_target_modules", ["a", "b.c"]),
+        ("--reward_floors '{rewards.length.min_length_penalty: 3}'", "reward_floors", {MIN_LENGTH: 3}),
+        ("--chat_template_kwargs '{date: 10 Apr, at: \"5\"}'", "chat_template_kwargs", {"date": "10 Apr", "at": "5"}),
         (
-            "--reward_kwargs '{rewards.length.min_length_penalty: {min_words: 3}}'",
-            "reward_kwargs",
-            {"rewards.length.min_length_penalty": {"min_words": 3}},
-        ),
-        (
-            "--chat_template_kwargs '{date_string: 10 Apr 2025, at: \"5\", on: off, deep: [{a: ~}]}'",
+            "--chat_template_kwargs '{on: off, deep: [{a: ~}]}'",
             "chat_template_kwargs",
-            {"date_string": "10 Apr 2025", "at": "5", "on": "off", "deep": [{"a": None}]},
+            {"on": "off", "deep": [{"a": None}]},
         ),
+        (r"""--chat_template_kwargs '{"a":"\ud83d\ude00"}'""", "chat_template_kwargs", {"a": "😀"}),
         ("--lr_scheduler_kwargs '{}'", "lr_scheduler_kwargs", {}),
         # a text stays a text
         ("--prompt_template '[INST] {question} [/INST]'", "prompt_template", "[INST] {question} [/INST]"),
@@ -277,11 +258,9 @@ def test_refused_keys_exist_and_only_their_default_is_accepted():
 
 
 def test_defaults_pass_their_own_checks_and_are_shared_by_no_two():
-    unlearning = (PMCArguments, PMCConfig, ModelConfig, EvalArguments)
-    finetuning = (FinetuneArguments, FinetuneConfig, ModelConfig)
     for function, classes, recipe in (
-        (parse_recipe, unlearning, VALID),
-        (parse_finetune_recipe, finetuning, VALID_FINETUNE),
+        (parse_recipe, UNLEARNING, VALID),
+        (parse_finetune_recipe, (FinetuneArguments, FinetuneConfig, ModelConfig), VALID_FINETUNE),
     ):
         written_out = {key.name: default(key) for cls in classes for key in fields(cls) if key.init} | recipe
         configs, expected = function([write(lines(written_out))]), function([write(lines(recipe))])
@@ -385,29 +364,10 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-FULL = VALID | {
-    "prompt_template": "{question}",
-    "chat_template_kwargs": {"a": 1},
-    "reward_funcs": ["a.b", "c"],
-    "reward_weights": [1.0, 2.0],
-    "reward_kwargs": {"a.b": {"x": 1}},
-    "eval_sets": ["forget"],
-    "num_generations": 5,
-    "top_p": 0.9,
-    "overwrite": False,
-    "learning_rate": 1e-5,
-    "lr_scheduler_type": "linear",
-    "lr_scheduler_kwargs": {},
-    "accelerator_config": {"split_batches": False},
-    "report_to": "none",
-    "optim": "adamw_torch",
-    "packing": False,
-    "seed": 1,
-    "num_train_epochs": 1,
-    "max_steps": -1,
-    "dtype": "float32",
-    "lora_target_modules": None,
-}
+NAMES = """prompt_template chat_template_kwargs reward_funcs reward_weights reward_kwargs eval_sets num_generations
+    overwrite learning_rate lr_scheduler_type lr_scheduler_kwargs accelerator_config report_to optim packing top_p seed
+    num_train_epochs max_steps dtype lora_target_modules""".split()
+FULL = {key.name: default(key) for cls in UNLEARNING for key in fields(cls) if key.name in NAMES} | VALID
 MISSPELT = st.sampled_from(list(FULL)).flatmap(lambda key: st.sampled_from([key[:-1], key + "s", key.upper()]))
 
 
