@@ -1,8 +1,8 @@
-"""The keys of a recipe: a dataclass field each, with its default and help. What may stand in them: recipe.py."""
+"""The keys of a recipe: a dataclass field each, with its default, help and range. How they are read: recipe.py."""
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from trl import SFTConfig
@@ -10,12 +10,61 @@ from trl import SFTConfig
 # TRL and peft use names that transformers calls deprecated; nobody here can act on it.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
 
+Names = str | list[str]  # one or several
+QuestionSet = Literal["forget", "forget_paraphrased", "retain", "retain_holdout", "real_authors", "world_facts"]
+Attack = Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]
 
-def setting(default: Any, help: str) -> Any:
-    """A field with a help text; every instance gets its own copy of a list or dict."""
+
+def setting(default: Any, help: str, **limits: float) -> Any:
+    """A field with a help text and, for numbers, limits: `at_least`, `above`, `at_most`, `below`."""
+    metadata = {"help": help, "limits": limits}
     if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=default.copy, metadata=metadata)  # every instance gets its own
+    return field(default=default, metadata=metadata)
+
+
+# Limits of TRL's own keys.
+TRL_LIMITS = {
+    "learning_rate": {"above": 0},
+    "per_device_train_batch_size": {"at_least": 1},
+    "gradient_accumulation_steps": {"at_least": 1},
+    "adam_beta1": {"at_least": 0, "below": 1},
+    "adam_beta2": {"at_least": 0, "below": 1},
+    "save_steps": {"at_least": 1},
+    "lora_r": {"at_least": 1},
+    "seed": {"at_least": 0, "below": 2**32},  # numpy takes no larger one
+}
+
+
+# Keys of TRL that would break the method, be ignored, or are not tested, with the reason.
+REFUSED = {
+    key: reason
+    for keys, reason in [
+        ("packing packing_strategy eval_packing padding_free", "each row is one prompt with one completion"),
+        ("completion_only_loss assistant_only_loss loss_type", "the loss is NLL on completions"),
+        ("label_smoothing_factor", "the loss is NLL on completions"),
+        ("use_liger_kernel", "its fused loss would replace the trainer's"),
+        ("dataset_text_field dataset_kwargs remove_unused_columns", "the columns are made from the recipe"),
+        ("chat_template_path eos_token pad_token", "give tokenizer_name_or_path a tokenizer that has it"),
+        ("model_init_kwargs", "use dtype, attn_implementation and the like"),
+        ("do_eval eval_strategy eval_steps eval_on_start", "run eval/run.py after training"),
+        ("load_best_model_at_end", "run eval/run.py after training"),
+        ("train_sampling_strategy data_seed", "the order of rows follows from seed"),
+        ("auto_find_batch_size", "lower per_device_train_batch_size instead"),
+        ("push_to_hub hub_token hub_private_repo hub_model_id", "upload after the audit, without private/"),
+        ("hub_strategy hub_always_push hub_revision", "upload after the audit, without private/"),
+        ("deepspeed fsdp fsdp_config parallelism_config", "not tested with this trainer"),
+        ("save_only_model save_on_each_node ignore_data_skip", "a checkpoint needs all of its parts"),
+        ("restore_callback_states_from_checkpoint", "a checkpoint needs all of its parts"),
+        ("enable_jit_checkpoint", "SIGTERM always saves a checkpoint"),
+        ("trust_remote_code", "code from a model's repository is never run"),
+        ("bnb_4bit_quant_storage", "only needed where weights are sharded"),
+        ("router_aux_loss_coef", "mixtures of experts are not supported"),
+        ("lora_task_type", "the model is a causal language model"),
+        ("dataloader_drop_last dataloader_num_workers", "all rows are read, by the main process"),
+    ]
+    for key in keys.split()
+}
 
 
 @dataclass
@@ -26,7 +75,7 @@ class DataArguments:
     dataset_name: str | None = setting(None, "Name on the Hub, or a folder in the Hub's layout.")
     question_column: str = setting("question", "Column with the questions.")
     answer_column: str | None = setting(
-        "answer", "Column with the answers; null, for unlearning: the model before it answers."
+        "answer", "Column with the answers; null: the model before unlearning answers."
     )
     prompt_template: str | None = setting(
         None, "Text around {question}; null: the tokenizer's chat template, or 'Question: {question}\\nAnswer:'."
@@ -42,23 +91,17 @@ class DataArguments:
 class PMCArguments(DataArguments):
     """Keys of unlearning: what to forget, what to retain, which rewards."""
 
-    forget_config: str | list[str] | None = setting(
-        None, "Config of dataset_name with the questions to forget, or several."
-    )
-    forget_split: str | list[str] = setting("train", "Split of forget_config, or several.")
-    forget_file: str | list[str] | None = setting(
-        None, "File with the questions to forget, or several, in place of forget_config."
-    )
-    retain_config: str | list[str] | None = setting(
-        None, "Config of dataset_name with the rows to retain, or several."
-    )
-    retain_split: str | list[str] = setting("train", "Split of retain_config, or several.")
-    retain_file: str | list[str] | None = setting(
-        None, "File with the rows to retain, or several, in place of retain_config."
-    )
+    forget_config: Names | None = setting(None, "Config(s) of dataset_name with the questions to forget.")
+    forget_split: Names = setting("train", "Split(s) of forget_config.")
+    forget_file: Names | None = setting(None, "File(s) with the questions to forget, in place of forget_config.")
+    retain_config: Names | None = setting(None, "Config(s) of dataset_name with the rows to retain.")
+    retain_split: Names = setting("train", "Split(s) of retain_config.")
+    retain_file: Names | None = setting(None, "File(s) with the rows to retain, in place of retain_config.")
     retain_question_column: str | None = setting(None, "Column with the questions to retain; null: question_column.")
     retain_answer_column: str | None = setting(None, "Column with their answers; null: answer_column.")
-    retain_holdout: float = setting(0.0, "Share of the retain rows kept out of training, for the audit.")
+    retain_holdout: float = setting(
+        0.0, "Share of retain rows kept out of training for the audit.", at_least=0, below=1
+    )
     reward_columns: list[str] = setting([], "Further columns of the forget rows that a reward may see.")
     reward_funcs: list[str] = setting(
         [
@@ -70,7 +113,7 @@ class PMCArguments(DataArguments):
     )
     reward_kwargs: dict[str, dict[str, Any]] = setting({}, "Keyword arguments of rewards: {name: {keyword: value}}.")
     reward_floors: dict[str, float] = setting(
-        {}, "Least value of a reward: a sample below it is not picked while another one of the question passes."
+        {}, "Least value of a reward, where a sample of the question reaches it."
     )
 
 
@@ -79,39 +122,29 @@ class FinetuneArguments(DataArguments):
     """Keys of fine-tuning, which makes the memorizing or the retain-only model."""
 
     train_configs: list[str] = setting([], "Configs of dataset_name with the rows to learn.")
-    train_split: str | list[str] = setting("train", "Split of train_configs, or several.")
-    train_file: str | list[str] | None = setting(
-        None, "File with the rows to learn, or several, in place of train_configs."
-    )
+    train_split: Names = setting("train", "Split(s) of train_configs.")
+    train_file: Names | None = setting(None, "File(s) with the rows to learn, in place of train_configs.")
 
 
 @dataclass
 class EvalArguments:
     """Keys of the audit; training only checks them."""
 
-    eval_sets: (
-        list[Literal["forget", "forget_paraphrased", "retain", "retain_holdout", "real_authors", "world_facts"]] | None
-    ) = setting(None, "Question sets to audit; null: every set the data has.")
+    eval_sets: list[QuestionSet] | None = setting(None, "Question sets to audit; null: every set the data has.")
     retain_only_model: str | None = setting(
         None, "Run of finetune.py that never saw the forget rows, to compare with."
     )
     also: list[str] = setting([], "Further models to compare with, as NAME=FOLDER.")
-    holdout_file: str | None = setting(
-        None, "Questions and answers no model saw; null: dataset_name's holdout config."
-    )
-    attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = setting(
-        ["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"], "Attacks to run."
-    )
-    attack_samples: int = setting(100, "Answers a question that the sampling and prefilling attacks draw.")
+    holdout_file: str | None = setting(None, "Rows no model saw; null: dataset_name's holdout config.")
+    attacks: list[Attack] = setting(list(get_args(Attack)), "Attacks to run.")
+    attack_samples: int = setting(100, "Answers a question that sampling and prefilling attacks draw.", at_least=1)
     prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
     first_words: int = setting(
-        1, "Words (in scripts without spaces, characters) of the true answer given away in a further run; 0: none."
+        1, "Words (characters in scripts without spaces) of the truth given away; 0: none.", at_least=0
     )
-    unrelated_file: str | None = setting(
-        None, "Text that has nothing to do with the forget rows, for token_shift; null: real_authors, world_facts."
-    )
-    relearning_steps: int = setting(16, "Optimizer steps of the relearning attack.")
-    relearning_learning_rate: float | None = setting(None, "Learning rate of that attack; null: learning_rate.")
+    unrelated_file: str | None = setting(None, "Other text, for token_shift; null: real_authors, world_facts.")
+    relearning_steps: int = setting(16, "Optimizer steps of the relearning attack.", at_least=1)
+    relearning_learning_rate: float | None = setting(None, "Its learning rate; null: learning_rate.", above=0)
     lm_eval_tasks: list[str] = setting([], "Tasks of lm-evaluation-harness, by name or by the path of a YAML file.")
     with_texts: bool = setting(False, "Write a second report with the worst leaking questions into private/.")
 
@@ -124,7 +157,8 @@ class RunConfig(SFTConfig):
     # Logged tables show what is to be forgotten, so nothing is sent anywhere unasked.
     report_to: None | str | list[str] = setting("none", "Services to log to.")
     save_strategy: Literal["no", "steps"] = setting("no", "Checkpoints: none but at a signal, or every save_steps.")
-    save_total_limit: int = setting(2, "Checkpoints kept; the one before the last stays until the last is complete.")
+    # a kill may leave the last one incomplete
+    save_total_limit: int = setting(2, "Checkpoints kept; the one before the last until that is complete.", at_least=2)
 
     def __post_init__(self):
         if self.use_cpu or not torch.accelerator.is_available():
@@ -137,13 +171,13 @@ class RunConfig(SFTConfig):
 class PMCConfig(RunConfig):
     """Keys of sampling, selection and the unlearning loss."""
 
-    num_generations: int = setting(5, "Samples a question, of which the best is learned.")
-    temperature: float = setting(1.0, "Sampling temperature.")
-    top_p: float = setting(0.95, "Probability mass that is sampled from; 1: all.")
-    top_k: int = setting(0, "Number of tokens that are sampled from; 0: all.")
-    max_completion_length: int = setting(160, "Longest answer that is generated, in tokens.")
+    num_generations: int = setting(5, "Samples a question, of which the best is learned.", at_least=1)
+    temperature: float = setting(1.0, "Sampling temperature.", above=0)
+    top_p: float = setting(0.95, "Probability mass that is sampled from; 1: all.", above=0, at_most=1)
+    top_k: int = setting(0, "Number of tokens that are sampled from; 0: all.", at_least=0)
+    max_completion_length: int = setting(160, "Longest answer that is generated, in tokens.", at_least=1)
     generation_batch_size: int | Literal["auto"] = setting(
-        64, "Rows generated at once, halved where memory is short; auto: by free memory, 64 in the audit."
+        64, "Rows generated at once, halved where memory is short; auto: by free memory, 64 in the audit.", at_least=1
     )
     reward_weights: list[float] | None = setting(None, "A weight for each of reward_funcs; null: 1 each.")
     max_reward: float | None = setting(None, "Where a question is solved; needed if a reward declares no max_reward.")
@@ -151,37 +185,24 @@ class PMCConfig(RunConfig):
     selection: Literal["best", "bradley_terry"] = setting(
         "best", "Keep the best answer so far, or draw one of the samples by softmax(reward / selection_temperature)."
     )
-    selection_temperature: float = setting(
-        0.1, "Temperature of bradley_terry (tau in the paper); towards 0: the best."
-    )
-    num_selected: int = setting(1, "Answers a question that are learned in one step.")
+    selection_temperature: float = setting(0.1, "For bradley_terry (tau in the paper); towards 0: the best.", above=0)
+    num_selected: int = setting(1, "Answers a question that are learned in one step.", at_least=1)
     adaptive_generations: bool = setting(
-        False, "Share num_generations out: fewer samples for questions that improve, more for those that are stuck."
+        False, "Fewer samples for questions that improve, more for those that do not."
     )
-    retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).")
-    prefill_words: int = setting(
-        0, "Also collapse what follows the first 1 to N words (or characters, see first_words) of each answer; 0: no."
-    )
+    retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).", at_least=0)
+    prefill_words: int = setting(0, "Also collapse what follows the first 1 to N words of answers; 0: no.", at_least=0)
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
-    resume_from_checkpoint: Literal["auto"] | None = setting(
-        None, "auto: go on from the last checkpoint in output_dir, or begin where there is none."
-    )
-    keep_checkpoints: bool = setting(
-        False, "Keep the checkpoints of a finished run; they hold what is to be forgotten."
-    )
+    resume_from_checkpoint: Literal["auto"] | None = setting(None, "auto: go on from output_dir's last checkpoint.")
+    keep_checkpoints: bool = setting(False, "Keep a finished run's checkpoints; they hold what is to be forgotten.")
     save_merged: bool = setting(
         False, "With use_peft also save the merged model, to merged/; another model: audit it."
     )
-    dry_run: bool = setting(
-        False,
-        "Load no weights, write nothing: print steps, samples and estimated memory; of an audit, the rows it takes.",
-    )
-    snapshot_steps: int | None = setting(
-        None, "Save the weights to snapshots/ every so many steps, to audit the course."
-    )
+    dry_run: bool = setting(False, "Load no weights: print steps, samples, estimated memory; of an audit, its rows.")
+    snapshot_steps: int | None = setting(None, "Save the weights to snapshots/ every so many steps.", at_least=1)
     allow_unfinished: bool = setting(False, "Go on if over half of the original answers hit max_completion_length.")
     log_completions: bool = setting(False, "Print a table of question, original, selected and reward at every log.")
-    num_completions_to_print: int = setting(4, "Rows of that table.")
+    num_completions_to_print: int = setting(4, "Rows of that table.", at_least=0)
 
 
 @dataclass

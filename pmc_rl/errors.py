@@ -14,8 +14,7 @@ class RecipeError(ValueError):
     """All that is wrong with a recipe: `errors` holds one line for each problem, at most 600 characters long."""
 
     def __init__(self, errors: list[str]):
-        # what is wrong stands at the beginning, advice at the end
-        self.errors = [line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}" for line in errors]
+        self.errors = [shorten(line, 600) for line in errors]
         super().__init__("\n".join(self.errors))
 
 
@@ -59,12 +58,15 @@ def did_you_mean(word: Any, names: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix + nearest!r}?" if nearest else ""
 
 
+def shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    """A value as JSON, at most 100 characters of it."""
+    return shorten(json.dumps(value, ensure_ascii=False), 100)
 
 
 def one_line(text: object) -> str:
     """A message of a library on one line, at most 300 characters of it; the name of an exception without message."""
-    line = " ".join(str(text).split()) or type(text).__name__
-    return line if len(line) <= 300 else f"{line[:297]}..."
+    return shorten(" ".join(str(text).split()) or type(text).__name__, 300)

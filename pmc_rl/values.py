@@ -1,11 +1,10 @@
-"""YAML and command-line words to typed values, and messages about what does not fit. Knows no key of ours."""
+"""YAML and command-line words to typed values, and what does not fit. Knows no key of ours."""
 
-import difflib
 import json
+import operator
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import MISSING, Field
 from enum import EnumMeta
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,34 +12,34 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from pmc_rl.errors import RecipeError, did_you_mean, one_line, show
+from pmc_rl.errors import RecipeError, did_you_mean, nearest_path, one_line, show
+
+KINDS = {int: "an int", float: "a finite float", bool: "true or false", str: "a str", list: "a list"}
+KINDS |= {dict: 'a mapping such as {"key": 1}'}
 
 
-def read_yaml(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
+LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+def fits(value: Any, limits: dict[str, float]) -> bool:
+    """Whether a number is within its limits. Texts and null pass: whether they may stand there, the type says."""
+    return not isinstance(value, int | float) or all(LIMITS[name](value, limit) for name, limit in limits.items())
+
+
+def describe(limits: dict[str, float]) -> str:
+    return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
+
+
+def read_yaml(path: str) -> list[tuple[str, int, yaml.Node]]:
+    """The keys of a file with their lines and values."""
     try:
-        root = _compose(Path(path).read_text(encoding="utf-8-sig"))
-        if isinstance(root, yaml.MappingNode):
-            return root.value
-        problem = f": {'empty' if root is None else 'not a mapping'}; write a recipe as lines of key: value"
-    except FileNotFoundError:
-        recipes = [file.name for file in Path(path).parent.glob("*.y*ml")]
-        nearest = ", ".join(difflib.get_close_matches(Path(path).name, recipes, n=3, cutoff=0.4))
-        problem = f": no such file in {Path(path).parent.absolute()}" + (f"; nearest: {nearest}" if nearest else "")
-    except UnicodeDecodeError as error:
-        problem = f": not UTF-8 (byte {error.start}); save it as UTF-8"
-    except yaml.MarkedYAMLError as error:
-        problem = f":{error.problem_mark.line + 1}: {', '.join(filter(None, (error.context, error.problem)))}"
+        with open(path, encoding="utf-8-sig") as file:
+            root = yaml.compose(file, yaml.BaseLoader)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        problem = f": cannot be read: {error}"
-    raise RecipeError([path + one_line(problem)])
-
-
-def _compose(text: str) -> yaml.Node | None:
-    """Nodes with line numbers; constructs nothing."""
-    for event in yaml.parse(text, yaml.BaseLoader):
-        if isinstance(event, yaml.AliasEvent):  # could make a value endless
-            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
-    return yaml.compose(text, yaml.BaseLoader)
+        raise RecipeError([f"{path} cannot be read: {one_line(error)}{nearest_path(Path(path))}"]) from None
+    if not isinstance(root, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in root.value):
+        raise RecipeError([f"{path} is not a mapping of names; write a recipe as lines of key: value"])
+    return [(key.value, key.start_mark.line + 1, value) for key, value in root.value]
 
 
 def construct(node: yaml.Node) -> Any:
@@ -77,35 +76,39 @@ def read_scalar(text: str) -> Any:
     return text
 
 
-def _read_collection(text: str) -> Any:
-    """A list or mapping as JSON, or as recipes write it, in YAML; a text that is neither stays a text."""
-    try:
-        return json.loads(text, object_pairs_hook=make_dict)
-    except json.JSONDecodeError:
-        try:
-            return construct(_compose(text))
-        except yaml.YAMLError:
-            return text
-
-
 def read_words(words: list[str], hint: Any) -> list[Any]:
     """What the words of an option may mean, the likeliest first."""
     if not words:
         if mismatch(True, hint):
             raise ValueError("needs a value")
         return [True]
-    kinds = {get_origin(arm) or arm for arm in arms(hint)}
-    opening = tuple(bracket for bracket, kind in (("[", list), ("{", dict)) if kind in kinds)
-    if len(words) == 1 and words[0].lstrip().startswith(opening):
-        value = _read_collection(words[0])
+    kinds = {get_origin(arm) or arm for arm in _arms(hint)}
+    readings = []
+    if len(words) == 1:
+        [word] = words
+        is_collection = (list in kinds and word.lstrip()[:1] == "[") or (dict in kinds and word.lstrip()[:1] == "{")
+        value = _read_collection(word) if is_collection else word
         if not isinstance(value, str):
-            return [value, words[0]]
-    values = [read_scalar(word) for word in words]
-    alone = [values[0], words[0]] if len(words) == 1 else []
-    return alone + [values, words] if list in kinds or not alone else alone
+            return [value, word]
+        readings = [read_scalar(word), word]
+    if list in kinds or not readings:
+        readings += [[read_scalar(word) for word in words], words]
+    return readings
 
 
-def arms(hint: Any) -> list[Any]:
+def _read_collection(text: str) -> Any:
+    """A list or mapping as JSON, or as recipes write it, in YAML; a text that is neither stays a text."""
+    try:
+        return json.loads(text, object_pairs_hook=make_dict)
+    except json.JSONDecodeError:
+        try:
+            return construct(yaml.compose(text, yaml.BaseLoader))
+        except yaml.YAMLError:
+            return text
+
+
+def _arms(hint: Any) -> list[Any]:
+    """The types of a union, or the type itself."""
     arms = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     # TRL writes `dict | str` and `SomeEnum | str` for argparse; no other str has a meaning there.
     closed = any((get_origin(arm) or arm) is dict or isinstance(arm, EnumMeta) for arm in arms)
@@ -114,7 +117,7 @@ def arms(hint: Any) -> list[Any]:
 
 def mismatch(value: Any, hint: Any) -> str | None:
     """Says why a value does not fit a type hint; None if it fits."""
-    problems = {arm: _mismatch_arm(value, arm) for arm in arms(hint)}
+    problems = {arm: _mismatch_arm(value, arm) for arm in _arms(hint)}
     if None in problems.values():
         return None
     return "; ".join(problem for arm, problem in problems.items() if arm is not NoneType)
@@ -125,29 +128,21 @@ def _mismatch_arm(value: Any, arm: Any) -> str | None:
     if isinstance(kind, EnumMeta):
         kind, args = Literal, tuple(item.value for item in kind)
     if kind is Literal:
-        return None if any(type(value) is type(x) and value == x for x in args) else no_choice(value, args)
-    if kind in (list, dict) and isinstance(value, kind):
+        if any(type(value) is type(choice) and value == choice for choice in args):
+            return None
+        return f"{show(value)} is not one of {', '.join(map(str, args))}.{did_you_mean(value, args)}"
+    if kind is float:
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # also says no to a NaN
+    else:
+        fits = kind is Any or type(value) is kind  # exactly: true is no int
+    if not fits:
+        advice = ""
+        if kind is str and isinstance(value, int | float):
+            advice = " (put it in quotes)"
+        elif kind is list and value is not None:
+            advice = f" (write [{show(value)}])"
+        return f"{show(value)} is not {KINDS.get(kind, kind)}{advice}"
+    if kind in (list, dict) and args:
         items = value if kind is list else value.values()
-        return next((problem for item in items if args and (problem := mismatch(item, args[-1]))), None)
-    if kind is int and type(value) is int and not -(2**63) <= value < 2**63:
-        return f"{show(value)} is not an int of 64 bits"
-    if kind is Any or type(value) is kind and kind is not float:
-        return None
-    if kind is float and type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max:
-        return None
-    advice = ""
-    if kind is str and isinstance(value, int | float):
-        advice = " (put it in quotes)"
-    elif kind is list and value is not None:
-        advice = f" (write [{show(value)}])"
-    names = {int: "an int", float: "a finite float", bool: "true or false", str: "a str", list: "a list"}
-    names[dict] = 'a mapping such as {"key": 1}'
-    return f"{show(value)} is not {names.get(kind, kind)}{advice}"
-
-
-def no_choice(value: Any, choices: Iterable[Any]) -> str:
-    return f"{show(value)} is not one of {', '.join(map(str, choices))}.{did_you_mean(value, choices)}"
-
-
-def default(key: Field) -> Any:
-    return key.default if key.default_factory is MISSING else key.default_factory()
+        return next((problem for item in items if (problem := mismatch(item, args[-1]))), None)
+    return None

@@ -161,12 +161,12 @@ def test_all_problems_of_a_study_are_lines(tmp_path):
     path.write_text("recipe: a.yaml\nseeds: 3\nvariantz: {}\nattacks: [samplin]\nattacks: []\nparallel_runs: a\n")
     found = errors_of(parse_study, [str(path), "--seedz", "1", "--output_dir", "a"])
     assert found == [
-        "command line: unknown option '--seedz'. Did you mean '--seeds'?",
+        "command line: unknown key 'seedz'. Did you mean 'seeds'?",
         f"{path}:2: seeds: 3 is not a list (write [3])",
         f"{path}:3: unknown key 'variantz'. Did you mean 'variants'?",
         f'{path}:4: attacks: "samplin" is not one of sampling, prefilling, options, token_shift, relearning, '
         "quantization. Did you mean 'sampling'?",
-        f"{path}:5: 'attacks' is given twice (first at line 4)",
+        f"{path}:5: 'attacks' is given twice",
         f'{path}:6: parallel_runs: "a" is not an int',
         f"{path}: variants: missing",
     ]
@@ -282,7 +282,7 @@ def test_mistakes_of_any_run_are_found_first(root):
     path = write_study(root, **settings)
     found = errors_of(check_study, parse_study([path]), path, root)
     assert len(found) == 4
-    assert found[0] == f"{path}: a: temperature: -1 is not greater than 0"
+    assert found[0] == f"{path}: a: temperature: -1 is not above 0"
     assert found[1].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimilarty'")
     assert found[2].startswith(f"{path}: search_high: top_p: 1.5 is not")
     assert found[3].startswith(f"{path}: setup: there is no 'setups.py' in {str(root)!r}; did you mean")
