@@ -17,17 +17,14 @@ from transformers.training_args import TrainingArguments
 
 from pmc_rl.config import EvalArguments
 from pmc_rl.errors import RecipeError
+from pmc_rl.folders import CHECKPOINT_MARK, checkpoint_folders, remove_folder, temporary_folder
 from pmc_rl.output import (
-    CHECKPOINT_MARK,
     MANIFEST,
-    checkpoint_folders,
     private_record,
     published_recipe,
     read_manifest,
     read_record,
-    remove_folder,
     remove_unfinished,
-    temporary_folder,
     write_text,
 )
 
@@ -118,9 +115,8 @@ class CheckpointCallback(TrainerCallback):
     Completes the Trainer's checkpoints, for their owner's eyes only, and ends training at a signal with one.
 
     A checkpoint counts once [`STATE`] stands in it: what `state` returns, which is asked for in every process. Only
-    then older ones beyond `save_total_limit` go, and only ours, unlike in the Trainer: a kill at any moment leaves one.
-    SIGTERM and Ctrl-C are answered at the end of the step, a further Ctrl-C at once. Several processes agree on the
-    step.
+    then older ones of ours beyond `save_total_limit` go, so a kill at any moment leaves one. SIGTERM and Ctrl-C are
+    answered at the end of the step, on which all processes agree, a further Ctrl-C at once.
     """
 
     def __init__(self, state: Callable[[], dict]):

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +15,24 @@ from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError, one_line
+from pmc_rl.folders import (
+    checkpoint_folders,
+    remove_snapshots,
+    snapshot_folders,
+    temporary_folder,
+    unfinished_folders,
+)
 
 MANIFEST = "manifest.json"  # moved up last and away first, so a folder that has it is complete
 TRAINING_LOG = "training_log.jsonl"
 MERGED = "merged"
 RECORD = "record.json"  # in private/
-SNAPSHOTS = "snapshots"
-SNAPSHOT_RECORD = "snapshot.json"
-CHECKPOINT_MARK = "PRIVATE.md"  # stands in checkpoints of ours
-# Begins the names of folders that stand in an output folder while a run is unfinished: one from its start on, and one
-# for whatever is being written or removed.
-SAVING = ".saving-"
-UNDO = "undo.json"  # in such a folder: what to remove if a run was killed while its files were moved up
+UNDO = "undo.json"  # in a temporary folder: what to remove if a run was killed while its files were moved up
 AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
 CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
 PRIVATE = """\
 PRIVATE: the files of this folder hold what is to be forgotten, or would tell a guess about it right or wrong:
-`record.json` hashes of the data that was read, by which an audit knows it, and the paths that `recipe.yaml` leaves out;
+`record.json` hashes of the data that was read, by which an audit knows it, and paths that `recipe.yaml` leaves out;
 `cache/` what the models answered; `rows.json`, `examples.md` and reports texts for reading. Delete the folder before
 the model is published; an audit after that can no longer tell whether the data is the same.
 """
@@ -50,20 +49,17 @@ def check_output_dir(args: RunConfig, model_args: ModelConfig, resume: bool = Fa
 
     `resume` tells that there is a checkpoint to go on from. Whether auto meets the same run is seen later.
     """
-    folder = Path(args.output_dir)
     try:
-        if os.path.realpath(folder) == os.path.realpath(model_args.model_name_or_path):
-            problem = "is the model itself; choose another folder"
-        else:
-            allowed = args.overwrite or args.resume_from_checkpoint == "auto"
-            problem = _problem_of_place(folder) or _problem_of_content(folder, allowed, resume)
+        problem = _problem_of(Path(args.output_dir), args, model_args, resume)
     except (OSError, ValueError, RuntimeError) as error:  # names that are none
         problem = f"cannot be used: {one_line(error)}"
     if problem:
         raise RecipeError([f"output_dir: {args.output_dir!r} {problem}"])
 
 
-def _problem_of_place(folder: Path) -> str | None:
+def _problem_of(folder: Path, args: RunConfig, model_args: ModelConfig, resume: bool) -> str | None:
+    if os.path.realpath(folder) == os.path.realpath(model_args.model_name_or_path):
+        return "is the model itself; choose another folder"
     if folder.is_symlink():  # what is written there would end up, and what is replaced would be, somewhere else
         return f"is a link to {os.readlink(folder)!r}; give that folder"
     if (folder / "private").is_symlink():
@@ -71,13 +67,11 @@ def _problem_of_place(folder: Path) -> str | None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         return "is a file" if existing == folder.absolute() else f"cannot be made: {str(existing)!r} is a file"
-    return None if os.access(existing, os.W_OK) else f"cannot be written: no permission in {str(existing)!r}"
-
-
-def _problem_of_content(folder: Path, allowed: bool, resume: bool) -> str | None:
-    if resume or not folder.is_dir() or not any(folder.iterdir()):
+    if not os.access(existing, os.W_OK):
+        return f"cannot be written: no permission in {str(existing)!r}"
+    if resume or existing != folder.absolute() or not any(folder.iterdir()):
         return None
-    unfinished, checkpoints = _unfinished_folders(folder), checkpoint_folders(folder)
+    unfinished, checkpoints = unfinished_folders(folder), checkpoint_folders(folder)
     written = checkpoints or snapshot_folders(folder) or any(any(path.iterdir()) for path in unfinished)
     if is_finished_run(folder):
         problem = HOLDS_A_RUN
@@ -88,58 +82,12 @@ def _problem_of_content(folder: Path, allowed: bool, resume: bool) -> str | None
         return None  # killed before it had written anything
     else:
         return "holds files, but no finished run; choose another folder"
-    return None if allowed else problem
+    return None if args.overwrite or args.resume_from_checkpoint == "auto" else problem
 
 
 def holds_a_run(folder: Path) -> RecipeError:
     """The refusal of a folder whose run is not to be replaced unasked."""
     return RecipeError([f"output_dir: {str(folder)!r} {HOLDS_A_RUN}"])
-
-
-def checkpoint_folders(output_dir: Path) -> list[Path]:
-    """Checkpoints of ours, complete or not, by their steps; those of other programs lack the mark."""
-    return _numbered(output_dir.glob("checkpoint-*"), CHECKPOINT_MARK)
-
-
-def snapshot_folders(output_dir: Path) -> list[Path]:
-    """Snapshots of ours, by their steps."""
-    return _numbered((output_dir / SNAPSHOTS).glob("step-*"), SNAPSHOT_RECORD)
-
-
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint or a snapshot."""
-    return int(folder.name.partition("-")[2])
-
-
-def _numbered(folders: Iterable[Path], mark: str) -> list[Path]:
-    ours = [path for path in folders if path.name.partition("-")[2].isdecimal() and (path / mark).is_file()]
-    return sorted(ours, key=step_of)
-
-
-def _unfinished_folders(output_dir: Path) -> list[Path]:
-    return [path for path in output_dir.glob(f"{SAVING}*") if path.is_dir() and not path.is_symlink()]
-
-
-def temporary_folder(output_dir: Path) -> Path:
-    """A new folder inside `output_dir`, for its owner's eyes only, that tells of an unfinished run if it is left."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=SAVING, dir=output_dir))  # of mode 0700
-
-
-def remove_folder(output_dir: Path, folder: Path) -> None:
-    """Removes a folder inside `output_dir` in one move, so that a kill leaves no half of it under its name."""
-    temporary = temporary_folder(output_dir)
-    os.rename(folder, temporary / folder.name)
-    shutil.rmtree(temporary)
-
-
-def remove_snapshots(output_dir: Path, after: int = 0) -> None:
-    """Removes the snapshots of steps after `after`, and the folder they are in once it is empty."""
-    for folder in snapshot_folders(output_dir):
-        if step_of(folder) > after:
-            remove_folder(output_dir, folder)
-            if not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
 
 
 def save_run(
@@ -188,7 +136,7 @@ def save_run(
 
 def remove_unfinished(output_dir: Path, keep: Path | None = None) -> None:
     """Removes what a run that was killed had begun to save, files that were moved up already included, but `keep`."""
-    for temporary in _unfinished_folders(output_dir):
+    for temporary in unfinished_folders(output_dir):
         if temporary != keep:
             if not is_finished_run(output_dir):
                 _remove(output_dir, _read_json(temporary / UNDO) or [])
@@ -248,7 +196,7 @@ def private_record(recipe: dict, read: dict) -> dict:
 
 
 def published(value: Any) -> Any:
-    """A value of JSON with paths from the working directory, or the last part of others: they name users and folders."""
+    """A value of JSON with paths told from the working directory, others by their last part: they name users."""
     if isinstance(value, list):
         return [published(part) for part in value]
     if isinstance(value, dict):
@@ -296,7 +244,7 @@ def _is_our_card(path: Path) -> bool:
 
 
 def private_folder(output_dir: Path) -> Path:
-    """`output_dir/private/`, made for its owner's eyes only, and marked."""
+    """`private/`, made for its owner's eyes only, and marked."""
     folder = output_dir / "private"
     if folder.is_symlink():
         raise RecipeError([f"{str(folder)!r} is a link to {os.readlink(folder)!r}; private files stay where they are"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pmc_rl.output import SNAPSHOT_RECORD, SNAPSHOTS, remove_snapshots, temporary_folder
+from pmc_rl.folders import SNAPSHOT_RECORD, SNAPSHOTS, remove_snapshots, temporary_folder
 
 
 class SnapshotCallback(TrainerCallback):

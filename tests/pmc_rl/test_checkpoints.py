@@ -19,7 +19,8 @@ from pmc_rl import finetune, train
 from pmc_rl.checkpoints import STATE, begin_run, check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.output import CHECKPOINT_MARK, MANIFEST, check_output_dir, read_manifest
+from pmc_rl.folders import CHECKPOINT_MARK
+from pmc_rl.output import MANIFEST, check_output_dir, read_manifest
 from tests.conftest import build_phi, errors_of
 from tests.training import (
     SETTINGS,
