@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from trl.import_utils import is_math_verify_available
 
-from pmc_rl.errors import RecipeError, check_all, did_you_mean, one_line
+from pmc_rl.errors import RecipeError, did_you_mean, one_line
 from pmc_rl.reward_model import RewardModel
 
 # What every reward is called with: TRL's contract, and the columns all our forget rows have.
@@ -152,13 +152,18 @@ def load_reward_functions(
         sys.path.append(os.getcwd())
     passed = CONTRACT.union(reward_columns or [])
     offered = {"max_completion_length": max_completion_length, "original_log_likelihood": original_log_likelihood}
-    rewards = check_all(*(partial(_load, name, kwargs.get(name, {}), offered, passed) for name in names))
-    labels = _short_names(names)
-    for i, reward in enumerate(rewards):
-        if labels[i] in labels[:i]:
-            raise RecipeError([f"reward_funcs: {names[i]!r} is given twice"])  # in another spelling
-        reward.name, reward.floor = labels[i], (floors or {}).get(names[i])
-        reward.weight = weights[i] if weights else 1.0
+    rewards, errors = [], []
+    for name, label, weight in zip(names, _short_names(names), weights or [1.0] * len(names), strict=True):
+        try:
+            reward = _load(name, kwargs.get(name, {}), offered, passed)
+        except RecipeError as error:
+            errors += error.errors
+            continue
+        if any(label == other.name for other in rewards):
+            errors.append(f"reward_funcs: {name!r} is given twice")  # in another spelling
+        rewards.append(replace(reward, name=label, weight=weight, floor=(floors or {}).get(name)))
+    if errors:
+        raise RecipeError(errors)
     return rewards
 
 

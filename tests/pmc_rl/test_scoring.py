@@ -219,6 +219,7 @@ def sampler(rewards, texts=None, log_metric=lambda name, value: None):
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: texts.get(ids[0], "abc")),
         args=SimpleNamespace(normalize_rewards=False),
         log_metric=log_metric,
+        _log=log_metric,
     )
 
 
