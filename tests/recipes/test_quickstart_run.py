@@ -24,7 +24,7 @@ def quickstart(tmp_path_factory):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(quickstart, tmp_path):
-    script = [sys.executable, REPO / "tests" / "kill_and_resume.py", quickstart[0], tmp_path, "--kills", "3"]
+    script = [sys.executable, REPO / "tests" / "recipes" / "kill_and_resume.py", quickstart[0], tmp_path, "--kills", "3"]
     result = subprocess.run(script, capture_output=True, text=True)
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
