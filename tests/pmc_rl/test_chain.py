@@ -211,17 +211,6 @@ def test_no_answer_is_left_in_any_cache(tmp_path, data, untrained):
     assert searched > 3
 
 
-def test_retain_rows_without_answers_are_answered_by_the_model(tmp_path, data, tokenizer, capsys):
-    ends_at_once = build_phi(tokenizer)
-    ends_at_once.generation_config.eos_token_id = list(range(len(tokenizer)))  # whatever it says ends its answer
-    write_jsonl(data / "forget.json", [{**row, "original_completion": "ba cor den"} for row in FORGET])
-    model = save_model(ends_at_once, tokenizer, tmp_path / "ends")
-    rows = [{"question": row["question"], "answer": None if i < 2 else row["answer"]} for i, row in enumerate(RETAIN)]
-    write_jsonl(data / "keep.json", rows)
-    train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1)])
-    assert "2 retain rows had no answer and got the model's own" in capsys.readouterr().out
-
-
 def test_total_collapse_from_files_of_ones_own(tmp_path, untrained):
     questions = write_jsonl(tmp_path / "questions.jsonl", [{"question": row["question"]} for row in FORGET])
     files = {"dataset_name": None, "forget_config": None, "retain_config": None, "forget_file": questions}

@@ -20,7 +20,7 @@ from pmc_rl import finetune, train
 from pmc_rl.checkpoints import STATE, begin_run, check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.folders import CHECKPOINT_MARK
+from pmc_rl.folders import CHECKPOINT_MARK, SNAPSHOT_RECORD
 from pmc_rl.output import MANIFEST, UNDO, check_output_dir, read_manifest
 from tests.conftest import build_phi, errors_of
 from tests.training import (
@@ -207,6 +207,8 @@ class Kills:
         manifest = read_manifest(self.folder)
         if manifest is not None:  # then the folder is complete
             assert {*manifest["files"]} <= {path.name for path in self.folder.iterdir()}
+        for name, mark in (("checkpoint-*", CHECKPOINT_MARK), ("snapshots/step-*", SNAPSHOT_RECORD)):
+            assert all((path / mark).exists() for path in self.folder.glob(name))  # made and removed in one move
         assert all("--overwrite true" in line for line in refusals(self.folder))
         paths = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
         turns = event in ("os.rename", "os.remove") and not {STATE, MANIFEST, UNDO}.isdisjoint(paths)
@@ -226,8 +228,10 @@ class Kills:
     def during(self, run, *args) -> dict:
         """The states while `run` went to its end: last checkpoint, kind of the finished run, whether files move up."""
         self.watching = True
-        run(*args)
-        self.watching = False
+        try:
+            run(*args)
+        finally:
+            self.watching = False
         return self.states
 
 
