@@ -123,9 +123,9 @@ def maximal_reward(rewards: list[RewardFunction], given: float | None) -> float 
         names = ", ".join(reward.name for reward in rewards if not is_stationary([reward]))
         problem = "may give a text another score later, or has a negative weight, so nothing is ever solved"
         raise RecipeError([f"max_reward: {names} {problem}; remove max_reward"])
-    if given is not None or not is_stationary(rewards) or any(reward.max_reward is None for reward in rewards):
-        return given
-    return sum(reward.weight * reward.max_reward for reward in rewards)
+    if given is None and is_stationary(rewards) and all(reward.max_reward is not None for reward in rewards):
+        return sum(reward.weight * reward.max_reward for reward in rewards)
+    return given
 
 
 def load_reward_functions(
@@ -173,7 +173,7 @@ def _names_model(name: str) -> bool:
 
 def _short_names(names: list[str]) -> list[str]:
     """The last part of each name, with as many parts before it as tell it from the others."""
-    split = [("/", Path(name).parts) if _names_model(name) else (".", name.split(".")) for name in names]
+    split = [("/", Path(name).parts or (name,)) if _names_model(name) else (".", name.split(".")) for name in names]
     tails = [[joint.join(parts[i:]) for i in range(len(parts))] for joint, parts in split]
     while clashing := [tail for tail in tails if len(tail) > 1 and [other[-1] for other in tails].count(tail[-1]) > 1]:
         for tail in clashing:
