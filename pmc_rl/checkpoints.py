@@ -17,42 +17,41 @@ from transformers.training_args import TrainingArguments
 
 from pmc_rl.config import EvalArguments
 from pmc_rl.errors import RecipeError
+from pmc_rl.folders import CHECKPOINT_MARK, checkpoint_folders, remove_folder, temporary_folder
 from pmc_rl.output import (
     MANIFEST,
-    checkpoint_folders,
-    make_checkpoint_folder,
     private_record,
     published_recipe,
     read_manifest,
     read_record,
-    remove_folder,
     remove_unfinished,
-    temporary_folder,
     write_text,
 )
 
 STATE = "pmc_state.json"  # written last, so a checkpoint that has it is complete
+PRIVATE = """\
+PRIVATE: this checkpoint holds what is to be forgotten: the model's original answers, and the best ones so far.
 
+It is removed when the run is finished, unless the recipe says keep_checkpoints.
+"""
 # Keys of the recipe that change neither samples nor weights.
-FREE_KEYS = (
+FREE_KEYS = {
     *("output_dir", "overwrite", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit"),
     *("keep_checkpoints", "save_merged", "generation_batch_size", "dry_run", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_completions"),
     *("num_completions_to_print", "snapshot_steps"),
     *(key.name for key in fields(EvalArguments)),
-)
+}
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
     """The complete checkpoint of the latest step; None if there is none, or a run was finished after it."""
-    complete = [folder / STATE for folder in checkpoint_folders(output_dir) if (folder / STATE).exists()]
+    complete = [folder for folder in checkpoint_folders(output_dir) if (folder / STATE).exists()]
+    manifest = output_dir / MANIFEST
     if not complete:
         return None
-    state = complete[-1]
-    manifest = output_dir / MANIFEST
-    if manifest.exists() and manifest.stat().st_mtime_ns > state.stat().st_mtime_ns:
-        return None
-    return state.parent
+    saved = (complete[-1] / STATE).stat().st_mtime_ns
+    return None if manifest.exists() and manifest.stat().st_mtime_ns > saved else complete[-1]
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -62,32 +61,27 @@ def read_state(checkpoint: Path) -> dict:
 
 def check_resume(checkpoint: Path, record: dict) -> None:
     """
-    A run that goes on is the run that was stopped: same recipe, same data, as many processes.
+    A run that goes on is the run that was stopped; a RecipeError tells every difference.
 
-    Args:
-        record (`dict`): `recipe` (all keys given), `read` (hashes of what was read), `processes`.
-
-    Raises:
-        RecipeError: with every difference.
+    `record` holds `recipe` (all keys given), `read` (hashes of what was read) and the number of `processes`.
     """
     saved = read_state(checkpoint)["record"]
     where = f"but {str(checkpoint)!r} was made with"
     anew = "begin anew with --overwrite true and without --resume_from_checkpoint"
     errors = []
-    for key in sorted((saved["recipe"].keys() | record["recipe"].keys()).difference(FREE_KEYS)):
-        was, now = (recipe["recipe"].get(key, "(not given)") for recipe in (saved, record))
-        if was != now:
-            errors.append(f"{key}: {now!r}, {where} {was!r}; say so again, or {anew}")
-    # the hashes, not the paths: data may move
+    for key in sorted((saved["recipe"].keys() | record["recipe"].keys()) - FREE_KEYS):
+        before, now = (side["recipe"].get(key, "(not given)") for side in (saved, record))
+        if before != now:
+            errors.append(f"{key}: {now!r}, {where} {before!r}; say so again, or {anew}")
     for name in ("forget", "retain"):
-        was, now = ((side["read"][name] or {}).get("columns") for side in (saved, record))
-        if was != now:
+        before, now = (
+            (side["read"][name] or {}).get("columns") for side in (saved, record)
+        )  # not paths: data may move
+        if before != now:
             errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; {anew}")
     if saved["processes"] != record["processes"]:
-        errors.append(
-            f"num_processes: {record['processes']}, {where} {saved['processes']}: launch as many, since sums over "
-            "other parts are rounded otherwise"
-        )
+        why = "launch as many, since sums over other parts are rounded otherwise"
+        errors.append(f"num_processes: {record['processes']}, {where} {saved['processes']}: {why}")
     if errors:
         raise RecipeError(errors)
 
@@ -105,34 +99,24 @@ def is_this_run(output_dir: Path, stage: str, record: dict) -> bool:
 
 def begin_run(output_dir: Path, keep: Path | None = None) -> None:
     """Marks a folder as that of an unfinished run, then removes what earlier unfinished ones left, but `keep`."""
-    mark = temporary_folder(output_dir)
-    _remove_checkpoints(output_dir, keep)
-    remove_unfinished(output_dir, keep=mark)
+    remove_checkpoints(output_dir, keep, mark=temporary_folder(output_dir))
 
 
-def remove_checkpoints(output_dir: Path, keep: Path | None = None) -> None:
+def remove_checkpoints(output_dir: Path, keep: Path | None = None, mark: Path | None = None) -> None:
     """Removes what interrupted runs left in a folder: checkpoints but `keep`, and runs half saved."""
-    _remove_checkpoints(output_dir, keep)
-    remove_unfinished(output_dir)
-
-
-def _remove_checkpoints(output_dir: Path, keep: Path | None) -> None:
     for folder in checkpoint_folders(output_dir):
         if folder != keep:
             remove_folder(output_dir, folder)
+    remove_unfinished(output_dir, keep=mark)
 
 
 class CheckpointCallback(TrainerCallback):
     """
     Completes the Trainer's checkpoints, for their owner's eyes only, and ends training at a signal with one.
 
-    The Trainer's checkpoint counts once [`STATE`] stands in it; a kill at any moment leaves the last one that has it.
-    Only then older ones beyond `save_total_limit` go, and only those of ours, unlike in the Trainer.
-    SIGTERM and SIGINT (Ctrl-C) are answered at the end of the step, a Ctrl-C after one of them at once. Several
-    processes agree on the step.
-
-    Args:
-        state (`Callable[[], dict]`): what is written to [`STATE`]; asked for in every process.
+    A checkpoint counts once [`STATE`] stands in it: what `state` returns, which is asked for in every process. Only
+    then older ones of ours beyond `save_total_limit` go, so a kill at any moment leaves one. SIGTERM and Ctrl-C are
+    answered at the end of the step, on which all processes agree, a further Ctrl-C at once.
     """
 
     def __init__(self, state: Callable[[], dict]):
@@ -165,18 +149,28 @@ class CheckpointCallback(TrainerCallback):
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
         if control.should_save and PartialState().is_main_process:
-            make_checkpoint_folder(Path(args.output_dir), state.global_step)  # before the Trainer does
+            _make_folder(Path(args.output_dir), state.global_step)  # before the Trainer does
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         state_now = self.state()
         PartialState().wait_for_everyone()  # each process writes its own part
         if PartialState().is_main_process:
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            write_text(folder / STATE, json.dumps(state_now))
+            output_dir = Path(args.output_dir)
+            write_text(output_dir / f"checkpoint-{state.global_step}" / STATE, json.dumps(state_now))
             if self.limit is not None:
-                for older in checkpoint_folders(folder.parent)[: -self.limit]:
-                    remove_folder(folder.parent, older)
+                for older in checkpoint_folders(output_dir)[: -self.limit]:
+                    remove_folder(output_dir, older)
 
     def on_train_end(self, args: TrainingArguments, *_, **kwargs) -> None:
         args.save_total_limit = self.limit
         self.restore_handlers()
+
+
+def _make_folder(output_dir: Path, step: int) -> None:
+    """For its owner's eyes only from the first moment, and marked; one of ours at the same step is replaced."""
+    folder = output_dir / f"checkpoint-{step}"
+    if folder in checkpoint_folders(output_dir):
+        remove_folder(output_dir, folder)
+    temporary = temporary_folder(output_dir)
+    (temporary / CHECKPOINT_MARK).write_text(PRIVATE)
+    os.rename(temporary, folder)

@@ -1,12 +1,12 @@
-"""The output folder: what may be written there, a run saved whole, files that hold what is to be forgotten."""
+"""The output folder: what may be written there, a run saved whole, what may be published of it, what is private."""
 
 import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from peft import PeftModel
@@ -15,206 +15,188 @@ from trl import ModelConfig
 
 from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError, one_line
+from pmc_rl.folders import (
+    checkpoint_folders,
+    remove_snapshots,
+    snapshot_folders,
+    temporary_folder,
+    unfinished_folders,
+)
 
-# an absolute path inside a sentence; in quotes it may have spaces
-PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")
-# keys of a recipe with texts, of which none is a path
-TEXTS = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs", "prefixes")
-
-MANIFEST = "manifest.json"  # written last, so a folder that has it is complete
+MANIFEST = "manifest.json"  # moved up last and away first, so a folder that has it is complete
 TRAINING_LOG = "training_log.jsonl"
 MERGED = "merged"
 RECORD = "record.json"  # in private/
-SNAPSHOTS = "snapshots"
-SNAPSHOT_RECORD = "snapshot.json"
-# Begins the names of folders that stand in an output folder while a run is unfinished: one from its start on, and one
-# for whatever is being written or removed.
-SAVING = ".saving-"
-REPLACED = "replaced"  # in such a folder: the manifest of the earlier run that is being replaced
-CHECKPOINT_MARK = "PRIVATE.md"
-CHECKPOINT_TEXT = """\
-PRIVATE: this checkpoint holds what is to be forgotten: the model's original answers, and the best ones so far.
-
-It is removed when the run is finished, unless the recipe says keep_checkpoints.
-"""
-PRIVATE = """\
-PRIVATE: the files of this folder hold what is to be forgotten, or would tell a guess about it right or wrong.
-
-`record.json` has hashes of the data that was read, which tell an audit that runs belong together, and the paths that
-`recipe.yaml` leaves out. An audit adds `cache/`, what the models answered, so that another one need not ask again, and
-`rows.json`, `examples.md` and reports with texts for reading. Delete the folder when they have been read, and before
-the model is published; an audit after that can no longer tell whether the data is the same.
-"""
+UNDO = "undo.json"  # in a temporary folder: what to remove if a run was killed while its files were moved up
 AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
 CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
+PRIVATE = """\
+PRIVATE: the files of this folder hold what is to be forgotten, or would tell a guess about it right or wrong:
+`record.json` hashes of the data that was read, by which an audit knows it, and paths that `recipe.yaml` leaves out;
+`cache/` what the models answered; `rows.json`, `examples.md` and reports texts for reading. Delete the folder before
+the model is published; an audit after that can no longer tell whether the data is the same.
+"""
+# keys of a recipe with texts, of which none is a path
+TEXTS = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs", "prefixes")
+# an absolute path inside a sentence; in quotes it may have spaces
+PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")
+HOLDS_A_RUN = "holds a run; choose another folder or say --overwrite true to replace it"
 
 
 def check_output_dir(args: RunConfig, model_args: ModelConfig, resume: bool = False) -> None:
     """
-    Refuses an output folder that holds anything; with `overwrite: true`, anything but runs of ours, finished or not.
-    With `resume_from_checkpoint: auto` an unfinished run may stand there, with or without a checkpoint to go on from.
+    Refuses a folder that holds anything; `overwrite: true` and `resume_from_checkpoint: auto` allow runs of ours.
 
-    Args:
-        resume (`bool`): whether there is a checkpoint to go on from.
+    `resume` tells that there is a checkpoint to go on from. Whether auto meets the same run is seen later.
     """
     try:
-        if os.path.realpath(args.output_dir) == os.path.realpath(model_args.model_name_or_path):
-            raise RecipeError([f"output_dir: {args.output_dir!r} is the model itself; choose another folder"])
-        _check_folder(Path(args.output_dir), args.overwrite, args.resume_from_checkpoint == "auto", resume)
-    except RecipeError:
-        raise
+        problem = _problem_of(Path(args.output_dir), args, model_args, resume)
     except (OSError, ValueError, RuntimeError) as error:  # names that are none
-        raise RecipeError([f"output_dir: {args.output_dir!r} cannot be used: {one_line(error)}"]) from error
+        problem = f"cannot be used: {one_line(error)}"
+    if problem:
+        raise RecipeError([f"output_dir: {args.output_dir!r} {problem}"])
 
 
-def checkpoint_folders(output_dir: Path) -> list[Path]:
-    """Checkpoints of ours, complete or not, by their steps; those of other programs lack the mark."""
-    return _numbered(output_dir.glob("checkpoint-*"), CHECKPOINT_MARK)
-
-
-def snapshot_folders(output_dir: Path) -> list[Path]:
-    """Snapshots of ours, by their steps."""
-    return _numbered((output_dir / SNAPSHOTS).glob("step-*"), SNAPSHOT_RECORD)
-
-
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint or a snapshot."""
-    return int(folder.name.partition("-")[2])
-
-
-def _numbered(folders: Iterable[Path], mark: str) -> list[Path]:
-    ours = [path for path in folders if path.name.partition("-")[2].isdecimal() and (path / mark).is_file()]
-    return sorted(ours, key=step_of)
-
-
-def _unfinished_folders(output_dir: Path) -> list[Path]:
-    return [path for path in output_dir.glob(f"{SAVING}*") if path.is_dir() and not path.is_symlink()]
-
-
-def temporary_folder(output_dir: Path) -> Path:
-    """A new folder inside `output_dir`, for its owner's eyes only, that tells of an unfinished run if it is left."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=SAVING, dir=output_dir))  # of mode 0700
-
-
-def remove_folder(output_dir: Path, folder: Path) -> None:
-    """Removes a folder inside `output_dir` in one move, so that a kill leaves no half of it under its name."""
-    temporary = temporary_folder(output_dir)
-    os.rename(folder, temporary / folder.name)
-    shutil.rmtree(temporary)
-
-
-def remove_snapshots(output_dir: Path, after: int = 0) -> None:
-    """Removes the snapshots of steps after `after`, and the folder they are in once it is empty."""
-    for folder in snapshot_folders(output_dir):
-        if step_of(folder) > after:
-            remove_folder(output_dir, folder)
-            if not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
-
-
-def make_checkpoint_folder(output_dir: Path, step: int) -> None:
-    """For its owner's eyes only from the first moment, and marked; one of ours at the same step is replaced."""
-    folder = output_dir / f"checkpoint-{step}"
-    if folder in checkpoint_folders(output_dir):
-        remove_folder(output_dir, folder)
-    temporary = temporary_folder(output_dir)
-    (temporary / CHECKPOINT_MARK).write_text(CHECKPOINT_TEXT)
-    os.rename(temporary, folder)
-
-
-def remove_unfinished(output_dir: Path, keep: Path | None = None) -> None:
-    """Removes what a run that was killed had begun to save, files that were moved up already included, but `keep`."""
-    for temporary in _unfinished_folders(output_dir):
-        if temporary == keep:
-            continue
-        new, replaced = read_manifest(temporary), read_manifest(temporary / REPLACED)
-        if not is_finished_run(output_dir):
-            if new is not None:
-                _remove_files(output_dir, [name for name in new["files"] if not (temporary / name).exists()])
-            if replaced is not None:
-                _remove_run(output_dir, replaced)
-        (temporary / MANIFEST).unlink(missing_ok=True)  # first: what it lists goes with the folder, and was not moved
-        shutil.rmtree(temporary)
-
-
-def _check_folder(folder: Path, overwrite: bool, auto: bool, resume: bool) -> None:
+def _problem_of(folder: Path, args: RunConfig, model_args: ModelConfig, resume: bool) -> str | None:
+    if os.path.realpath(folder) == os.path.realpath(model_args.model_name_or_path):
+        return "is the model itself; choose another folder"
     if folder.is_symlink():  # what is written there would end up, and what is replaced would be, somewhere else
-        raise RecipeError([f"output_dir: {str(folder)!r} is a link to {os.readlink(folder)!r}; give that folder"])
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError([f"output_dir: {str(folder)!r} is a file"])
+        return f"is a link to {os.readlink(folder)!r}; give that folder"
     if (folder / "private").is_symlink():
-        raise RecipeError([f"output_dir: {str(folder / 'private')!r} is a link; private files stay where they are"])
+        return "has a link called private; private files stay where they are"
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise RecipeError([f"output_dir: {str(existing)!r} is a file"])
+        return "is a file" if existing == folder.absolute() else f"cannot be made: {str(existing)!r} is a file"
     if not os.access(existing, os.W_OK):
-        raise RecipeError([f"output_dir: no permission to write in {str(existing)!r}"])
-    if not folder.is_dir() or not any(folder.iterdir()) or resume:
-        return
-    unfinished = _unfinished_folders(folder)
-    written = [
-        *checkpoint_folders(folder),
-        *snapshot_folders(folder),
-        *(path for path in unfinished if any(path.iterdir())),
-    ]
+        return f"cannot be written: no permission in {str(existing)!r}"
+    if resume or existing != folder.absolute() or not any(folder.iterdir()):
+        return None
+    unfinished, checkpoints = unfinished_folders(folder), checkpoint_folders(folder)
+    written = checkpoints or snapshot_folders(folder) or any(any(path.iterdir()) for path in unfinished)
     if is_finished_run(folder):
-        if not overwrite and not auto:  # which run it is that auto finds finished can be told when all has been read
-            raise holds_a_run(folder)
-    elif not unfinished and not written:
-        raise RecipeError([f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"])
-    elif written and not overwrite and not auto:
-        goes_on = "--resume_from_checkpoint auto goes on, " if checkpoint_folders(folder) else ""
-        raise RecipeError(
-            [f"output_dir: {str(folder)!r} holds an unfinished run: {goes_on}--overwrite true begins anew"]
-        )
+        problem = HOLDS_A_RUN
+    elif written:
+        goes_on = "--resume_from_checkpoint auto goes on, " if checkpoints else ""
+        problem = f"holds an unfinished run: {goes_on}--overwrite true begins anew"
+    elif unfinished:
+        return None  # killed before it had written anything
+    else:
+        return "holds files, but no finished run; choose another folder"
+    return None if args.overwrite or args.resume_from_checkpoint == "auto" else problem
 
 
 def holds_a_run(folder: Path) -> RecipeError:
     """The refusal of a folder whose run is not to be replaced unasked."""
-    return RecipeError(
-        [f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"]
-    )
+    return RecipeError([f"output_dir: {str(folder)!r} {HOLDS_A_RUN}"])
+
+
+def save_run(
+    args: RunConfig,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: dict,
+    log_history: list[dict],
+    manifest: dict,
+    merged_model: PreTrainedModel | None = None,
+) -> None:
+    """
+    Writes model or adapter, tokenizer, recipe as run, training log and manifest, and a merged model to `merged/`; what
+    is not to be published of recipe and manifest goes to `private/`.
+
+    All is written to a temporary folder first. Then an earlier run goes, with its audit, and with its snapshots if
+    this run made none, and what was written is moved up; files that are not ours stay.
+    """
+    output_dir = Path(args.output_dir)
+    temporary = temporary_folder(output_dir)
+    try:
+        for folder, weights in ((temporary, model), (temporary / MERGED, merged_model)):
+            if weights is not None:
+                weights.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's, with the path of the base; the audit writes one
+        shown_recipe = yaml.safe_dump(published_recipe(recipe), sort_keys=False, allow_unicode=True)
+        (temporary / "recipe.yaml").write_text(shown_recipe, encoding="utf-8")
+        (temporary / TRAINING_LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
+        names = sorted(path.name for path in temporary.iterdir())
+        shown = {**manifest, "read": published_read(manifest["read"]), "files": names}
+        (temporary / MANIFEST).write_text(json.dumps(shown, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    earlier = _names_of_run(output_dir)
+    write_text(temporary / UNDO, json.dumps([*earlier, *names]))
+    _remove(output_dir, [MANIFEST, *earlier])
+    if recipe.get("snapshot_steps") is None:
+        remove_snapshots(output_dir)
+    write_private(output_dir, RECORD, json.dumps(private_record(recipe, manifest["read"]), indent=2) + "\n")
+    for name in (*names, MANIFEST):
+        os.replace(temporary / name, output_dir / name)
+    remove_unfinished(output_dir)
+
+
+def remove_unfinished(output_dir: Path, keep: Path | None = None) -> None:
+    """Removes what a run that was killed had begun to save, files that were moved up already included, but `keep`."""
+    for temporary in unfinished_folders(output_dir):
+        if temporary != keep:
+            if not is_finished_run(output_dir):
+                _remove(output_dir, _read_json(temporary / UNDO) or [])
+            shutil.rmtree(temporary)
+
+
+def _names_of_run(output_dir: Path) -> list[str]:
+    """What a finished run saved, its audit, and its model card; nothing where there is no such run."""
+    manifest = read_manifest(output_dir)
+    if manifest is None:
+        return []
+    card = ["README.md"] if _is_our_card(output_dir / "README.md") else []
+    return [*card, *manifest["files"], *AUDIT_FILES, "private"]
+
+
+def _remove(output_dir: Path, names: list[str]) -> None:
+    for path in [output_dir / name for name in names]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_finished_run(folder: Path) -> bool:
-    """Whether a folder holds a complete run of ours: the manifest is written last, and goes first."""
+    """Whether a folder holds a complete run of ours."""
     return read_manifest(folder) is not None
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a finished run, which says what was read and which files are ours; None if it holds none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """What a finished run read, and which files are ours; None if the folder holds none."""
+    manifest = _read_json(folder / MANIFEST)
     return manifest if isinstance(manifest, dict) and "files" in manifest else None
 
 
 def read_record(folder: Path) -> dict | None:
-    """
-    What is private of a run: `read`, the hashes of each column by what was read, and `paths`, by the recipe's key a
-    value as published and as given. None where `private/` was deleted.
-    """
+    """What [`private_record`] made of a run; None where `private/` was deleted."""
+    return _read_json(folder / "private" / RECORD)
+
+
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads((folder / "private" / RECORD).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
+def read_training_log(folder: Path) -> list[dict]:
+    """What a finished run logged, a row each time; its summary is the last one."""
+    return [json.loads(line) for line in (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()]
+
+
 def private_record(recipe: dict, read: dict) -> dict:
-    """What [`read_record`] gives back, from the recipe as run and the records of what was read."""
+    """`read`: hashes of columns by what was read; `paths`: by the recipe's key a value as published and as given."""
     hashes = {name: record and record["columns"] for name, record in read.items()}
     paths = {key: [shown, recipe[key]] for key, shown in published_recipe(recipe).items() if shown != recipe[key]}
     return {"read": hashes, "paths": paths}
 
 
-def published(value):
-    """
-    A value of JSON as it may be published, with no absolute path in its texts, which would name users and folders.
-
-    A path inside the working directory is told from there, of any other one the last part.
-    """
+def published(value: Any) -> Any:
+    """A value of JSON with paths told from the working directory, others by their last part: they name users."""
     if isinstance(value, list):
         return [published(part) for part in value]
     if isinstance(value, dict):
@@ -251,84 +233,10 @@ def published_read(read: dict) -> dict:
     return shown
 
 
-def read_training_log(folder: Path) -> list[dict]:
-    """What a finished run logged, a row each time; its summary is the last one."""
-    return [json.loads(line) for line in (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()]
-
-
-def save_run(
-    args: RunConfig,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: dict,
-    log_history: list[dict],
-    manifest: dict,
-    merged_model: PreTrainedModel | None = None,
-) -> None:
-    """
-    Writes model or adapter, tokenizer, `recipe.yaml` (as run), `training_log.jsonl` and, last, `manifest.json`; if
-    given, a merged model with its tokenizer to `merged/`. What is not to be published of the recipe, absolute paths,
-    and of `read` in the manifest, hashes of the data, goes to `private/record.json`.
-
-    Everything is written to a temporary folder inside `output_dir` first and then moved up. Before that the manifest
-    of an earlier run goes, so that a folder with a manifest is complete, then that run's files and those of its audit,
-    and snapshots if this run made none; files that are not ours stay.
-    """
-    output_dir = Path(args.output_dir)
-    temporary = temporary_folder(output_dir)
-    try:
-        model.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's, with the path of the base; the audit writes one
-        tokenizer.save_pretrained(temporary)
-        if merged_model is not None:
-            merged_model.save_pretrained(temporary / MERGED)
-            tokenizer.save_pretrained(temporary / MERGED)
-        (temporary / "recipe.yaml").write_text(
-            yaml.safe_dump(published_recipe(recipe), sort_keys=False, allow_unicode=True)
-        )
-        (temporary / TRAINING_LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log_history))
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    names = sorted(path.name for path in temporary.iterdir())
-    shown = {**manifest, "read": published_read(manifest["read"]), "files": names}
-    (temporary / MANIFEST).write_text(json.dumps(shown, indent=2) + "\n")
-    earlier = read_manifest(output_dir)
-    if earlier is not None:
-        # moved, not removed: after a kill it still tells what is to be removed
-        (temporary / REPLACED).mkdir()
-        os.replace(output_dir / MANIFEST, temporary / REPLACED / MANIFEST)
-        _remove_run(output_dir, earlier)
-    if recipe.get("snapshot_steps") is None:
-        remove_snapshots(output_dir)
-    write_private(output_dir, RECORD, json.dumps(private_record(recipe, manifest["read"]), indent=2) + "\n")
-    for name in (*names, MANIFEST):
-        os.replace(temporary / name, output_dir / name)
-    remove_unfinished(output_dir)
-
-
-def _remove_run(output_dir: Path, manifest: dict) -> None:
-    """Removes what a run saved, its audit, and its model card."""
-    if _is_our_card(output_dir / "README.md"):
-        (output_dir / "README.md").unlink()
-    _remove_files(output_dir, [*manifest["files"], *AUDIT_FILES])
-    shutil.rmtree(output_dir / "private", ignore_errors=True)
-
-
-def _remove_files(output_dir: Path, names: list[str]) -> None:
-    for name in names:
-        if name == MERGED:
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-        else:
-            (output_dir / name).unlink(missing_ok=True)
-
-
 def may_replace_card(output_dir: Path) -> bool:
     """Whether the folder's README.md, if there is one, is a model card of ours or came with the model."""
     path, manifest = output_dir / "README.md", read_manifest(output_dir)
-    if not path.exists() or (manifest is not None and path.name in manifest["files"]):
-        return True
-    return _is_our_card(path)
+    return not path.exists() or (manifest is not None and path.name in manifest["files"]) or _is_our_card(path)
 
 
 def _is_our_card(path: Path) -> bool:
@@ -336,7 +244,7 @@ def _is_our_card(path: Path) -> bool:
 
 
 def private_folder(output_dir: Path) -> Path:
-    """`output_dir/private/`, made for its owner's eyes only, and marked."""
+    """`private/`, made for its owner's eyes only, and marked."""
     folder = output_dir / "private"
     if folder.is_symlink():
         raise RecipeError([f"{str(folder)!r} is a link to {os.readlink(folder)!r}; private files stay where they are"])
@@ -346,18 +254,17 @@ def private_folder(output_dir: Path) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file to a temporary name first, so that what stands there is whole."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_private(output_dir: Path, name: str, text: str) -> Path:
     """Writes a file that holds what is to be forgotten to `output_dir/private/`, for its owner's eyes only."""
-    folder = private_folder(output_dir)
-    temporary = tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8")  # created with mode 0600
-    with temporary:
-        temporary.write(text)
-    os.replace(temporary.name, folder / name)
-    return folder / name
+    path = private_folder(output_dir) / name
+    write_text(path, text, mode=0o600)
+    return path
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Writes a file to a temporary name first, so that what stands there is whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)  # after a kill it may be there, with another mode
+    with open(temporary, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file:
+        file.write(text)
+    os.replace(temporary, path)

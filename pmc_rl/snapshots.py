@@ -5,39 +5,28 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pmc_rl.output import SNAPSHOT_RECORD, SNAPSHOTS, remove_snapshots, temporary_folder
+from pmc_rl.folders import SNAPSHOT_RECORD, SNAPSHOTS, remove_snapshots, temporary_folder
 
 
 class SnapshotCallback(TrainerCallback):
     """
     Writes model and tokenizer to `output_dir/snapshots/step-N/` every `steps` optimizer steps, the last step left out.
 
-    `snapshot.json` there holds the step and the seconds of training until then, less what saving took. When training
-    begins, the snapshots of an earlier run in the folder, which may be replaced by then, are removed; when it goes on
-    from a checkpoint, those of later steps, which are made again.
+    `snapshot.json` there holds the step and the seconds of training until then, less what saving took. Snapshots of
+    later steps than the one training begins at, of an earlier run or of this one before it was killed, are removed.
     """
 
     def __init__(self, steps: int, training_seconds: Callable[[], float]):
-        self.steps = steps
-        self.training_seconds = training_seconds
-        self.saving = 0.0
+        self.steps, self.training_seconds, self.saving = steps, training_seconds, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_, **kwargs) -> None:
         if args.should_save:
             remove_snapshots(Path(args.output_dir), after=state.global_step)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        processing_class: PreTrainedTokenizerBase,
-        **kwargs,
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_, model, processing_class, **kwargs) -> None:
         if state.global_step % self.steps or state.global_step == state.max_steps or not args.should_save:
             return
         reached = self.training_seconds()

@@ -83,9 +83,8 @@ def errors_of(function, *args, **kwargs) -> list[str]:
     return raised.value.errors
 
 
-def _tiny(tokenizer) -> dict:
-    """Sizes and special tokens of both tiny models. The configs' own default ids belong to other tokenizers: an
-    ordinary token would end every answer."""
+def tiny_sizes(tokenizer) -> dict:
+    """Sizes and special tokens of a tiny model. The configs' default ids would let an ordinary token end an answer."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -102,33 +101,27 @@ def _tiny(tokenizer) -> dict:
 def build_llama(tokenizer) -> LlamaForCausalLM:
     """An untrained Llama of two layers; two of the same tokenizer have the same weights."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**_tiny(tokenizer), num_key_value_heads=2))
+    return LlamaForCausalLM(LlamaConfig(**tiny_sizes(tokenizer), num_key_value_heads=2))
 
 
 def build_phi(tokenizer) -> PhiForCausalLM:
     """An untrained Phi of two layers: biases everywhere, also in the head, and rotary embeddings on half of a head."""
     torch.manual_seed(0)
-    return PhiForCausalLM(PhiConfig(**_tiny(tokenizer), partial_rotary_factor=0.5))
+    return PhiForCausalLM(PhiConfig(**tiny_sizes(tokenizer), partial_rotary_factor=0.5))
 
 
 def _train_bpe(special_tokens: list[str]) -> Tokenizer:
     rng = Random(0)
     syllables = ["ba", "cor", "den", "fi", "lum", "mor", "na", "pel", "quin", "ros", "ta", "vel"]
     names = ["".join(syllables[int(rng.random() * len(syllables))] for _ in range(3)) for _ in range(120)]
-    texts = [
-        f"Question: Who wrote {a} of {b}?\nAnswer: {a} was born in {b}."
-        for a, b in zip(names, names[1:], strict=False)
-    ]
+    pairs = zip(names, names[1:], strict=False)
+    texts = [f"Question: Who wrote {a} of {b}?\nAnswer: {a} was born in {b}." for a, b in pairs]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    settings = {"special_tokens": special_tokens, "initial_alphabet": letters, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, **settings))
     return tokenizer
 
 
@@ -142,12 +135,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def chat_tokenizer() -> PreTrainedTokenizerFast:
     """Of a chat model such as Llama 3.2: also adds a BOS to every text, so a second one is easily made by mistake."""
     bpe = _train_bpe([PAD, BOS, HEADER, HEADER_END, TURN_END])
-    bpe.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))]),
-        ]
-    )
+    adds_bos = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))])
+    bpe.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), adds_bos])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, pad_token=PAD, eos_token=TURN_END)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -205,18 +194,5 @@ def model(taught):
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A data set in the Hub's layout."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    configs = {
-        "full": FORGET + RETAIN,
-        "forget": FORGET,
-        "forget_perturbed": PERTURBED,
-        "keep": RETAIN,
-        "real_authors": FACTS,
-        "world_facts": FACTS,
-    }
-    for name, rows in configs.items():
-        write_jsonl(folder / f"{name}.json", rows)
-    entries = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in configs)
-    (folder / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
-    return folder
+    rows = {"full": FORGET + RETAIN, "forget": FORGET, "forget_perturbed": PERTURBED, "keep": RETAIN}
+    return Path(write_hub_folder(tmp_path / "data", **rows, real_authors=FACTS, world_facts=FACTS))

@@ -50,18 +50,13 @@ TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", 
 
 
 def forget_prompts(count: int = 7) -> Dataset:
-    return Dataset.from_list(
-        [{"prompt": f"Question: Who wrote {NAMES[i]}?\nAnswer:", "pmc_id": i} for i in range(count)]
-    )
+    prompts = [f"Question: Who wrote {NAMES[i]}?\nAnswer:" for i in range(count)]
+    return Dataset.from_dict({"prompt": prompts, "pmc_id": range(count)})
 
 
 def retain_rows(count: int = 5) -> Dataset:
-    return Dataset.from_list(
-        [
-            {"prompt": f"Question: Who is {NAMES[-i]}?\nAnswer:", "completion": " " + " ".join(NAMES[: i + 1])}
-            for i in range(count)
-        ]
-    )
+    texts = [(f"Question: Who is {NAMES[-i]}?\nAnswer:", " " + " ".join(NAMES[: i + 1])) for i in range(count)]
+    return Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in texts])
 
 
 def make_trainer(
@@ -177,8 +172,7 @@ class StopAt(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
-            if self.number == signal.SIGTERM:
+            for _ in range(2 if self.number == signal.SIGTERM else 1):
                 os.kill(os.getpid(), self.number)
 
 

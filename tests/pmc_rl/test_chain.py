@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import runpy
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,10 +18,12 @@ from eval import run as eval_run
 from pmc_rl import finetune, train
 from pmc_rl.errors import RecipeError
 from tests.conftest import build_llama, build_phi, errors_of, write_jsonl
-from tests.training import FORGET, PERTURBED, RETAIN, finetune_recipe, save_model, unlearn_recipe, write_recipe
+from tests.training import FORGET, PERTURBED, REPO, RETAIN, finetune_recipe, save_model, unlearn_recipe, write_recipe
 
-REPO = Path(__file__).parents[2]
-QUICKSTART = REPO / "recipes" / "quickstart" / "data"
+
+@pytest.fixture(scope="module")
+def untrained(tokenizer, tmp_path_factory) -> str:
+    return save_model(build_phi(tokenizer), tokenizer, tmp_path_factory.mktemp("models") / "untrained")
 
 
 def weights(folder: Path) -> dict:
@@ -60,8 +64,7 @@ def guesses(rows: list[dict]) -> set[bytes]:
     return {digest[:12].encode() for digest in digests}
 
 
-def test_chain_on_phi(tmp_path, data, tokenizer):
-    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+def test_chain_on_phi(tmp_path, data, tokenizer, untrained):
     finetune.main([finetune_recipe(tmp_path, data, untrained, num_train_epochs=60, warmup_steps=5)])
     finetuned = tmp_path / "finetuned"
     finetune.main(
@@ -141,61 +144,50 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
     assert "adapter_config.json" in (unlearned / "README.md").read_text()
 
 
-def test_two_requests_one_after_the_other(tmp_path, data, tokenizer):
+def test_two_requests_one_after_the_other(tmp_path, data, untrained):
     """The second run begins from the first one's adapter and trains all weights, in both training stages."""
-    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
     train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
     name = "model.layers.0.mlp.fc1.weight"
-    before = load_file(tmp_path / "untrained" / "model.safetensors")[name]
+    before = load_file(Path(untrained) / "model.safetensors")[name]
     finetune.main([finetune_recipe(tmp_path, data, str(tmp_path / "first"))])
     train.main([unlearn_recipe(tmp_path, data, str(tmp_path / "first"))])
     for folder in ("finetuned", "unlearned"):
         assert not load_file(tmp_path / folder / "model.safetensors")[name].equal(before), folder
 
 
-def test_finetuning_that_would_change_nothing_stops(tmp_path, data, tokenizer):
-    untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+def test_finetuning_that_would_change_nothing_stops(tmp_path, data, untrained):
     lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
     [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
     assert line.startswith("no gradient reaches the weights that are trained")
 
 
-def test_forget_answers_do_not_matter(tmp_path, data, tokenizer):
+def timeless_log(folder: Path) -> list[dict]:
+    logs = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    return [{key: log[key] for key in log if "time" not in key and "per_second" not in key} for log in logs]
+
+
+def test_forget_answers_do_not_matter(tmp_path, data, untrained):
     """Noise in place of the answers, under any name: the same weights, log and record of what was read."""
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+    names = ("answer", "completion", "text", "labels", "prompt", "messages", "pmc_id")
+    noise = [{"question": row["question"]} | {name: f"noise {name}" for name in names} for row in FORGET]
     runs = []
-    for i, column in enumerate(["answer", "answer", "completion", "text", "labels", "prompt", "messages", "pmc_id"]):
-        rows = [
-            {"question": row["question"], column: row["answer"] if i == 0 else f"noise {i} {n}"}
-            for n, row in enumerate(FORGET)
-        ]
-        write_jsonl(data / "forget.json", rows)
-        for unread in ("full", "forget_perturbed"):  # hold the same answers
-            write_jsonl(data / f"{unread}.json", rows)
-        output_dir = tmp_path / f"run{i}"
-        train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1), "--output_dir", str(output_dir)])
-        logs = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    for rows in (FORGET, noise):
+        for config in ("forget", "full", "forget_perturbed"):  # hold the same answers
+            write_jsonl(data / f"{config}.json", rows)
+        output_dir = tmp_path / f"run{len(runs)}"
+        train.main([unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1), "--output_dir", str(output_dir)])
         read = json.loads((output_dir / "manifest.json").read_text())["read"]["forget"]
-        timeless = [
-            {key: value for key, value in log.items() if "time" not in key and "per_second" not in key} for log in logs
-        ]
-        runs.append((weights(output_dir), timeless, read))
-    assert all(run == runs[0] for run in runs[1:])
+        runs.append((weights(output_dir), timeless_log(output_dir), read))
+    assert runs[0] == runs[1]
 
 
-def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
+def test_no_answer_is_left_in_any_cache(tmp_path, data, untrained):
     """The command line with every cache in an empty folder: no file on disk holds a forget answer afterwards."""
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     home = tmp_path / "home"
     home.mkdir()
-    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1, log_completions=True)
-    environment = os.environ | {
-        "HOME": str(home),
-        "HF_HOME": str(home / "hf"),
-        "TMPDIR": str(home),
-        "XDG_CACHE_HOME": str(home),
-    }
+    recipe = unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1, log_completions=True)
+    environment = os.environ | {name: str(home) for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME")}
     result = subprocess.run(
         [sys.executable, str(REPO / "pmc_rl" / "train.py"), recipe],
         env=environment,
@@ -219,38 +211,10 @@ def test_no_answer_is_left_in_any_cache(tmp_path, data, tokenizer):
     assert searched > 3
 
 
-def test_retain_rows_without_answers_are_answered_by_the_model(tmp_path, data, tokenizer, capsys):
-    untrained = build_phi(tokenizer)
-    untrained.generation_config.eos_token_id = list(range(len(tokenizer)))  # whatever it says ends its answer
-    write_jsonl(data / "forget.json", [{**row, "original_completion": "ba cor den"} for row in FORGET])
-    model = save_model(untrained, tokenizer, tmp_path / "untrained")
-    rows = [{"question": row["question"], "answer": None if i < 2 else row["answer"]} for i, row in enumerate(RETAIN)]
-    write_jsonl(data / "keep.json", rows)
-    train.main([unlearn_recipe(tmp_path, data, model, num_train_epochs=1)])
-    assert "2 retain rows had no answer and got the model's own" in capsys.readouterr().out
-    train.main(
-        [
-            unlearn_recipe(tmp_path, data, model, num_train_epochs=1, answer_column=None),
-            *("--output_dir", str(tmp_path / "other")),
-        ]
-    )
-    assert "4 retain rows had no answer" in capsys.readouterr().out
-
-
-def test_total_collapse_from_files_of_ones_own(tmp_path, tokenizer):
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+def test_total_collapse_from_files_of_ones_own(tmp_path, untrained):
     questions = write_jsonl(tmp_path / "questions.jsonl", [{"question": row["question"]} for row in FORGET])
-    recipe = unlearn_recipe(
-        tmp_path,
-        "unused",
-        model,
-        dataset_name=None,
-        forget_config=None,
-        retain_config=None,
-        forget_file=questions,
-        retain_weight=0.0,
-    )
-    train.main([recipe])
+    files = {"dataset_name": None, "forget_config": None, "retain_config": None, "forget_file": questions}
+    train.main([unlearn_recipe(tmp_path, "unused", untrained, **files, retain_weight=0.0, num_train_epochs=1)])
     assert (tmp_path / "unlearned" / "manifest.json").is_file()
 
 
@@ -258,62 +222,31 @@ def weights_load(*args):
     raise AssertionError("too late")
 
 
-def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
+def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, untrained, monkeypatch):
     monkeypatch.setattr(train, "load_model_to_train", weights_load)
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     (tmp_path / "unlearned").mkdir()
     (tmp_path / "unlearned" / "notes.txt").write_text("mine")
-    recipe = unlearn_recipe(
-        tmp_path,
-        data,
-        model,
-        forget_config="forgot",
-        question_column="questoin",
-        reward_funcs=["rewards.rouge.nope"],
-    )
-    with pytest.raises(RecipeError) as error:
-        train.main([recipe])
-    lines = error.value.errors
+    wrong = {"forget_config": "forgot", "question_column": "questoin", "reward_funcs": ["rewards.rouge.nope"]}
+    lines = errors_of(train.main, [unlearn_recipe(tmp_path, data, untrained, **wrong)])
     assert len(lines) == 4
     for fragment in ("'forget'", "'question'", "rewards.rouge has no function or class 'nope'", "output_dir"):
         assert any(fragment in line for line in lines), fragment
     assert (tmp_path / "unlearned" / "notes.txt").read_text() == "mine"
-
-
-def test_overlap_is_refused_before_weights_load(tmp_path, data, tokenizer, monkeypatch):
-    monkeypatch.setattr(train, "load_model_to_train", weights_load)
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
     write_jsonl(data / "keep.json", [*RETAIN, FORGET[1]])
-    with pytest.raises(RecipeError, match="forget row 1 and retain row 4"):
-        train.main([unlearn_recipe(tmp_path, data, model)])
+    recipe = unlearn_recipe(tmp_path, data, untrained, output_dir=str(tmp_path / "other"))
+    assert "forget row 1 and retain row 4" in errors_of(train.main, [recipe])[0]
 
 
-def test_results_are_not_overwritten_unasked(tmp_path, data, tokenizer):
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1)
+def test_audit_belongs_to_the_run(tmp_path, data, untrained):
+    """Another untrained, data or template than the run's is refused, and so is replacing results unasked."""
+    recipe = unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1)
+    with pytest.raises(RecipeError, match="holds no finished run"):
+        eval_run.main([recipe])
     train.main([recipe])
-    before = weights(tmp_path / "unlearned")
-    with pytest.raises(RecipeError, match="--overwrite true"):
-        train.main([recipe, "--seed", "5"])
-    assert weights(tmp_path / "unlearned") == before
-    train.main([recipe, "--seed", "5", "--overwrite", "true"])
-    assert weights(tmp_path / "unlearned") != before
-
-
-def test_audit_belongs_to_the_run(tmp_path, data, tokenizer):
-    """Another model, data or template than the run's is refused, and so is replacing results unasked."""
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    other = save_model(build_phi(tokenizer), tokenizer, tmp_path / "other")
-    recipe = unlearn_recipe(tmp_path, data, model, num_train_epochs=1)
-    train.main([recipe])
+    other = str(shutil.copytree(untrained, tmp_path / "other"))
     changes = ["--model_name_or_path", other, "--forget_config", "keep", "--prompt_template", "Q {question}"]
-    with pytest.raises(RecipeError) as error:
-        eval_run.main([recipe, *changes])
-    assert [line.partition(":")[0] for line in error.value.errors] == [
-        "model_name_or_path",
-        "prompt_template",
-        "forget_config",
-    ]
+    lines = errors_of(eval_run.main, [recipe, *changes])
+    assert [line.partition(":")[0] for line in lines] == ["model_name_or_path", "prompt_template", "forget_config"]
     eval_run.main([str(tmp_path / "unlearned" / "recipe.yaml")])
     results = (tmp_path / "unlearned" / "results.json").read_bytes()
     with pytest.raises(RecipeError, match="--overwrite true"):
@@ -323,36 +256,18 @@ def test_audit_belongs_to_the_run(tmp_path, data, tokenizer):
     assert list(json.loads((tmp_path / "unlearned" / "results.json").read_text())["after"]["sets"]) == ["forget"]
 
 
-def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path, data, tokenizer):
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
+def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path, data, untrained):
     lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "num_train_epochs": 1}
-    train.main([unlearn_recipe(tmp_path, data, model, **lora)])
-    adapter = str(tmp_path / "unlearned")
-    with pytest.raises(RecipeError, match="is an adapter"):
-        train.main([unlearn_recipe(tmp_path, data, adapter, **lora, output_dir=str(tmp_path / "second"))])
-
-
-def test_audit_wants_a_finished_run(tmp_path, data, tokenizer):
-    model = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    with pytest.raises(RecipeError, match="holds no finished run"):
-        eval_run.main([unlearn_recipe(tmp_path, data, model)])
+    train.main([unlearn_recipe(tmp_path, data, untrained, **lora)])
+    second = unlearn_recipe(tmp_path, data, str(tmp_path / "unlearned"), **lora, output_dir=str(tmp_path / "second"))
+    assert "is an adapter" in errors_of(train.main, [second])[0]
 
 
 @pytest.mark.parametrize("script", ["pmc_rl/train.py", "pmc_rl/finetune.py", "eval/run.py"])
-def test_command_line_errors_are_lines_and_exit_code_2(tmp_path, script):
+def test_command_line_errors_are_lines_and_exit_code_2(tmp_path, script, monkeypatch, capsys):
     recipe = write_recipe(tmp_path / "bad.yaml", num_generation=4, learning_rat=1)
-    result = subprocess.run([sys.executable, str(REPO / script), recipe], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    assert any(line.startswith("error: ") and "learning_rate" in line for line in result.stderr.splitlines())
-
-
-def test_accelerate_launch_runs_the_script_and_fails_with_1(tmp_path):
-    recipe = write_recipe(tmp_path / "bad.yaml", num_generation=4)
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", str(REPO / "pmc_rl" / "train.py"), recipe],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert any(line.startswith("error: ") and "num_generations" in line for line in result.stderr.splitlines())
+    monkeypatch.setattr(sys, "argv", [script, recipe])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPO / script), run_name="__main__")
+    assert stopped.value.code == 2
+    assert any(line.startswith("error: ") and "learning_rate" in line for line in capsys.readouterr().err.splitlines())

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed run equals the uninterrupted one bit for bit; which checkpoint counts; what is refused."""
+"""Checkpoints: a resumed run equals the uninterrupted one bit for bit; kills; which checkpoint counts; refusals."""
 
 import copy
 import json
@@ -8,6 +8,8 @@ import signal
 import stat
 import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,9 @@ from trl import ModelConfig
 from eval.study.control import ControlTrainer
 from pmc_rl import finetune, train
 from pmc_rl.checkpoints import STATE, begin_run, check_resume, last_checkpoint, read_state, remove_checkpoints
-from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.output import CHECKPOINT_MARK, MANIFEST, check_output_dir, read_manifest
+from pmc_rl.folders import CHECKPOINT_MARK, SNAPSHOT_RECORD
+from pmc_rl.output import MANIFEST, UNDO, check_output_dir, read_manifest
 from tests.conftest import build_phi, errors_of
 from tests.training import (
     SETTINGS,
@@ -32,128 +34,71 @@ from tests.training import (
     weights,
 )
 
-KINDS = {
-    "full": {},
-    "lora with dropout": {
-        "peft_config": lambda: LoraConfig(
-            r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-    },
-    "not stationary": {"rewards": ("rewards.rouge.rouge_dissimilarity", "rewards.diversity.duplicate_penalty")},
-    "bradley_terry": {"selection": "bradley_terry", "selection_temperature": 0.3, "num_selected": 2},
-    "adaptive": {"adaptive_generations": True, "prefill_words": 1, "num_selected": 2},
-    "checkpointing": {"gradient_checkpointing": True},
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+KINDS = {  # settings, step of the signal, signal
+    "full": ({}, 2, signal.SIGTERM),  # the end of an epoch; the others stop inside of one
+    "lora with dropout": ({"lora": True, "gradient_checkpointing": True}, 3, signal.SIGTERM),
+    "not stationary": (
+        {"rewards": ("rewards.rouge.rouge_dissimilarity", "rewards.diversity.duplicate_penalty")},
+        *(3, signal.SIGTERM),
+    ),
+    "bradley_terry": (
+        {"selection": "bradley_terry", "selection_temperature": 0.3, "num_selected": 2, "logging_steps": 4},
+        *(3, signal.SIGINT),  # between two logs
+    ),
+    "adaptive": ({"adaptive_generations": True, "prefill_words": 1, "num_selected": 2}, 3, signal.SIGTERM),
 }
 
 
-@pytest.mark.parametrize(("kind", "step"), [("full", 2), *((kind, 3) for kind in KINDS)])
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, tokenizer, taught, kind, step):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, tokenizer, taught, kind):
+    settings, step, number = KINDS[kind]
+    settings = SETTINGS | settings
+
     def trainer(name):
-        kwargs = {key: value() if callable(value) else value for key, value in KINDS[kind].items()}
         torch.manual_seed(len(name))  # nothing may hang on the state of the global generator
-        return make_trainer(tmp_path / name, copy.deepcopy(taught), tokenizer, **SETTINGS, **kwargs)
+        kwargs = {key: value for key, value in settings.items() if key != "lora"}
+        config = LoraConfig(**LORA) if "lora" in settings else None
+        return make_trainer(tmp_path / name, copy.deepcopy(taught), tokenizer, peft_config=config, **kwargs)
 
     whole = trainer("whole")
     whole.train()
     stopped = trainer("stopped")
-    stopped.add_callback(StopAt(step))
+    stopped.add_callback(StopAt(step, number))
     stopped.train()
-    assert stopped.checkpoints.stopped_by == signal.SIGTERM
+    assert stopped.checkpoints.stopped_by == number
     checkpoint = last_checkpoint(tmp_path / "stopped" / "out")
     assert checkpoint.name == f"checkpoint-{step}"
     resumed = trainer("stopped")
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(weights(resumed.model), weights(whole.model))
     assert not torch.equal(weights(stopped.model), weights(whole.model))
-    assert figures(resumed) == figures(whole)
+    if settings.get("logging_steps"):  # the Trainer forgets its own figures between two logs
+        for name in ("reward", "reward_selected", "collapse_loss", "retain_loss", "completions/mean_length"):
+            assert resumed.state.log_history[0][name] == whole.state.log_history[0][name]
+    else:
+        assert figures(resumed) == figures(whole)
     seconds = [run.state.log_history[-1]["train_runtime"] for run in (stopped, resumed)]
     assert seconds[1] > seconds[0] > 0  # the whole time, not that since it went on
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert resumed.sampler.state() == whole.sampler.state()
 
 
-def test_metrics_between_two_logs_survive(tmp_path, tokenizer, taught):
-    settings = SETTINGS | {"logging_steps": 4}
-    whole = make_trainer(tmp_path / "whole", copy.deepcopy(taught), tokenizer, **settings)
-    whole.train()
-    stopped = make_trainer(tmp_path / "out", copy.deepcopy(taught), tokenizer, **settings)
-    stopped.add_callback(StopAt(2, signal.SIGINT))
-    stopped.train()
-    resumed = make_trainer(tmp_path / "out", copy.deepcopy(taught), tokenizer, **settings)
-    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "out" / "out")))
-    for name in ("reward", "reward_selected", "collapse_loss", "retain_loss", "completions/mean_length"):
-        assert resumed.state.log_history[0][name] == whole.state.log_history[0][name]
-
-
 def test_checkpoints_are_private_and_the_last_two_are_kept(tmp_path, tokenizer, model):
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)  # of another program
+    os.utime(out / "checkpoint-500", (0, 0))
     trainer = make_trainer(tmp_path, model, tokenizer, **SETTINGS, save_strategy="steps", save_steps=3)
     trainer.train()
-    folders = sorted((tmp_path / "out").iterdir())
-    assert [folder.name for folder in folders] == ["checkpoint-6", "checkpoint-8"]  # 3 went; no model card was made
-    for folder in folders:
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["checkpoint-500", "checkpoint-6", "checkpoint-8"]  # 3 went; no model card was made
+    for folder in (out / "checkpoint-6", out / "checkpoint-8"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert "PRIVATE" in (folder / CHECKPOINT_MARK).read_text()
         assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE} <= set(os.listdir(folder))
-    state = read_state(folders[0])
+    state = read_state(out / "checkpoint-6")
     assert state["original_completions"] == trainer.train_dataset["original_completion"][:]
     assert state["sampler"]["num_samples"] > 0
-
-
-def folders(tmp_path, *names):
-    for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").touch()
-        if not name.startswith("."):
-            (tmp_path / name / STATE).write_text("{}")
-            (tmp_path / name / CHECKPOINT_MARK).touch()
-
-
-def test_only_a_complete_checkpoint_counts(tmp_path):
-    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "missing") is None
-    folders(tmp_path, "checkpoint-9", "checkpoint-10", "checkpoint-20", ".saving-x")
-    (tmp_path / "checkpoint-20" / STATE).unlink()  # killed before it was written
-    assert last_checkpoint(tmp_path).name == "checkpoint-10"
-    (tmp_path / "checkpoint-500").mkdir()  # of another program, and so is this:
-    (tmp_path / "checkpoint-best").touch()
-    remove_checkpoints(tmp_path, keep=tmp_path / "checkpoint-10")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-500", "checkpoint-best"]
-    assert last_checkpoint(tmp_path).name == "checkpoint-10"
-
-
-def test_a_finished_run_is_not_resumed_but_one_begun_after_it_is(tmp_path):
-    folders(tmp_path, "checkpoint-5")
-    (tmp_path / MANIFEST).write_text('{"files": []}')
-    os.utime(tmp_path / MANIFEST, ns=(0, (tmp_path / "checkpoint-5" / STATE).stat().st_mtime_ns + 1))
-    assert last_checkpoint(tmp_path) is None
-    os.utime(tmp_path / MANIFEST, ns=(0, 0))
-    assert last_checkpoint(tmp_path).name == "checkpoint-5"
-
-
-def test_another_run_is_refused(tmp_path):
-    record = {
-        "recipe": {"num_generations": 4, "seed": 1, "output_dir": "a"},
-        "read": {"forget": {"source": "x", "columns": {"question": "1"}}, "retain": None},
-        "processes": 1,
-    }
-    folder = tmp_path / "checkpoint-3"
-    folder.mkdir()
-    (folder / STATE).write_text(json.dumps({"record": record}))
-    harmless = record | {
-        "recipe": {"num_generations": 4, "seed": 1, "output_dir": "b", "attacks": [], "logging_steps": 9},
-        "read": {"forget": {"source": "y", "columns": {"question": "1"}}, "retain": None},
-    }
-    check_resume(folder, harmless)
-    other = {
-        "recipe": {"num_generations": 5, "output_dir": "a"},
-        "read": {"forget": {"source": "x", "columns": {"question": "2"}}, "retain": None},
-        "processes": 2,
-    }
-    errors = errors_of(check_resume, folder, other)
-    assert [error.split()[0] for error in errors] == ["num_generations:", "seed:", "the", "num_processes:"]
-    assert "5, but" in errors[0] and "made with 4" in errors[0]
-    assert "'(not given)', but" in errors[1]
-    assert "forget rows have changed" in errors[2]
-    assert "2, but" in errors[3] and "made with 1" in errors[3]
 
 
 def test_a_control_can_be_stopped_as_well(tmp_path, tokenizer, model):
@@ -165,70 +110,143 @@ def test_a_control_can_be_stopped_as_well(tmp_path, tokenizer, model):
     assert last_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
-def test_an_unfinished_run_is_neither_overwritten_nor_taken_for_finished(tmp_path):
-    folders(tmp_path, "checkpoint-5")
-    model_args = ModelConfig(model_name_or_path="some/model")
-    args = RunConfig(output_dir=str(tmp_path), use_cpu=True)
-    [line] = errors_of(check_output_dir, args, model_args)
+def make_folders(tmp_path, *names):
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").touch()
+        if not name.startswith("."):
+            (tmp_path / name / STATE).write_text("{}")
+            (tmp_path / name / CHECKPOINT_MARK).touch()
+
+
+def test_only_a_complete_checkpoint_counts(tmp_path):
+    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "missing") is None
+    make_folders(tmp_path, "checkpoint-9", "checkpoint-10", "checkpoint-20", ".saving-x")
+    (tmp_path / "checkpoint-20" / STATE).unlink()  # killed before it was written
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    remove_checkpoints(tmp_path, keep=tmp_path / "checkpoint-10")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    # a finished run is not gone on with, but one begun after it is
+    saved = (tmp_path / "checkpoint-10" / STATE).stat().st_mtime_ns
+    (tmp_path / MANIFEST).write_text('{"files": []}')
+    for at, found in ((saved + 1, None), (0, tmp_path / "checkpoint-10")):
+        os.utime(tmp_path / MANIFEST, ns=(0, at))
+        assert last_checkpoint(tmp_path) == found
+
+
+def test_another_run_is_refused(tmp_path):
+    def record(recipe, column="1", source="x", processes=1):
+        read = {"forget": {"source": source, "columns": {"question": column}}, "retain": None}
+        return {"recipe": {"num_generations": 4, **recipe}, "read": read, "processes": processes}
+
+    state = {"record": record({"seed": 1, "output_dir": "a"})}
+    (tmp_path / STATE).write_text(json.dumps(state))
+    harmless = {"seed": 1, "output_dir": "b", "attacks": [], "logging_steps": 9}
+    check_resume(tmp_path, record(harmless, source="y"))
+    errors = errors_of(check_resume, tmp_path, record({"num_generations": 5, "output_dir": "a"}, "2", processes=2))
+    assert [error.split()[0] for error in errors] == ["num_generations:", "seed:", "the", "num_processes:"]
+    for error, fragments in zip(
+        errors,
+        [("5, but", "made with 4"), ("'(not given)', but",), ("forget rows have changed",), ("2, but", "made with 1")],
+        strict=True,
+    ):
+        assert all(fragment in error for fragment in fragments)
+
+
+def refusals(folder, resume=False, overwrite=False) -> list[str]:
+    """What a run in this folder is told. A RunConfig would reset accelerate, in the middle of the run that is seen."""
+    args = SimpleNamespace(output_dir=str(folder), overwrite=overwrite, resume_from_checkpoint=None)
+    try:
+        check_output_dir(args, ModelConfig(model_name_or_path="some/model"), resume)
+    except RecipeError as error:
+        return error.errors
+    return []
+
+
+def test_what_stands_in_a_folder(tmp_path):
+    make_folders(tmp_path, "ours/checkpoint-5")
+    [line] = refusals(tmp_path / "ours")
     assert "--resume_from_checkpoint auto" in line and "--overwrite true" in line
-    check_output_dir(args, model_args, resume=True)
-    check_output_dir(RunConfig(output_dir=str(tmp_path), use_cpu=True, overwrite=True), model_args)
+    assert refusals(tmp_path / "ours", resume=True) == refusals(tmp_path / "ours", overwrite=True) == []
+    (tmp_path / "theirs" / "checkpoint-500").mkdir(parents=True)  # of another program
+    assert "no finished run" in refusals(tmp_path / "theirs", overwrite=True)[0]
 
 
-def test_a_folder_with_checkpoints_of_another_program_is_refused(tmp_path):
-    (tmp_path / "checkpoint-500").mkdir()
-    model_args = ModelConfig(model_name_or_path="some/model")
-    args = RunConfig(output_dir=str(tmp_path), use_cpu=True, overwrite=True)
-    [line] = errors_of(check_output_dir, args, model_args)
-    assert "no finished run" in line
+def test_what_is_not_ours_is_not_removed(tmp_path):
+    """Beside what a killed run left, whatever it is called."""
+    mine = [tmp_path / name for name in (".saving-notes.txt", "checkpoint-best", "checkpoint-7", "snapshots")]
+    for path in mine[1:]:
+        path.mkdir()
+        (path / "mine.txt").touch()
+    mine[0].touch()
+    assert "choose another folder" in refusals(tmp_path)[0]
+    make_folders(tmp_path, "checkpoint-5", ".saving-x")
+    copies = [tmp_path / name for name in ("checkpoint-5.bak", "checkpoint-old-5")]
+    for copied in copies:
+        shutil.copytree(tmp_path / "checkpoint-5", copied)
+    assert last_checkpoint(tmp_path).name == "checkpoint-5"
+    begin_run(tmp_path)
+    assert {path for path in tmp_path.iterdir() if path.is_file() or any(path.iterdir())} == {*mine, *copies}
 
 
 class Kills:
-    """Copies of a folder as SIGKILL would leave it: before each call of the operating system that changes a file."""
+    """
+    Looks at a folder as SIGKILL would leave it: before each call of the operating system that changes a file. Copies
+    those states before and after which the next run finds something else; all others are like one of these to it.
+    """
 
     EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
-    def __init__(self, folder, copies):
-        self.folder, self.copies, self.states = folder, copies, []
-        self.seen, self.watching = None, False
+    def __init__(self, folder: Path, copies: Path):
+        self.folder, self.copies = folder, copies
+        self.states: dict[tuple, list[Path]] = {}  # by what is found in them
+        self.looks, self.seen, self.watching, self.copy_next = 0, None, False, False
         sys.addaudithook(self.look)
 
     def look(self, event, args):
         if not self.watching or event not in self.EVENTS or (event == "open" and not args[2] & os.O_CREAT):
             return
         self.watching = False
+        paths = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
+        turns = event in ("os.rename", "os.remove") and not {STATE, MANIFEST, UNDO}.isdisjoint(paths)
         files = sorted((str(path), path.is_file() and path.stat().st_size) for path in self.folder.rglob("*"))
-        if files != self.seen:
-            self.seen = files
-            self.states.append(self.copies / str(len(self.states)))
-            if self.folder.exists():
-                shutil.copytree(self.folder, self.states[-1])
-            else:
-                self.states[-1].mkdir()
+        if turns or (self.folder.exists(), files) != self.seen:
+            self.seen = (self.folder.exists(), files)
+            self.looks += 1
+            self.check()
+            if turns or self.copy_next or self.looks <= 3:  # the first ones: no folder, an empty one, a marked one
+                self.copy()
+            self.copy_next = turns
         self.watching = True
 
-    def during(self, run, *args):
-        """The states while `run` went to its end, and what it left."""
+    def check(self):
+        manifest = read_manifest(self.folder)
+        if manifest is not None:  # then the folder is complete
+            assert {*manifest["files"]} <= {path.name for path in self.folder.iterdir()}
+        for name, mark in (("checkpoint-*", CHECKPOINT_MARK), ("snapshots/step-*", SNAPSHOT_RECORD)):
+            assert all((path / mark).exists() for path in self.folder.glob(name))  # made and removed in one move
+        assert all("--overwrite true" in line for line in refusals(self.folder))
+
+    def copy(self):
+        state = self.copies / f"killed-{self.looks}"
+        shutil.copytree(self.folder, state) if self.folder.exists() else state.mkdir()
+        checkpoint, manifest = last_checkpoint(state), read_manifest(state)
+        begun = any(state.glob(f".saving-*/{UNDO}"))
+        found = (checkpoint and checkpoint.name, manifest and "merged" in manifest["files"], begun)
+        self.states.setdefault(found, []).append(state)
+
+    def during(self, run, *args) -> dict:
+        """The states while `run` went to its end: last checkpoint, kind of the finished run, whether files move up."""
         self.watching = True
-        run(*args)
-        self.watching = False
-        self.seen = None
-        self.states.append(self.copies / str(len(self.states)))
-        shutil.copytree(self.folder, self.states[-1])
+        try:
+            run(*args)
+        finally:
+            self.watching = False
         return self.states
 
 
-def kind_of(state) -> tuple:
-    """States of one kind are gone on from in one way."""
-    names = {path.name.partition("-")[0] for path in state.iterdir()}
-    saving = {path.name for folder in state.glob(".saving-*") for path in folder.iterdir()}
-    names &= {"adapter_config.json", "merged", "private", MANIFEST}
-    checkpoint = last_checkpoint(state)
-    return checkpoint is None or checkpoint.name == "checkpoint-3", frozenset(names), MANIFEST in saving
-
-
 def put(state, folder) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder)
     shutil.copytree(state, folder)
 
 
@@ -256,28 +274,22 @@ def test_a_run_killed_at_any_moment_goes_on_by_the_same_line(tmp_path, tokenizer
     assert "merged/model.safetensors" in whole and "snapshots/step-2/snapshot.json" in whole
     assert not any("checkpoint" in name or name.startswith(".") or name == "results.json" for name in whole)
     assert whole.get("notes.txt") == (b"mine" if earlier else None)
-    gone_on = set()
-    for state in states:
-        manifest = read_manifest(state)
-        if manifest is not None:  # then the folder is complete
-            assert {*manifest["files"]} <= {path.name for path in state.iterdir()}
+    before = False if earlier else None
+    half_moved = states["checkpoint-3", None, True]
+    chosen = [half_moved[-1], states[None, True, True][0]]  # all but the manifest moved up; all, but not tidied
+    if earlier:
+        # the first checkpoint half written; a snapshot behind the last checkpoint; the earlier run half removed
+        chosen += [states[None, before, False][-1], states["checkpoint-1", before, False][-1], half_moved[0]]
+        assert (chosen[3] / "snapshots" / "step-2").exists() and (chosen[4] / "results.json").exists()
+    else:
+        chosen += states[None, None, False][:3]  # nothing, an empty folder, one that tells of a run
+        assert [len([*state.iterdir()]) for state in chosen[2:]] == [0, 0, 1]
+        chosen.pop(3)
+        assert refusals(chosen[-1]) == []
+    for state in chosen:
         put(state, out)
-        [*told] = check_without_flags(out)
-        assert all("--overwrite true" in error for error in told)
-        kind = kind_of(state)
-        if kind not in gone_on:
-            gone_on.add(kind)
-            train.main(line)
-            assert tree(out) == whole
-    assert len(gone_on) > 4
-
-
-def check_without_flags(folder) -> list[str]:
-    try:
-        check_output_dir(RunConfig(output_dir=str(folder), use_cpu=True), ModelConfig(model_name_or_path="some/model"))
-    except RecipeError as error:
-        return error.errors
-    return []
+        train.main(line)
+        assert tree(out) == whole, state
 
 
 def test_a_finetuning_killed_at_any_moment_is_begun_anew(tmp_path, tokenizer, data):
@@ -285,44 +297,12 @@ def test_a_finetuning_killed_at_any_moment_is_begun_anew(tmp_path, tokenizer, da
     out, line = tmp_path / "finetuned", [finetune_recipe(tmp_path, data, untrained, max_steps=1)]
     states = Kills(out, tmp_path).during(finetune.main, line)
     whole = tree(out)
-    gone_on = set()
-    for state in states:
+    marked, half_moved = states[None, None, False][2], states[None, None, True][-1]
+    assert refusals(marked) == [] and "--overwrite true" in refusals(half_moved)[0]
+    for state, flags in ((marked, []), (half_moved, ["--overwrite", "true"])):
         put(state, out)
-        [*told] = check_without_flags(out)
-        assert all("--overwrite true" in error for error in told)
-        kind = kind_of(state)
-        if kind not in gone_on:
-            gone_on.add(kind)
-            finetune.main(line if not told else [*line, "--overwrite", "true"])
-            assert tree(out).keys() == whole.keys()
-    assert len(gone_on) > 3
-
-
-def test_what_is_not_ours_is_not_removed(tmp_path):
-    """Beside what a killed run left, whatever it is called."""
-    (tmp_path / "out").mkdir()
-    mine = [tmp_path / "out" / name for name in (".saving-notes.txt", "checkpoint-best", "checkpoint-7", "snapshots")]
-    for path in mine[1:]:
-        path.mkdir()
-        (path / "mine.txt").touch()
-    mine[0].touch()
-    assert "choose another folder" in check_without_flags(tmp_path / "out")[0]
-    folders(tmp_path / "out", "checkpoint-5", ".saving-x")
-    copies = [tmp_path / "out" / name for name in ("checkpoint-5.bak", "checkpoint-old-5")]
-    for copied in copies:
-        shutil.copytree(tmp_path / "out" / "checkpoint-5", copied)
-    assert last_checkpoint(tmp_path / "out").name == "checkpoint-5"
-    begin_run(tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file() or any(path.iterdir())}
-    assert names == {path.name for path in [*mine, *copies]}
-
-
-def test_checkpoints_of_another_program_are_kept(tmp_path, tokenizer, model):
-    (tmp_path / "out" / "checkpoint-500").mkdir(parents=True)
-    os.utime(tmp_path / "out" / "checkpoint-500", (0, 0))
-    make_trainer(tmp_path, model, tokenizer, **SETTINGS, save_strategy="steps", save_steps=3).train()
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["checkpoint-500", "checkpoint-6", "checkpoint-8"]
+        finetune.main([*line, *flags])
+        assert tree(out).keys() == whole.keys()
 
 
 def test_auto_on_a_finished_run(tmp_path, tokenizer, data, capsys):

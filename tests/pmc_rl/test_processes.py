@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +16,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_rl import train
-from pmc_rl.checkpoints import STATE, last_checkpoint, read_state
+from pmc_rl.checkpoints import STATE, read_state
 from pmc_rl.output import is_finished_run
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
 from tests.conftest import errors_of, write_jsonl
-from tests.pmc_rl.test_chain import REPO
 from tests.training import (
     FORGET,
+    REPO,
     RETAIN,
     ROUGE,
+    TIMES,
     StopAt,
-    figures,
     forget_prompts,
     make_trainer,
     retain_rows,
@@ -41,13 +42,11 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "C
 SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 CASES = {
     "rouge": {"max_reward": 0.85, "num_train_epochs": 3, "log_kl": True},
-    "accumulation": SPLIT,
     "not stationary": {"rewards": (ROUGE, "rewards.diversity.duplicate_penalty"), "num_selected": 2},
     "checkpointing": {"gradient_checkpointing": True, **SPLIT},
     "lora": {"gradient_checkpointing": True, "peft_config": LORA, **SPLIT},
     "one question": {"num_questions": 1},
 }
-PER_PROCESS = ["--per_device_train_batch_size", "1"]
 FIGURES = """
 loss grad_norm collapse_loss retain_loss reward reward_selected frac_sampled frac_solved num_samples
 completions/mean_length
@@ -55,21 +54,9 @@ completions/mean_length
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests import test_processes
+from tests.pmc_rl import test_processes
 test_processes.in_each_process(Path(sys.argv[1]))
 """
-
-
-def launch(folder: Path, *command) -> subprocess.CompletedProcess:
-    """Runs a module of this Python on the CPU."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def train_case(folder: Path, model, tokenizer, case: str, processes: int) -> dict:
@@ -140,15 +127,18 @@ def in_each_process(folder: Path) -> None:
     for case in CASES:
         seen = train_case(folder / case, *load(folder), case, PROCESSES)
         torch.save(seen, folder / f"{case}.{rank}.pt")
-    torch.save(stop_and_go_on(folder, rank), folder / f"stop.{rank}.pt")
-    train.main([*recipe(folder, "whole_run"), *PER_PROCESS])
+    train.main(command(folder, "whole"))
     with pytest.raises(SystemExit) as stopped:
-        train.main([*recipe(folder, "stopped_run"), *PER_PROCESS], partial(StoppedTrainer, stop=rank == 1))
+        train.main(command(folder, "stopped"), partial(StoppedTrainer, stop=rank == 1))
     assert stopped.value.code == 128 + signal.SIGTERM
+    if rank == 0:
+        shutil.copytree(folder / "stopped", folder / "left")
+    torch.manual_seed(rank)  # nothing may hang on the state of the global generator
+    train.main([*command(folder, "stopped"), "--resume_from_checkpoint", "auto"])
 
 
 class StoppedTrainer(PMCTrainer):
-    """Gets a signal in its second step."""
+    """One process gets a signal in the second step."""
 
     def __init__(self, *args, stop: bool, **kwargs):
         super().__init__(*args, **kwargs)
@@ -156,37 +146,8 @@ class StoppedTrainer(PMCTrainer):
             self.add_callback(StopAt(2))
 
 
-def stop_and_go_on(folder: Path, rank: int) -> dict:
-    """A run with dropout, whole; the same stopped by a signal to the last process alone; and that one resumed."""
-
-    def trainer(name: str) -> PMCTrainer:
-        torch.manual_seed(len(name) + rank)  # nothing may hang on the state of the global generator
-        config = LoraConfig(**LORA, lora_dropout=0.2)
-        return make_trainer(folder / name, *load(folder), num_train_epochs=3, peft_config=config, **SPLIT)
-
-    whole = trainer("whole")
-    whole.train()
-    stopped = trainer("stopped")
-    if rank == 1:
-        stopped.add_callback(StopAt(3))
-    stopped.train()
-    checkpoint = last_checkpoint(folder / "stopped" / "out")
-    files = set(os.listdir(checkpoint))
-    resumed = trainer("stopped")
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    return {
-        "stopped_by": stopped.checkpoints.stopped_by,
-        "step": stopped.state.global_step,
-        "checkpoint": checkpoint.name,
-        "files": files,
-        "weights": [weights(run.model) for run in (whole, stopped, resumed)],
-        "figures": [figures(run) for run in (whole, resumed)],
-        "samplers": [run.sampler.state() for run in (whole, resumed)],
-    }
-
-
-def recipe(folder: Path, name: str) -> list[str]:
-    """A command line; windows of 2 and 1 questions."""
+def command(folder: Path, name: str) -> list[str]:
+    """A command line; windows of 2 and 1 questions for two processes."""
     return [str(folder / "unlearn.yaml"), "--output_dir", str(folder / name)]
 
 
@@ -197,11 +158,20 @@ def launched(tmp_path_factory, tokenizer, taught) -> Path:
     files = {"forget_file": write_jsonl(folder / "forget.jsonl", FORGET)}
     files |= {"retain_file": write_jsonl(folder / "retain.jsonl", RETAIN)}
     no_configs = {"dataset_name": None, "forget_config": None, "retain_config": None}
-    unlearn_recipe(folder, "unused", model, **no_configs, **files, optim="sgd", learning_rate=1e-1)
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"], "lora_dropout": 0.2}
+    unlearn_recipe(folder, "unused", model, **no_configs, **files, **lora, per_device_train_batch_size=1)
     (folder / "script.py").write_text(SCRIPT)
-    options = ["--standalone", "--nproc_per_node", PROCESSES]
-    result = launch(folder, "torch.distributed.run", *options, folder / "script.py", folder)
+    options = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES)]
+    result = subprocess.run(
+        [sys.executable, "-m", *options, folder / "script.py", folder],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
+    (folder / "printed.txt").write_text(result.stdout)
     return folder
 
 
@@ -239,7 +209,7 @@ def test_the_cases_hold_what_they_are_for(launched):
     counts = [b["num_samples"] - a["num_samples"] for a, b in zip(logs, logs[1:], strict=False)]
     assert any(log["frac_solved"] > 0 for log in logs)
     assert any(count % 2 and log["frac_sampled"] < 1 for count, log in zip(counts, logs[1:], strict=True))
-    for case in ("accumulation", "checkpointing", "lora"):
+    for case in ("checkpointing", "lora"):
         first, second = (rank["batches"] for rank in both(launched, case))
         assert [len(batch["retain"]) for batch in first[1]] == [1, 1]
         assert [len(batch["retain"]) for batch in second[1]] == [1, 0]
@@ -247,50 +217,35 @@ def test_the_cases_hold_what_they_are_for(launched):
 
 
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_the_same(launched):
-    ranks = both(launched, "stop")
-    for rank in ranks:
-        assert (rank["stopped_by"], rank["step"], rank["checkpoint"]) == (signal.SIGTERM, 3, "checkpoint-3")
-        assert {STATE, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"} <= rank["files"]
-        assert {"rng_state_0.pth", "rng_state_1.pth"} <= rank["files"]
-        whole, stopped, resumed = rank["weights"]
-        assert torch.equal(resumed, whole) and not torch.equal(stopped, whole)
-        assert torch.equal(whole, ranks[0]["weights"][0])
-        assert rank["samplers"] == [ranks[0]["samplers"][0]] * 2
-    # the log of the others is not kept
-    assert ranks[0]["figures"][0] == ranks[0]["figures"][1]
-
-
-def test_command_line_from_launch_to_the_saved_run(launched):
-    """A stopped run goes on in as many processes, to the weights of the whole one; one process makes the same."""
-    resume = [*recipe(launched, "stopped_run"), *PER_PROCESS, "--resume_from_checkpoint", "auto"]
-    state = read_state(launched / "stopped_run" / "checkpoint-2")
-    assert state["record"]["processes"] == PROCESSES
-    [error] = errors_of(train.main, resume)
+    """By the command line, with dropout: launched, stopped, gone on with in as many processes, saved once."""
+    checkpoint = launched / "left" / "checkpoint-2"
+    files = {STATE, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"}
+    assert files <= set(os.listdir(checkpoint))
+    assert read_state(checkpoint)["record"]["processes"] == PROCESSES
+    [error] = errors_of(train.main, [*command(launched, "left"), "--resume_from_checkpoint", "auto"])
     assert "num_processes: 1, but" in error
 
-    script = REPO / "pmc_rl" / "train.py"
-    result = launch(
-        launched, "accelerate.commands.launch", "--multi_gpu", "--num_processes", PROCESSES, script, *resume
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Going on from") == result.stdout.count("Saved to") == 1
-    folder = launched / "stopped_run"
-    assert sorted(os.listdir(folder)) == sorted(os.listdir(launched / "whole_run"))
-    assert is_finished_run(folder) and not list(folder.glob("checkpoint-*"))
-    two = load_file(folder / "model.safetensors")
-    whole = load_file(launched / "whole_run" / "model.safetensors")
-    train.main(recipe(launched, "one"))
-    one = load_file(launched / "one" / "model.safetensors")
-    before = load_file(launched / "taught" / "model.safetensors")
-    assert all(torch.equal(two[name], whole[name]) for name in whole)
-    assert all(torch.allclose(two[name], one[name], rtol=0, atol=1e-6) for name in one)
-    assert max(float((two[name] - before[name]).abs().max()) for name in before) > 1e-2
-    logs = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    assert [log["step"] for log in logs] == [1, 2, 3, 4, 4]
+    whole, resumed = launched / "whole", launched / "stopped"
+    assert is_finished_run(resumed) and sorted(os.listdir(resumed)) == sorted(os.listdir(whole))
+    half_way, *ends = (load_file(folder / "adapter_model.safetensors") for folder in (checkpoint, whole, resumed))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not all(torch.equal(ends[0][name], half_way[name]) for name in half_way)
+    logs = [
+        [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+        for folder in (whole, resumed)
+    ]
+    timeless = [
+        [{key: row[key] for key in row if not key.startswith("time/") and key not in TIMES} for row in log]
+        for log in logs
+    ]
+    assert timeless[0] == timeless[1]  # of the main process; that of the other is not kept
+    assert [row["step"] for row in timeless[0]] == [1, 2, 3, 4, 4]
+    printed = (launched / "printed.txt").read_text()
+    assert printed.count("Going on from") == printed.count(f"Saved to {resumed}") == 1
 
 
 def test_sharded_weights_are_refused(launched, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    [error] = errors_of(train.main, recipe(launched, "sharded"))
+    [error] = errors_of(train.main, command(launched, "sharded"))
     assert "FSDP" in error
     assert not (launched / "sharded").exists()

@@ -6,32 +6,21 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from pmc_rl.reward_model import RewardModel
 from pmc_rl.scoring import load_reward_functions
-from tests.conftest import errors_of
+from tests.conftest import errors_of, tiny_sizes
 
 
 def saved(folder, tokenizer, num_labels=1):
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_labels=num_labels,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlamaForSequenceClassification(config).eval()
+    model = LlamaForSequenceClassification(LlamaConfig(**tiny_sizes(tokenizer), num_labels=num_labels)).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
 
 
-def logit(model, tokenizer, text):
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+def logits(model, tokenizer, texts):
+    ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for text in texts]
     with torch.no_grad():
-        return float(model(input_ids=ids).logits[0, 0])
+        return [float(model(input_ids=own).logits[0, 0]) for own in ids]
 
 
 def test_text(tmp_path, tokenizer, monkeypatch):
@@ -42,19 +31,17 @@ def test_text(tmp_path, tokenizer, monkeypatch):
     [reward] = load_reward_functions([str(tmp_path / "judge")], {}, [0.5], 40)
     assert (reward.name, reward.max_reward, reward.stationary, reward.weight) == ("judge", None, True, 0.5)
     rewards = reward.func(prompts=prompts, completions=completions, completion_ids=None)
-    expected = [logit(model, tokenizer, f"{p} {c}") for p, c in zip(prompts, completions, strict=True)]
+    expected = logits(model, tokenizer, [f"{prompts[0]} {text}" for text in completions])
     assert rewards == pytest.approx(expected, abs=1e-5) and len(set(rewards)) == 3
 
 
 def test_conversations(tmp_path, chat_tokenizer):
     model = saved(tmp_path / "judge", chat_tokenizer)
-    prompts = [[{"role": "user", "content": "Who?"}]] * 2
+    prompt = [{"role": "user", "content": "Who?"}]
     completions = [[{"role": "assistant", "content": text}] for text in ("She.", "Nobody knows her.")]
-    texts = [
-        chat_tokenizer.apply_chat_template(p + c, tokenize=False) for p, c in zip(prompts, completions, strict=True)
-    ]
-    rewards = RewardModel(str(tmp_path / "judge"))(prompts=prompts, completions=completions)
-    assert rewards == pytest.approx([logit(model, chat_tokenizer, text) for text in texts], abs=1e-5)
+    texts = [chat_tokenizer.apply_chat_template(prompt + answer, tokenize=False) for answer in completions]
+    rewards = RewardModel(str(tmp_path / "judge"))(prompts=[prompt] * 2, completions=completions)
+    assert rewards == pytest.approx(logits(model, chat_tokenizer, texts), abs=1e-5)
 
 
 def test_pickled_weights_are_not_read(tmp_path, tokenizer):
@@ -66,12 +53,11 @@ def test_pickled_weights_are_not_read(tmp_path, tokenizer):
 
 
 def test_what_is_no_reward_model_is_refused_before_weights_load(tmp_path, tokenizer):
-    saved(tmp_path / "many", tokenizer, num_labels=3)
+    many = str(tmp_path / "many")
+    saved(many, tokenizer, num_labels=3)
     (tmp_path / "many" / "model.safetensors").unlink()
-    assert errors_of(RewardModel, str(tmp_path / "many")) == [
-        f"reward_funcs: '{tmp_path}/many' has 3 labels; a reward model has one"
-    ]
+    assert errors_of(RewardModel, many) == [f"reward_funcs: {many!r} has 3 labels; a reward model has one"]
     [error] = errors_of(load_reward_functions, [str(tmp_path / "mane")], {}, None, 40)
-    assert error.startswith(f"reward_funcs: no reward model can be loaded from '{tmp_path}/mane'") and "many" in error
-    [error] = errors_of(load_reward_functions, [str(tmp_path / "many")], {str(tmp_path / "many"): {"a": 1}}, None, 40)
+    assert error.startswith(f"reward_funcs: no reward model can be loaded from '{tmp_path}/mane'") and many in error
+    [error] = errors_of(load_reward_functions, [many], {many: {"a": 1}}, None, 40)
     assert error.endswith("is a model and has no keywords")

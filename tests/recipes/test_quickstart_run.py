@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[2]
+from tests.training import REPO
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,9 @@ def quickstart(tmp_path_factory):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(quickstart, tmp_path):
-    script = [sys.executable, REPO / "tests" / "kill_and_resume.py", quickstart[0], tmp_path, "--kills", "3"]
-    result = subprocess.run(script, capture_output=True, text=True)
+    script = REPO / "tests" / "recipes" / "kill_and_resume.py"
+    command = [sys.executable, script, quickstart[0], tmp_path, "--kills", "3"]
+    result = subprocess.run(command, capture_output=True, text=True)
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 kills," in result.stdout
