@@ -50,16 +50,16 @@ def sample_seeds(seed: int, step: int | str, row_ids: list[int], num_generations
     ]
 
 
+@dataclass
 class InverseCDFSampler(LogitsProcessor):
     """Leaves a single token a row: the one at which the filtered distribution's CDF passes that row's uniform number.
 
     `uniforms` in [0, 1) have the shape `(rows, max_new_tokens)`; which is next is told by the padded `prompt_length`.
     """
 
-    def __init__(self, uniforms: torch.Tensor, prompt_length: int, sampling: Sampling):
-        self.uniforms = uniforms
-        self.prompt_length = prompt_length
-        self.sampling = sampling
+    uniforms: torch.Tensor
+    prompt_length: int
+    sampling: Sampling
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         probs = (scores.float() / self.sampling.temperature).softmax(-1)

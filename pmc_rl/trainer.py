@@ -16,26 +16,22 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import decode_completion, end_token_ids
+from pmc_rl.generation import end_token_ids
 from pmc_rl.gradients import GradientCheck
 from pmc_rl.original import OriginalLogLikelihood, kl_to_original
+from pmc_rl.progress import print_answers, warn_of_clipping
 from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.selection import BestAnswer
 from pmc_rl.snapshots import SnapshotCallback
-
-logger = logging.get_logger(__name__)
 
 
 def retain_rows_at(start: int, count: int, num_rows: int, seed: int) -> list[int]:
@@ -59,17 +55,11 @@ class PMCTrainer(SFTTrainer):
 
     loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window.
 
-    Args:
-        model: the model that is to forget; it is trained in place.
-        reward_funcs: as [`~pmc_rl.scoring.load_reward_functions`] makes them.
-        args: the settings.
-        train_dataset: forget prompts with `prompt`, `pmc_id` (unique), `original_completion`, as
-            [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want.
-        retain_dataset: rows with `prompt` and `completion`; None only if `retain_weight` is 0 (total collapse).
-        processing_class: the tokenizer.
-        peft_config: trains an adapter instead of the weights.
-        original_log_likelihood: what rewards that ask for it were built with; here it learns the model to remember.
-        record: stands in every checkpoint, see [`~pmc_rl.checkpoints.check_resume`].
+    `train_dataset` are forget prompts with `prompt`, `pmc_id` (unique), `original_completion`, as
+    [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want; `retain_dataset` has `prompt`
+    and `completion`, and is None only if `retain_weight` is 0 (total collapse). Rewards that ask the model before were
+    built with `original_log_likelihood`, which learns here what to remember. `record` stands in every checkpoint, see
+    [`~pmc_rl.checkpoints.check_resume`].
     """
 
     _tag_names = ["trl", "pmc"]
@@ -131,10 +121,8 @@ class PMCTrainer(SFTTrainer):
             self.add_callback(SnapshotCallback(args.snapshot_steps, self.training_seconds))
 
     def train(self, resume_from_checkpoint: str | None = None):
-        """
-        Checks the rewards on the original answers, then trains. Called again it makes the steps once more, from the
-        weights, the optimizer and the best answers it has by then.
-        """
+        """Checks the rewards on the original answers, then trains. Called again it makes the steps once more, from the
+        weights, the optimizer and the best answers it has by then."""
         self.check_rewards()
         self.step_metrics.clear()
         self.seconds_before = 0.0
@@ -193,10 +181,8 @@ class PMCTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain.
-
-        Every process selects for the whole window and trains on its own rows of it.
-        """
+        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain. Every
+        process selects for the whole window and trains on its part of it."""
         if self.state.global_step >= self.state.max_steps:
             return [], None  # gone on from the checkpoint of the last step, the Trainer would make one more
         self._log_update()
@@ -278,30 +264,16 @@ class PMCTrainer(SFTTrainer):
             self.step_metrics.clear()
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
-            self._warn_of_clipping(logs.get("completions/clipped_ratio", 0))
+            clipped_ratio = logs.get("completions/clipped_ratio", 0)
+            warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
+            if clipped_ratio > 0.5 and warmed_up and not self.warned_of_clipping:
+                self.warned_of_clipping = True
+                warn_of_clipping(clipped_ratio)
             # a control samples nothing that could be shown
             if self.args.log_completions and self.window and self.is_world_process_zero():
-                self._print_window(f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}")
+                title = f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}"
+                print_answers(title, self.window[: self.args.num_completions_to_print], self.processing_class)
         super().log(logs, start_time)
-
-    def _warn_of_clipping(self, clipped_ratio: float) -> None:
-        warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-        if warmed_up and clipped_ratio > 0.5 and not self.warned_of_clipping:
-            self.warned_of_clipping = True
-            logger.warning(
-                f"{clipped_ratio:.0%} of the samples hit max_completion_length: the model learns not to end its "
-                "answers. Add rewards.length.unfinished_penalty or raise max_completion_length."
-            )
-
-    def _print_window(self, title: str) -> None:
-        table = Table("question", "original answer", "selected answer", title=title)
-        table.add_column("reward", justify="right")
-        for row, answer in self.window[: self.args.num_completions_to_print]:
-            question = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-            selected = decode_completion(self.processing_class, answer.completion_ids)
-            cells = [Text(text) for text in (question, row["original_completion"], selected)]  # an answer is no markup
-            table.add_row(*cells, f"{answer.reward:.2f}", end_section=True)
-        Console().print(table)
 
 
 def _sft_example(prompt_ids: list[int], completion_ids: list[int]) -> dict[str, list[int]]:
