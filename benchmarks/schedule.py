@@ -143,10 +143,6 @@ class Measured(TrainerCallback):
         self.tokens_trained = 0
         self.peak_memory = 0
 
-    @property
-    def tokens_generated(self) -> int:
-        return sum(map(len, self.samples.values()))
-
     def now(self) -> np.ndarray:
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -210,12 +206,10 @@ class Timed:
         return batches, count
 
 
-class Ours(Timed, PMCTrainer):
-    pass
+class Ours(Timed, PMCTrainer): ...
 
 
-class Naive(Timed, NaiveTrainer):
-    pass
+class Naive(Timed, NaiveTrainer): ...
 
 
 def measure(trainer_class: type[Ours | Naive], argv: list[str]) -> Measured:
@@ -241,8 +235,7 @@ def largest_difference(folder: Path, other: Path) -> float:
 
 
 def print_table(ours: Measured, naive: Measured, steps: int) -> None:
-    table = Table(title=f"{steps} optimizer steps, {len(ours.samples)} samples")
-    table.add_column("")
+    table = Table("", title=f"{steps} optimizer steps, {len(ours.samples)} samples")
     for heading in ("ours", "CPU s", "share", "naive", "CPU s", "share", "ours better, times", "in CPU s"):
         table.add_column(heading, justify="right")
     for part in ("generation", "rewards", "update", "other", "all"):
@@ -250,16 +243,16 @@ def print_table(ours: Measured, naive: Measured, steps: int) -> None:
         for run in (ours, naive):
             wall, cpu = run.seconds[part]
             cells += [f"{wall:.2f}", f"{cpu:.2f}", f"{wall / run.seconds['all'][0]:.1%}"]
-        factors = naive.seconds[part] / ours.seconds[part]
-        table.add_row(f"{part}, s", *cells, *(f"{factor:.2f}" for factor in factors), end_section=part == "all")
-    for name, number, smaller in (
-        ("tokens generated a s", lambda run: run.tokens_generated / run.seconds["generation"][0], False),
-        ("tokens trained a s", lambda run: run.tokens_trained / run.seconds["update"][0], False),
-        ("peak memory, MiB", lambda run: run.peak_memory / 2**20, True),
-    ):
-        own, other = number(ours), number(naive)
-        factor = other / own if smaller else own / other
-        table.add_row(name, f"{own:.0f}", "", "", f"{other:.0f}", "", "", f"{factor:.2f}")
+        cells += [f"{factor:.2f}" for factor in naive.seconds[part] / ours.seconds[part]]
+        table.add_row(f"{part}, s", *cells)
+    generated = [sum(map(len, run.samples.values())) / run.seconds["generation"][0] for run in (ours, naive)]
+    trained = [run.tokens_trained / run.seconds["update"][0] for run in (ours, naive)]
+    memory = [run.peak_memory / 2**20 for run in (ours, naive)]
+    for name, (own, other) in (("tokens generated a s", generated), ("tokens trained a s", trained)):
+        table.add_row(name, f"{own:.0f}", "", "", f"{other:.0f}", "", "", f"{own / other:.2f}")
+    table.add_row(
+        "peak memory, MiB", f"{memory[0]:.0f}", "", "", f"{memory[1]:.0f}", "", "", f"{memory[1] / memory[0]:.2f}"
+    )
     Console(width=120).print(table)
 
 

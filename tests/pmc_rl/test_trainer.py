@@ -74,25 +74,25 @@ def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
 def test_accumulation_does_not_matter(tmp_path, tokenizer, taught):
     """7 questions in windows of 4: unequal rows, retain_weight 1.7, a short last window, several epochs."""
     runs = []
-    for batch, accumulation in [(4, 1), (2, 2), (1, 4)]:
+    for batch, accumulation in [(4, 1), (1, 4)]:
         # Adam's division would turn a rounding error of a tiny gradient into a full step
         settings = {"optim": "sgd", "learning_rate": 1e-1, "max_grad_norm": 0.5}
         settings |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
         trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
         trainer.train()
         runs.append((weights(trainer.model), [log for log in trainer.state.log_history if "loss" in log]))
-    (whole, whole_logs), *others = runs
-    for split, logs in others:
-        assert len(whole_logs) == len(logs) == 4
-        for a, b in zip(whole_logs, logs, strict=True):
-            for key in ("loss", "grad_norm", "collapse_loss", "retain_loss", "reward", "reward_selected"):
-                assert a[key] == pytest.approx(b[key], rel=2e-5), key
-        assert torch.allclose(whole, split, atol=2e-6)
+    (whole, whole_logs), (split, split_logs) = runs
+    assert len(whole_logs) == len(split_logs) == 4
+    for a, b in zip(whole_logs, split_logs, strict=True):
+        for key in ("loss", "grad_norm", "collapse_loss", "retain_loss", "reward", "reward_selected"):
+            assert a[key] == pytest.approx(b[key], rel=2e-5), key
+    assert torch.allclose(whole, split, atol=2e-6)
 
 
 def test_equal_runs_other_seeds_and_gradient_checkpointing(tmp_path, tokenizer, taught):
     def run(**kwargs) -> torch.Tensor:
-        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, learning_rate=1e-3, **kwargs)
+        settings = {"learning_rate": 1e-3, "forget": forget_prompts(4)} | kwargs
+        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
         trainer.train()
         return weights(trainer.model)
 
