@@ -23,8 +23,8 @@ def print_answers(title: str, answers: list[tuple[dict, BestAnswer]], tokenizer:
     Console().print(table)
 
 
-def warn_of_clipping(clipped_ratio: float) -> None:
-    logger.warning(
-        f"{clipped_ratio:.0%} of the samples hit max_completion_length: the model learns not to end its answers. Add "
+def warn_of_clipping() -> None:
+    logger.warning_once(
+        "Over half of the samples hit max_completion_length: the model learns not to end its answers. Add "
         "rewards.length.unfinished_penalty or raise max_completion_length."
     )

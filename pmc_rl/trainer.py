@@ -36,13 +36,9 @@ from pmc_rl.snapshots import SnapshotCallback
 
 def retain_rows_at(start: int, count: int, num_rows: int, seed: int) -> list[int]:
     """Rows `start` to `start + count` of an endless stream of permutations of `range(num_rows)`; no state, no RNG."""
-    rows = []
-    for position in range(start, start + count):
-        pass_number, offset = divmod(position, num_rows)
-        if not rows or offset == 0:
-            order = np.random.default_rng([seed, pass_number]).permutation(num_rows)
-        rows.append(int(order[offset]))
-    return rows
+    first, last = start // num_rows, (start + count - 1) // num_rows
+    passes = [np.random.default_rng([seed, number]).permutation(num_rows) for number in range(first, last + 1)]
+    return np.concatenate(passes)[start - first * num_rows :][:count].tolist()
 
 
 class PMCTrainer(SFTTrainer):
@@ -72,8 +68,8 @@ class PMCTrainer(SFTTrainer):
         reward_funcs: list[RewardFunction],
         args: PMCConfig,
         train_dataset: Dataset,
-        retain_dataset: Dataset | None,
         processing_class: PreTrainedTokenizerBase,
+        retain_dataset: Dataset | None = None,
         peft_config: PeftConfig | None = None,
         original_log_likelihood: OriginalLogLikelihood | None = None,
         record: dict | None = None,
@@ -113,7 +109,6 @@ class PMCTrainer(SFTTrainer):
         self.update_started: float | None = None
         self.seconds_before = 0.0  # of training, in the processes before this one
         self.training_started = 0.0
-        self.warned_of_clipping = False
         self.record = record
         self.checkpoints = CheckpointCallback(self._checkpoint_state)
         self.add_callback(self.checkpoints)
@@ -264,11 +259,9 @@ class PMCTrainer(SFTTrainer):
             self.step_metrics.clear()
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
-            clipped_ratio = logs.get("completions/clipped_ratio", 0)
             warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-            if clipped_ratio > 0.5 and warmed_up and not self.warned_of_clipping:
-                self.warned_of_clipping = True
-                warn_of_clipping(clipped_ratio)
+            if warmed_up and logs.get("completions/clipped_ratio", 0) > 0.5:
+                warn_of_clipping()
             # a control samples nothing that could be shown
             if self.args.log_completions and self.window and self.is_world_process_zero():
                 title = f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}"

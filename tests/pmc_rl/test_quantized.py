@@ -13,6 +13,7 @@ from pmc_rl.config import RunConfig
 from pmc_rl.generation import generate_completions
 from pmc_rl.likelihood import mean_log_probs
 from pmc_rl.models import check_model, load_merged, load_model, merged_copy
+from pmc_rl.original import OriginalLogLikelihood
 from tests.conftest import errors_of
 from tests.training import SETTINGS, StopAt, figures, forget_prompts, make_trainer, weights
 
@@ -40,7 +41,7 @@ def lora(**kwargs) -> LoraConfig:
 
 def trainer_of(path, folder, bits, tokenizer, dtype=torch.float32, **kwargs):
     model = load_model(model_args(folder, bits), dtype, CPU)
-    return make_trainer(path, model, tokenizer, peft_config=lora(), **SETTINGS | {"log_kl": True} | kwargs)
+    return make_trainer(path, model, tokenizer, peft_config=lora(), **SETTINGS | {"num_train_epochs": 2} | kwargs)
 
 
 def adapter(model) -> torch.Tensor:
@@ -100,7 +101,9 @@ def test_the_model_before_is_the_quantized_base(trained, folder, bits, tokenizer
     prompt, ids = forget_prompts()[0]["prompt"], tokenizer(" bacorden filummor")["input_ids"]
     bare = load_model(model_args(folder, bits), torch.float32, CPU).eval()
     expected = mean_log_probs(bare, [(tokenizer(prompt)["input_ids"], ids)])
-    assert trained.original([prompt], [ids]) == pytest.approx(expected, abs=1e-4)
+    original = OriginalLogLikelihood()
+    original.remember(trained.model, tokenizer)
+    assert original([prompt], [ids]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_merged_it_answers_as_the_adapter_does(tmp_path, trained, folder, bits, tokenizer):
@@ -125,7 +128,7 @@ def test_merged_it_answers_as_the_adapter_does(tmp_path, trained, folder, bits, 
 
 def test_merged_in_16_bit(tmp_path, folder, tokenizer):
     """As the shipped recipes do: what is left is the rounding of the merged weights, and of 16-bit sums."""
-    trainer = trainer_of(tmp_path, folder, "4 bit", tokenizer, torch.bfloat16, learning_rate=3e-2, log_kl=False)
+    trainer = trainer_of(tmp_path, folder, "4 bit", tokenizer, torch.bfloat16, learning_rate=3e-2)
     trainer.train()
     prompt = torch.tensor([next(iter(trainer.prompt_ids.values()))])
     logits = trainer.model.eval()(prompt).logits.float().detach()

@@ -64,6 +64,11 @@ def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
             parameter -= 1e-2 * parameter.grad
 
     logged = trainer.state.log_history[0]
+    wanted = """
+    loss reward reward_std rewards/r/mean reward_selected collapse_loss retain_loss frac_sampled frac_solved
+    completions/mean_length completions/clipped_ratio time/generation time/rewards time/update
+    """
+    assert set(wanted.split()) <= set(logged) and logged["reward_selected"] >= logged["reward"]
     assert max(spread) > 0 and len({len(ids) for _, ids in nll["collapse"]}) > 1
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert logged["collapse_loss"] == pytest.approx(terms["collapse"].item(), rel=1e-5)
@@ -99,22 +104,6 @@ def test_equal_runs_other_seeds_and_gradient_checkpointing(tmp_path, tokenizer, 
     first = run()
     assert torch.equal(first, run()) and not torch.equal(first, run(seed=1))
     assert torch.allclose(first, run(gradient_checkpointing=True), atol=1e-6)
-
-
-def test_every_parameter_moves_and_everything_is_logged(tmp_path, tokenizer, model):
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, tokenizer, max_steps=2)
-    trainer.train()
-    for name, parameter in model.named_parameters():
-        assert not torch.equal(before[name], parameter), name
-    log = trainer.state.log_history[0]
-    wanted = """
-    loss reward reward_std rewards/rouge_dissimilarity/mean reward_selected collapse_loss retain_loss frac_sampled
-    frac_solved completions/mean_length completions/clipped_ratio time/generation time/rewards time/update
-    """
-    assert set(wanted.split()) <= set(log)
-    assert log["reward_selected"] >= log["reward"]
-    assert 0 < log["completions/mean_length"] <= 40
 
 
 def test_rewards_get_what_trl_promises(tmp_path, tokenizer, model):
