@@ -38,11 +38,9 @@ class Sampling:
 
 
 def sample_seeds(seed: int, step: int | str, row_ids: list[int], num_generations: int) -> list[int]:
-    """
-    One seed a sample, prompt-major (`len(row_ids) * num_generations`), from nothing but what names the sample: so it
-    depends neither on the batch it is drawn in, nor on which other questions are skipped. What is no step of training
-    has a word in place of `step`, such as `audit`, and so draws from streams of its own.
-    """
+    """One seed a sample, prompt-major (`len(row_ids) * num_generations`), from nothing but what names the sample:
+    so it depends neither on the batch it is drawn in, nor on which questions are skipped. What is no step of training
+    has a word in place of `step`, such as `audit`, and so draws from streams of its own."""
     return [
         int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{row}/{i}".encode(), digest_size=8).digest(), "big") >> 1
         for row in row_ids
@@ -107,7 +105,7 @@ def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
 
 @torch.no_grad()
 def generate_completions(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     prompt_ids: list[list[int]],
     *,
     max_completion_length: int,
@@ -146,11 +144,9 @@ def generate_together(
     sampling: Sampling | None = None,
     progress: str | None = None,
 ) -> list[list[int]]:
-    """
-    [`generate_completions`] in the precision and batches of a recipe, shared out evenly among all processes: each
+    """[`generate_completions`] in the precision and batches of a recipe, shared out evenly among all processes: each
     calls this with all prompts and gets all completions. Where memory is too small for `generation_batch_size` rows,
-    it is halved for the rest of the run, and the share begun again.
-    """
+    it is halved for the rest of the run, and the share begun again."""
     state = PartialState()
     start, end = (len(prompt_ids) * i // state.num_processes for i in (state.process_index, state.process_index + 1))
     while True:
@@ -236,10 +232,8 @@ def _read_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], end_ids: 
 
 
 def _cache_of(output: ModelOutput, rows: list[int]) -> dict[str, Cache]:
-    """
-    The cache of some rows under the name by which the next call takes it: `past_key_values`, `cache` from transformers
-    5.24. Empty where the model uses none (GPT-1): the next call reads all again.
-    """
+    """The cache of some rows under the name by which the next call takes it: `past_key_values`, `cache` from
+    transformers 5.24. Empty where the model uses none (GPT-1): the next call reads all again."""
     cache = {name: value for name, value in output.items() if name != "sequences" and value.get_seq_length()}
     for value in cache.values():
         value.reorder_cache(torch.tensor(rows, device=output.sequences.device))
@@ -255,11 +249,9 @@ def _padded_on_the_left(rows: Sequence[Sequence[int]], device: torch.device) -> 
 
 
 def is_recurrent(model: PreTrainedModel) -> bool:
-    """
-    Whether a layer keeps more than keys and values: a convolution's or a recurrent state (Mamba, LFM2, RWKV). It may
-    take padding for text, lie in the model itself, or be read wrongly by a second `generate` call, all silently, and
-    differently by architecture. So only prompts of one length share a batch, and a batch is a call.
-    """
+    """Whether a layer keeps more than keys and values: a convolution's or a recurrent state (Mamba, LFM2, RWKV). It
+    may take padding for text, lie in the model itself, or be read wrongly by a second `generate` call, all silently,
+    and differently by architecture. So only prompts of one length share a batch, and a batch is a call."""
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     has_its_own_state = model._is_stateful or not model._supports_default_dynamic_cache()
     return has_its_own_state or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)

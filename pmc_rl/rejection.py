@@ -24,8 +24,6 @@ Samples = list[list[list[int]]]  # of each question its completions, as token id
 
 class RejectionSampler:
     """
-    Finds answers to train on: samples the questions of a window, scores the samples, selects.
-
     With `selection: best` the best `num_selected` answers of each question are remembered in `pool`, and a question
     whose answers have the maximal reward is solved: it is not sampled again. Where scores cannot be compared over time
     (a reward is not stationary, or `normalize_rewards`), the remembered answers are scored again with the new ones.
@@ -114,11 +112,8 @@ class RejectionSampler:
         return [list(islice(completions, count)) for count in counts]
 
     def score(self, rows: list[dict], candidates: Samples, state: TrainerState) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Total rewards of each row's candidates, and whether they pass the gate, both of shape `(rows, candidates)`.
-
-        Rows may have different numbers of candidates: the rest is NaN. The main process asks the rewards.
-        """
+        """Total rewards of each row's candidates, and whether they pass the gate, `(rows, candidates)`; where a row
+        has fewer of them than others, the rest is NaN. The main process asks the rewards."""
         scores = [self._score(rows, candidates, state) if PartialState().is_main_process else None]
         return broadcast_object_list(scores)[0]
 
