@@ -6,7 +6,7 @@ answer to be forgotten; data, loss and settings are those of the run.
 """
 
 import sys
-from collections.abc import Callable
+import time
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -42,7 +42,7 @@ class ControlTrainer(PMCTrainer):
         super().__init__(*args, **kwargs)
         self.targets = targets
         if seconds is not None:
-            self.add_callback(StopAfter(seconds, self.training_seconds))
+            self.add_callback(StopAfter(seconds))
 
     def check_rewards(self) -> None:
         """None is asked."""
@@ -52,15 +52,17 @@ class ControlTrainer(PMCTrainer):
 
 
 class StopAfter(TrainerCallback):
-    """Ends training after a number of seconds."""
+    """Ends training after a number of seconds, counted as the Trainer counts `train_runtime`."""
 
-    def __init__(self, seconds: float, training_seconds: Callable[[], float]):
+    def __init__(self, seconds: float):
         self.seconds = seconds
-        self.training_seconds = training_seconds
+
+    def on_train_begin(self, *args, **kwargs) -> None:
+        self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         # the processes agree, or one would wait for the others for ever
-        control.should_training_stop |= max(gather_object([self.training_seconds()])) >= self.seconds
+        control.should_training_stop |= max(gather_object([time.perf_counter() - self.started])) >= self.seconds
 
 
 def refusal_targets(argv: list[str]) -> list[list[int]]:

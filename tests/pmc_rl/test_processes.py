@@ -55,7 +55,7 @@ completions/mean_length
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests import test_processes
+from tests.pmc_rl import test_processes
 test_processes.in_each_process(Path(sys.argv[1]))
 """
 

@@ -1,6 +1,6 @@
 """Kills the quickstart at random moments and goes on: are the final weights those of a run that nobody stopped?
 
-    python tests/kill_and_resume.py QUICKSTART_FOLDER OUTPUT_DIR [--kills 20] [--seed 0]
+    python tests/recipes/kill_and_resume.py QUICKSTART_FOLDER OUTPUT_DIR [--kills 20] [--seed 0]
 
 QUICKSTART_FOLDER is what recipes/quickstart/run.sh made. Each start of the run gets SIGKILL after a random part of the
 time that the whole run took, imports and saving included; the next one goes on by `--resume_from_checkpoint auto`. A
