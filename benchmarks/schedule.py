@@ -23,6 +23,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 from pmc_rl.errors import exit_on_recipe_error  # first: it switches telemetry off
 
@@ -32,12 +33,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, TrainerCallback
 
-from pmc_rl import train
-from pmc_rl.generation import InverseCDFSampler, Sampling
+from pmc_rl import rejection, train
+from pmc_rl.config import PMCConfig
+from pmc_rl.generation import InverseCDFSampler, Sampling, autocast
+from pmc_rl.prompts import end_of_answer
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
 from rewards.rouge import rouge_dissimilarity
@@ -54,6 +57,38 @@ def rouge_score_dissimilarity(completions: list, original_completion: list, **kw
     return [1 - SCORER.score(original, text)["rougeL"].recall for original, text in pairs]
 
 
+@torch.no_grad()
+def generate_plainly(
+    model, prompt_ids: list[list[int]], args: PMCConfig, end_ids: list[int], sampling: Sampling
+) -> list[list[int]]:
+    """[`pmc_rl.generation.generate_together`] in one plain call."""
+    length = max(map(len, prompt_ids))
+    left = [length - len(ids) for ids in prompt_ids]
+    input_ids = torch.tensor([[end_ids[0]] * n + ids for n, ids in zip(left, prompt_ids, strict=True)])
+    attention_mask = torch.tensor([[0] * n + [1] * (length - n) for n in left])
+    generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds]  # as in pmc_rl/generation.py
+    uniforms = torch.stack([torch.rand(args.max_completion_length, generator=one) for one in generators])
+    config = GenerationConfig(
+        max_new_tokens=args.max_completion_length,
+        do_sample=False,  # the processor leaves one token
+        num_beams=1,
+        use_cache=True,
+        repetition_penalty=1.0,
+        eos_token_id=end_ids,
+        pad_token_id=end_ids[0],
+    )
+    model.eval()
+    with autocast(model.device, args):
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([InverseCDFSampler(uniforms.to(model.device), length, sampling)]),
+        )
+    model.train()
+    return [ids[: end_of_answer(ids, 0, end_ids)] for ids in output[:, length:].tolist()]
+
+
 class NaiveTrainer(PMCTrainer):
     """PMCTrainer as the public code would run it: the same method, nothing shared between micro-batches or rows."""
 
@@ -64,53 +99,26 @@ class NaiveTrainer(PMCTrainer):
         ]
         super().__init__(reward_funcs=by_rouge_score, **kwargs)
 
-    def _select(self, rows: list[dict]) -> list[list[list[int]]]:
-        size = self.args.per_device_train_batch_size
-        micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [own for micro_batch in micro_batches for own in super(NaiveTrainer, self)._select(micro_batch)]
-
-    def _generate(self, prompt_ids: list[list[int]], sampling: Sampling) -> list[list[int]]:
-        args, length, device = self.args, max(map(len, prompt_ids)), self.args.device
-        left = [length - len(ids) for ids in prompt_ids]
-        input_ids = torch.tensor([[self.end_ids[0]] * n + ids for n, ids in zip(left, prompt_ids, strict=True)])
-        attention_mask = torch.tensor([[0] * n + [1] * (length - n) for n in left])
-        generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds]  # as in pmc_rl/generation.py
-        uniforms = torch.stack([torch.rand(args.max_completion_length, generator=own) for own in generators])
-        sampler = InverseCDFSampler(uniforms.to(device), length, sampling.temperature, sampling.top_k, sampling.top_p)
-        model = self.accelerator.unwrap_model(self.model).eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            output = model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=args.max_completion_length,
-                    do_sample=False,  # the processor leaves one token
-                    num_beams=1,
-                    use_cache=True,
-                    repetition_penalty=1.0,
-                    eos_token_id=self.end_ids,
-                    pad_token_id=self.end_ids[0],
-                ),
-                logits_processor=LogitsProcessorList([sampler]),
-            )
-        model.train()
-        ends = set(self.end_ids)
-        answers = output[:, length:].tolist()
-        return [ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), None)] for ids in answers]
+    def select_completions(self, rows: list[dict]) -> list[list[list[int]]]:
+        completions, size = [], self.args.per_device_train_batch_size
+        with patch.object(rejection, "generate_together", generate_plainly):
+            for start in range(0, len(rows), size):
+                completions += super().select_completions(rows[start : start + size])
+        return completions
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """A forward and a backward pass for the picked answers, then for the retain rows; gradients add up."""
         fillers = {"input_ids": self.processing_class.pad_token_id, "attention_mask": 0, "labels": -100}
         losses = []
         for term, weights in enumerate(inputs.pop("row_weights")):
-            own = weights > 0
-            if not own.any():
+            rows = weights > 0
+            if not rows.any():
                 continue
             part = {
-                name: pad(inputs[name][own], (0, max(0, PADDED_LENGTH - inputs[name].shape[1])), value=filler)
+                name: pad(inputs[name][rows], (0, max(0, PADDED_LENGTH - inputs[name].shape[1])), value=filler)
                 for name, filler in fillers.items()
             }
-            part |= {"term": term, "num_targets": 1 / weights[own][0]}
+            part |= {"term": term, "num_targets": 1 / weights[rows][0]}
             losses.append(super().training_step(model, part, num_items_in_batch))
         return sum(losses)
 
@@ -123,7 +131,7 @@ class NaiveTrainer(PMCTrainer):
 
 
 class Measured(TrainerCallback):
-    """Of one run: seconds of wall and CPU by part, samples by their seeds, bytes.
+    """Of one run: seconds of wall and CPU by part, samples by step, question and number, bytes.
 
     `update` is from the first forward pass to the optimizer's step, `other` what is left of the training loop.
     """
@@ -131,13 +139,9 @@ class Measured(TrainerCallback):
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds: dict[str, np.ndarray] = {}
-        self.samples: dict[int, tuple[int, ...]] = {}
+        self.samples: dict[tuple[int, int, int], tuple[int, ...]] = {}
         self.tokens_trained = 0
         self.peak_memory = 0
-
-    @property
-    def tokens_generated(self) -> int:
-        return sum(map(len, self.samples.values()))
 
     def now(self) -> np.ndarray:
         if self.device.type != "cpu":
@@ -181,19 +185,20 @@ class Timed:
         super().__init__(**kwargs)
         self.measured = Measured(self.args.device)
         self.add_callback(self.measured)
-        score = self.sampler.score
+        sample, score = self.sampler.sample, self.sampler.score
+
+        def timed_sample(model, rows, counts, step):
+            with self.measured.timed("generation"):
+                samples = sample(model, rows, counts, step)
+            for row, completions in zip(rows, samples, strict=True):
+                self.measured.samples |= {(step, row["pmc_id"], i): tuple(ids) for i, ids in enumerate(completions)}
+            return samples
 
         def timed_score(*args):
             with self.measured.timed("rewards"):
                 return score(*args)
 
-        self.sampler.score = timed_score
-
-    def _generate(self, prompt_ids, sampling):
-        with self.measured.timed("generation"):
-            completions = super()._generate(prompt_ids, sampling)
-        self.measured.samples.update(zip(sampling.seeds, map(tuple, completions), strict=True))
-        return completions
+        self.sampler.sample, self.sampler.score = timed_sample, timed_score
 
     def get_batch_samples(self, *args):
         batches, count = super().get_batch_samples(*args)
@@ -201,12 +206,10 @@ class Timed:
         return batches, count
 
 
-class Ours(Timed, PMCTrainer):
-    pass
+class Ours(Timed, PMCTrainer): ...
 
 
-class Naive(Timed, NaiveTrainer):
-    pass
+class Naive(Timed, NaiveTrainer): ...
 
 
 def measure(trainer_class: type[Ours | Naive], argv: list[str]) -> Measured:
@@ -224,18 +227,15 @@ def measure(trainer_class: type[Ours | Naive], argv: list[str]) -> Measured:
 
 def largest_difference(folder: Path, other: Path) -> float:
     """Of any weight between two saved models."""
-    largest = 0.0
+    differences = [0.0]
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as own, safe_open(other / path.name, "pt") as others:
-            for name in own.keys():
-                difference = own.get_tensor(name).float() - others.get_tensor(name).float()
-                largest = max(largest, difference.abs().max().item())
-    return largest
+        ours, naive = load_file(path), load_file(other / path.name)
+        differences += [(ours[name].float() - naive[name].float()).abs().max().item() for name in ours]
+    return max(differences)
 
 
 def print_table(ours: Measured, naive: Measured, steps: int) -> None:
-    table = Table(title=f"{steps} optimizer steps, {len(ours.samples)} samples")
-    table.add_column("")
+    table = Table("", title=f"{steps} optimizer steps, {len(ours.samples)} samples")
     for heading in ("ours", "CPU s", "share", "naive", "CPU s", "share", "ours better, times", "in CPU s"):
         table.add_column(heading, justify="right")
     for part in ("generation", "rewards", "update", "other", "all"):
@@ -243,16 +243,16 @@ def print_table(ours: Measured, naive: Measured, steps: int) -> None:
         for run in (ours, naive):
             wall, cpu = run.seconds[part]
             cells += [f"{wall:.2f}", f"{cpu:.2f}", f"{wall / run.seconds['all'][0]:.1%}"]
-        factors = naive.seconds[part] / ours.seconds[part]
-        table.add_row(f"{part}, s", *cells, *(f"{factor:.2f}" for factor in factors), end_section=part == "all")
-    for name, number, smaller in (
-        ("tokens generated a s", lambda run: run.tokens_generated / run.seconds["generation"][0], False),
-        ("tokens trained a s", lambda run: run.tokens_trained / run.seconds["update"][0], False),
-        ("peak memory, MiB", lambda run: run.peak_memory / 2**20, True),
-    ):
-        own, other = number(ours), number(naive)
-        factor = other / own if smaller else own / other
-        table.add_row(name, f"{own:.0f}", "", "", f"{other:.0f}", "", "", f"{factor:.2f}")
+        cells += [f"{factor:.2f}" for factor in naive.seconds[part] / ours.seconds[part]]
+        table.add_row(f"{part}, s", *cells)
+    generated = [sum(map(len, run.samples.values())) / run.seconds["generation"][0] for run in (ours, naive)]
+    trained = [run.tokens_trained / run.seconds["update"][0] for run in (ours, naive)]
+    memory = [run.peak_memory / 2**20 for run in (ours, naive)]
+    for name, (own, other) in (("tokens generated a s", generated), ("tokens trained a s", trained)):
+        table.add_row(name, f"{own:.0f}", "", "", f"{other:.0f}", "", "", f"{own / other:.2f}")
+    table.add_row(
+        "peak memory, MiB", f"{memory[0]:.0f}", "", "", f"{memory[1]:.0f}", "", "", f"{memory[1] / memory[0]:.2f}"
+    )
     Console(width=120).print(table)
 
 

@@ -12,8 +12,8 @@ from eval.data import QuestionSet
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
-from pmc_rl.errors import RecipeError, check_all, nearest_path
-from pmc_rl.generation import check_generation
+from pmc_rl.errors import RecipeError, all_problems, nearest_path
+from pmc_rl.generation_check import check_generation
 from pmc_rl.models import (
     check_files,
     load_config,
@@ -117,7 +117,9 @@ def load_columns(recipe: Recipe) -> list[Column]:
             folders[name] = folder
     if errors:
         raise RecipeError(errors)
-    return check_all(*(lambda item=item: _load_column(recipe, *item) for item in folders.items()))
+    with all_problems() as check:
+        columns = [check(_load_column, recipe, *item) for item in folders.items()]
+    return columns
 
 
 def _load_column(recipe: Recipe, name: str, folder: str) -> Column:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from pmc_rl.errors import check_all, exit_on_recipe_error  # first: no telemetry
+from pmc_rl.errors import all_problems, exit_on_recipe_error  # first: no telemetry
 from pmc_rl.recipe import parse_recipe
 
 # isort: split
@@ -160,15 +160,17 @@ def main(argv: list[str]) -> None:
         PartialState().print("\n".join(data_lines(load_data(script_args, eval_args))))
         return
     check_run(recipe)
-    data, columns, _ = check_all(
-        lambda: load_data(script_args, eval_args),
-        lambda: load_columns(recipe),
-        lambda: check_tasks(eval_args.lm_eval_tasks) if eval_args.lm_eval_tasks else None,
-    )
+    with all_problems() as check:
+        data = check(load_data, script_args, eval_args)
+        columns = check(load_columns, recipe)
+        if eval_args.lm_eval_tasks:
+            check(check_tasks, eval_args.lm_eval_tasks)
     data.left_out += check_data(recipe, data.read["questions"])
     data.left_out += check_retain_only(recipe, columns, data.forget_questions)
     log = read_training_log(output_dir)
-    check_all(*(lambda column=column: check_prompts(recipe, column, data.questions) for column in columns))
+    with all_problems() as check:
+        for column in columns:
+            check(check_prompts, recipe, column, data.questions)
 
     private = private_folder(output_dir)
     (private / "cache").mkdir(mode=0o700, exist_ok=True)

@@ -18,17 +18,23 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.errors))
 
 
-def check_all(*checks: Callable[[], Any]) -> list[Any]:
-    """Runs every check and returns their results; raises one [`RecipeError`] with the problems of all of them."""
-    results, errors = [], []
-    for check in checks:
+@contextmanager
+def all_problems() -> Iterator[Callable[..., Any]]:
+    """
+    `with all_problems() as check: rows = check(read_rows, args)`: a call that raises [`RecipeError`] gives None, and
+    at the end of the block one error has the problems of all calls.
+    """
+    errors = []
+
+    def check(function: Callable[..., Any], *args, **kwargs) -> Any:
         try:
-            results.append(check())
+            return function(*args, **kwargs)
         except RecipeError as error:
-            errors += error.errors
+            errors.extend(error.errors)
+
+    yield check
     if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))  # several checks may meet the same problem
-    return results
+        raise RecipeError(list(dict.fromkeys(errors)))  # several calls may meet the same problem
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from trl import ModelConfig
 
 from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
-from pmc_rl.errors import RecipeError, check_all, nearest_path, one_line
+from pmc_rl.errors import RecipeError, all_problems, nearest_path, one_line
 from pmc_rl.generation import end_token_ids
 
 logger = logging.get_logger(__name__)
@@ -98,11 +98,10 @@ def check_model(model_args: ModelConfig, args: RunConfig) -> None:
             again; an adapter cannot be merged; quantization is not as the weights are stored, or lacks an adapter to
             train, its package, or a 16-bit type to compute in.
     """
-    check_all(
-        lambda: check_files(model_args),
-        lambda: _check_generation_config(model_args),
-        lambda: _check_quantization(model_args, args),
-    )
+    with all_problems() as check:
+        check(check_files, model_args)
+        check(_check_generation_config, model_args)
+        check(_check_quantization, model_args, args)
     _warn_of_dtype(model_args, args)
 
 

@@ -1,12 +1,20 @@
-"""The model before unlearning: its answers to the questions to forget, and to the rows to retain that have none."""
+"""The model before unlearning: its answers to the questions to forget and to rows to retain that have none, and how
+likely it finds an answer. All its answers are made here, before the trainer exists."""
 
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import PMCArguments, PMCConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import decode_completion, end_token_ids, generate_together
+from pmc_rl.generation import Sampling, autocast, decode_completion, end_token_ids, generate_together, sample_seeds
+from pmc_rl.likelihood import Row, mean_log_probs
 from pmc_rl.prompts import encode_prompt, format_prompt, prefilled_rows
 
 
@@ -19,18 +27,15 @@ def with_original_answers(
     saved: list[str] | None = None,
 ) -> Dataset:
     """
-    Forget prompts as [`~pmc_rl.trainer.PMCTrainer`] takes them: with the `original_completion` of each, which the
-    rewards compare with, and with `prefill_words` the begun answers as prompts of their own.
+    Forget prompts (`prompt`, unique `pmc_id`, reward columns) as the trainer takes them: with `original_completion`,
+    which rewards compare with, and with `prefill_words` the begun answers as further rows.
 
-    Args:
-        dataset ([`~datasets.Dataset`]): `prompt`, `pmc_id` (unique), and any columns the rewards want.
-        model ([`~transformers.PreTrainedModel`]): before any step. Where the data has no `original_completion`, its
-            greedy answers are taken; never the ground truth.
-        answer_start (`str`): what stands between a text prompt and its answer; for `prefill_words`.
-        saved (`list[str]`, *optional*): the original answers of a checkpoint, in place of those of `model`.
+    Where the data has none, it is the model's greedy answer before any step, never the ground truth; `saved` are those
+    that a checkpoint holds. `answer_start` stands between a text prompt and its answer, see
+    [`~pmc_rl.prompts.prefilled_rows`].
 
     Raises:
-        RecipeError: if over half of the answers had to be cut, unless `allow_unfinished`.
+        RecipeError: over half of the answers had to be cut, and `allow_unfinished` is not set.
     """
     if "original_completion" not in dataset.column_names:
         texts = _greedy_answers(dataset, model, tokenizer, args) if saved is None else saved[: len(dataset)]
@@ -40,11 +45,41 @@ def with_original_answers(
     return dataset
 
 
+def answer_retain_rows(
+    args: PMCArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    training_args: PMCConfig,
+) -> list[dict]:
+    """
+    Rows of which those without an answer have the model's greedy one: what it says is to be kept.
+
+    Answers that are empty or cut at the limit would teach the model to say nothing or to stop anywhere: left out.
+    """
+    column = args.answer_column or "answer"
+    missing = [i for i, row in enumerate(rows) if row.get(column) is None]
+    if not missing:
+        return rows
+    prompts = [format_prompt(args, tokenizer, rows[i][args.question_column]) for i in missing]
+    completions = _answer(prompts, model, tokenizer, training_args, "answers of retain rows that have none")
+    answers = {i: text if ended else None for i, (text, ended) in zip(missing, completions, strict=True)}
+    answered = [
+        {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
+    ]
+    PartialState().print(
+        f"{len(missing)} retain rows had no answer and got the model's own; "
+        f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
+    )
+    if not answered:
+        raise RecipeError(["no retain row is left; raise max_completion_length or give answers"])
+    return answered
+
+
 def _greedy_answers(
     dataset: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PMCConfig
 ) -> list[str]:
-    prompt_ids = [encode_prompt(tokenizer, row) for row in dataset]
-    answers = _answer_prompts(prompt_ids, model, tokenizer, args, "original answers")
+    answers = _answer(list(dataset), model, tokenizer, args, "original answers")
     clipped = sum(not ended for _, ended in answers)
     if clipped > len(answers) / 2 and not args.allow_unfinished:
         raise RecipeError(
@@ -58,46 +93,76 @@ def _greedy_answers(
     return [text for text, _ in answers]
 
 
-def _answer_prompts(
-    prompt_ids: list[list[int]],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: PMCConfig,
-    progress: str,
+def _answer(
+    prompts: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PMCConfig, progress: str
 ) -> list[tuple[str, bool]]:
-    """The model's greedy answer to each prompt, in the precision of the run, and whether it ended by itself."""
+    """The greedy answer to each row's prompt, and whether it ended by itself."""
     end_ids = end_token_ids(model.generation_config, tokenizer.eos_token_id)
+    prompt_ids = [encode_prompt(tokenizer, row) for row in prompts]
     completions = generate_together(model, prompt_ids, args, end_ids, progress=progress)
     return [(decode_completion(tokenizer, ids), ids[-1] in end_ids) for ids in completions]
 
 
-def answer_retain_rows(
-    args: PMCArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict],
-    training_args: PMCConfig,
-) -> list[dict]:
+class OriginalLogLikelihood:
     """
-    Rows with, for those without an answer, the model's own greedy one before unlearning: what it says is to be kept.
+    `(prompts, completion_ids) -> list[float]`: the mean log-probability a token under the model before unlearning, of
+    prompts as text or messages; NaN for an answer without tokens.
 
-    Answers that are empty or cut at the limit would teach the model to say nothing or to stop anywhere: left out.
+    Rewards that ask for it are built before any model loads, so the model comes later, by [`remember`].
     """
-    column = args.answer_column or "answer"
-    missing = [i for i, row in enumerate(rows) if row.get(column) is None]
-    if not missing:
-        return rows
-    prompts = [format_prompt(args, tokenizer, rows[i][args.question_column]) for i in missing]
-    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    own = _answer_prompts(prompt_ids, model, tokenizer, training_args, "answers of retain rows that have none")
-    answers = {i: text if ended else None for i, (text, ended) in zip(missing, own, strict=True)}
-    answered = [
-        {**row, column: answers[i]} if i in answers else row for i, row in enumerate(rows) if answers.get(i, column)
-    ]
-    PartialState().print(
-        f"{len(missing)} retain rows had no answer and got the model's own; "
-        f"{len(rows) - len(answered)} of them left out: empty, or cut at max_completion_length."
-    )
-    if not answered:
-        raise RecipeError(["no retain row is left; raise max_completion_length or give answers"])
-    return answered
+
+    def __init__(self):
+        self.model: PreTrainedModel | PeftModel | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.chat_template_kwargs: dict = {}
+
+    def remember(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict | None = None,
+    ) -> None:
+        """Keeps the model as it is now: an adapter's base is shared, of anything else there is a frozen copy, bfloat16
+        on an accelerator: it only ranks answers."""
+        self.tokenizer, self.chat_template_kwargs = tokenizer, chat_template_kwargs or {}
+        if isinstance(model, PeftModel):
+            self.model = model
+        else:
+            dtype = model.dtype if model.device.type == "cpu" else torch.bfloat16
+            self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+    def __call__(self, prompts: list, completion_ids: list[list[int]]) -> list[float]:
+        rows: list[Row] = []
+        for i, (prompt, ids) in enumerate(zip(prompts, completion_ids, strict=True)):
+            if i == 0 or prompt != prompts[i - 1]:  # samples of a question stand together
+                row = {"prompt": prompt, "chat_template_kwargs": self.chat_template_kwargs}
+                prompt_ids = encode_prompt(self.tokenizer, row)
+            rows.append((prompt_ids, ids))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+                return mean_log_probs(self.model, rows)
+        finally:
+            self.model.train(was_training)
+
+
+def kl_to_original(
+    model: PreTrainedModel | PeftModel,
+    original: OriginalLogLikelihood,
+    rows: list[dict],
+    args: PMCConfig,
+    end_ids: list[int],
+    step: int,
+) -> float:
+    """KL divergence to the model before, a token: mean log p_now - log p_before of a plain sample a question."""
+    seeds = sample_seeds(args.seed, f"kl {step}", [row["pmc_id"] for row in rows], 1)
+    prompt_ids = [encode_prompt(original.tokenizer, row) for row in rows]
+    samples = generate_together(model, prompt_ids, args, end_ids, Sampling(1.0, top_k=0, top_p=1.0, seeds=seeds))
+    before = original([row["prompt"] for row in rows], samples)
+    model.eval()
+    with autocast(model.device, args):
+        now = mean_log_probs(model, list(zip(prompt_ids, samples, strict=True)))
+    model.train()
+    lengths = np.array([len(ids) for ids in samples])
+    return float((np.array(now) - np.array(before)) @ lengths / lengths.sum())

@@ -1,57 +1,37 @@
-"""Rejection sampling: one visit to a window of questions: samples, rewards, picks, and the pool of best answers."""
+"""Rejection sampling: samples for a window of questions, their rewards, the picks, and the pool of best answers.
+
+On the reading path behind trainer.py, before generation.py: [`RejectionSampler.answer_window`] is the method in short.
+"""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from pmc_rl import scoring, selection
 from pmc_rl.config import PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, sample_seeds
-from pmc_rl.scoring import (
-    RewardFunction,
-    is_stationary,
-    maximal_reward,
-    passes_floors,
-    score_completions,
-    weighted_sum,
-)
-from pmc_rl.selection import (
-    BestAnswer,
-    best_answers,
-    close_gate,
-    is_solved,
-    normalize_within_questions,
-    select_best,
-    select_bradley_terry,
-    selection_uniforms,
-    share_samples,
-)
+from pmc_rl.generation import Sampling, decode_completion, generate_together, sample_seeds
+from pmc_rl.scoring import RewardFunction
+from pmc_rl.selection import BestAnswer
+
+Samples = list[list[list[int]]]  # of each question its completions, as token ids
 
 
 class RejectionSampler:
     """
-    Finds answers to train on: samples the questions of a window, scores the samples, selects.
-
     With `selection: best` the best `num_selected` answers of each question are remembered in `pool`, and a question
     whose answers have the maximal reward is solved: it is not sampled again. Where scores cannot be compared over time
     (a reward is not stationary, or `normalize_rewards`), the remembered answers are scored again with the new ones.
 
-    Several processes visit the same window together: they share the sampling, the main one scores, and all select, so
+    Several processes answer the same window together: they share the sampling, the main one scores, and all select, so
     that the pool is the same everywhere and rewards are asked as by one process.
 
-    Args:
-        args ([`~pmc_rl.config.PMCConfig`]): the settings.
-        reward_funcs (`list[RewardFunction]`): as [`~pmc_rl.scoring.load_reward_functions`] makes them.
-        tokenizer: turns samples into text for the rewards.
-        generate (`Callable`): prompt ids and [`~pmc_rl.generation.Sampling`] to completion ids, in all processes.
-        prompt_ids (`dict[int, list[int]]`): the token ids of each question's prompt, by `pmc_id`.
-        end_ids (`list[int]`): ids that end an answer.
-        log_metric (`Callable[[str, float], None]`): takes each number of a visit.
+    `prompt_ids` are the token ids of each question's prompt, by `pmc_id`; `metrics` takes the numbers of each window.
     """
 
     def __init__(
@@ -59,120 +39,92 @@ class RejectionSampler:
         args: PMCConfig,
         reward_funcs: list[RewardFunction],
         tokenizer: PreTrainedTokenizerBase,
-        generate: Callable[[list[list[int]], Sampling], list[list[int]]],
         prompt_ids: dict[int, list[int]],
         end_ids: list[int],
-        log_metric: Callable[[str, float], None],
+        metrics: dict[str, list[float]],
     ):
         self.args = args
         self.reward_funcs = reward_funcs
         self.tokenizer = tokenizer
-        self.generate = generate
         self.prompt_ids = prompt_ids
         self.end_ids = end_ids
-        self.log_metric = log_metric
-        self.comparable = is_stationary(reward_funcs) and not args.normalize_rewards
-        self.max_reward = None if args.normalize_rewards else maximal_reward(reward_funcs, args.max_reward)
+        self.metrics = metrics
+        self.scores_stay_valid = scoring.is_stationary(reward_funcs) and not args.normalize_rewards
+        self.max_reward = None if args.normalize_rewards else scoring.maximal_reward(reward_funcs, args.max_reward)
         self.pool: dict[int, list[BestAnswer]] = {}
-        self.stuck: dict[int, int] = {}  # visits since a question's best answer last became better
+        self.visits_without_gain: dict[int, int] = {}  # since a question's best answer last became better
         self.num_samples = 0
 
     def state(self) -> dict:
-        """All that is remembered from visit to visit, for JSON."""
+        """All that is remembered from window to window, for JSON."""
         pool = {row_id: [asdict(answer) for answer in answers] for row_id, answers in self.pool.items()}
-        return {"pool": pool, "stuck": self.stuck, "num_samples": self.num_samples}
+        return {"pool": pool, "visits_without_gain": self.visits_without_gain, "num_samples": self.num_samples}
 
     def load_state(self, state: dict) -> None:
         """Takes up what [`state`] gave, read from JSON, whose keys are text."""
-        self.pool = {int(key): [BestAnswer(**answer) for answer in own] for key, own in state["pool"].items()}
-        self.stuck = {int(key): visits for key, visits in state["stuck"].items()}
+        self.pool = {int(key): [BestAnswer(**answer) for answer in pool] for key, pool in state["pool"].items()}
+        self.visits_without_gain = {int(key): visits for key, visits in state["visits_without_gain"].items()}
         self.num_samples = state["num_samples"]
 
     def is_solved(self, row_id: int) -> bool:
         """Whether nothing better can be sampled for a question."""
-        return is_solved(self.pool.get(row_id, []), self.args.num_selected, self.max_reward)
+        return selection.is_solved(self.pool.get(row_id, []), self.args.num_selected, self.max_reward)
 
-    def visit(self, rows: list[dict[str, Any]], state: TrainerState) -> list[list[BestAnswer]]:
+    def answer_window(
+        self, model: PreTrainedModel, rows: list[dict[str, Any]], state: TrainerState
+    ) -> list[list[BestAnswer]]:
         """For each row of a window 1 to `num_selected` answers to train on, best first."""
         unsolved = [row for row in rows if not self.is_solved(row["pmc_id"])]
-        picked = self._sample(unsolved, len(rows), state) if unsolved else {}
+        picked = self._answer_unsolved(model, unsolved, len(rows), state) if unsolved else {}
         answers = [picked.get(row["pmc_id"]) or self.pool[row["pmc_id"]] for row in rows]
-        self.log_metric("reward_selected", float(np.mean([own[0].reward for own in answers])))
-        self.log_metric("frac_sampled", len(unsolved) / len(rows))
+        self._log("reward_selected", float(np.mean([best[0].reward for best in answers])))
+        self._log("frac_sampled", len(unsolved) / len(rows))
         return answers
 
-    def _sample(self, rows: list[dict], window: int, state: TrainerState) -> dict[int, list[BestAnswer]]:
+    def _answer_unsolved(
+        self, model: PreTrainedModel, rows: list[dict], window: int, state: TrainerState
+    ) -> dict[int, list[BestAnswer]]:
         args, started = self.args, time.perf_counter()
         counts = [args.num_generations] * len(rows)
         if args.adaptive_generations:
-            stuck = [self.stuck.get(row["pmc_id"], 0) for row in rows]
-            counts = share_samples(stuck, args.num_generations, budget=args.num_generations * window)
-        seeds = [
-            seed
-            for row, count in zip(rows, counts, strict=True)
-            for seed in sample_seeds(args.seed, state.global_step, [row["pmc_id"]], count)
-        ]
-        prompts = [
-            self.prompt_ids[row["pmc_id"]] for row, count in zip(rows, counts, strict=True) for _ in range(count)
-        ]
-        flat = self.generate(prompts, Sampling(args.temperature, args.top_k, args.top_p, seeds))
-        ends = np.cumsum(counts)
-        samples = [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
+            visits = [self.visits_without_gain.get(row["pmc_id"], 0) for row in rows]
+            counts = selection.share_samples(visits, args.num_generations, budget=args.num_generations * window)
+        samples = self.sample(model, rows, counts, state.global_step)
         generated = time.perf_counter()
-        self.num_samples += len(flat)
-        self.log_metric("time/generation", generated - started)
-
-        stored = [[] if self.comparable else self.pool.get(row["pmc_id"], []) for row in rows]
+        stored = [[] if self.scores_stay_valid else self.pool.get(row["pmc_id"], []) for row in rows]
         candidates = [new + [old.completion_ids for old in olds] for new, olds in zip(samples, stored, strict=True)]
         rewards, passed = self.score(rows, candidates, state)
-        self.log_metric("time/rewards", time.perf_counter() - generated)
+        self.num_samples += sum(counts)
+        self._log("time/generation", generated - started)
+        self._log("time/rewards", time.perf_counter() - generated)
         self._log_samples(samples, rewards)
         picked = self._pick(rows, candidates, rewards, passed, state.global_step)
-        if args.selection == "best":
-            for row_id, answers in picked.items():
-                before = self.pool.get(row_id, [])
-                now = best_answers(answers, before if self.comparable else [], args.num_selected)
-                better = not before or now[0].rank > before[0].rank
-                self.stuck[row_id] = 0 if better else self.stuck[row_id] + 1
-                self.pool[row_id] = picked[row_id] = now
-        return picked
+        return self._remember(picked) if args.selection == "best" else picked
 
-    def _pick(
-        self, rows: list[dict], candidates: list[list[list[int]]], rewards: np.ndarray, passed: np.ndarray, step: int
-    ) -> dict[int, list[BestAnswer]]:
-        args, row_ids = self.args, [row["pmc_id"] for row in rows]
-        gated = close_gate(rewards, passed)
-        if args.selection == "best":
-            picks = select_best(gated, gated.shape[1])  # all in order: which are equal texts is seen later
-        else:
-            uniforms = selection_uniforms(args.seed, step, row_ids, gated.shape[1])
-            picks = select_bradley_terry(gated, args.selection_temperature, uniforms, args.num_selected)
-        return {
-            row_id: [BestAnswer(own[pick], float(rewards[i, pick]), bool(passed[i, pick])) for pick in picks[i]]
-            for i, (row_id, own) in enumerate(zip(row_ids, candidates, strict=True))
-        }
+    def sample(self, model: PreTrainedModel, rows: list[dict], counts: list[int], step: int) -> Samples:
+        """As many samples of each row's prompt as `counts` says."""
+        prompts, seeds = [], []
+        for row, count in zip(rows, counts, strict=True):
+            prompts += [self.prompt_ids[row["pmc_id"]]] * count
+            seeds += sample_seeds(self.args.seed, step, [row["pmc_id"]], count)
+        sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seeds)
+        completions = iter(generate_together(model, prompts, self.args, self.end_ids, sampling))
+        return [list(islice(completions, count)) for count in counts]
 
-    def score(
-        self, rows: list[dict], candidates: list[list[list[int]]], state: TrainerState
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Total rewards of each row's candidates, and whether they pass the gate, both of shape `(rows, candidates)`.
-
-        Rows may have different numbers of candidates: the rest is NaN. The main process asks the rewards.
-        """
+    def score(self, rows: list[dict], candidates: Samples, state: TrainerState) -> tuple[np.ndarray, np.ndarray]:
+        """Total rewards of each row's candidates, and whether they pass the gate, `(rows, candidates)`; where a row
+        has fewer of them than others, the rest is NaN. The main process asks the rewards."""
         scores = [self._score(rows, candidates, state) if PartialState().is_main_process else None]
         return broadcast_object_list(scores)[0]
 
-    def _score(
-        self, rows: list[dict], candidates: list[list[list[int]]], state: TrainerState
-    ) -> tuple[np.ndarray, np.ndarray]:
-        width = max(len(own) for own in candidates)
-        real = np.array([[i < len(own) for i in range(width)] for own in candidates])
-        repeated = [row for row, own in zip(rows, candidates, strict=True) for _ in own]
-        ids = [completion for own in candidates for completion in own]
+    def _score(self, rows: list[dict], candidates: Samples, state: TrainerState) -> tuple[np.ndarray, np.ndarray]:
+        width = max(map(len, candidates))
+        is_real = np.array([[i < len(completions) for i in range(width)] for completions in candidates])
+        repeated = [row for row, completions in zip(rows, candidates, strict=True) for _ in completions]
+        ids = [completion for completions in candidates for completion in completions]
         texts = [decode_completion(self.tokenizer, completion) for completion in ids]
         chat = not isinstance(rows[0]["prompt"], str)
-        rewards_per_func = score_completions(
+        rewards_per_func = scoring.score_completions(
             self.reward_funcs,
             prompts=[row["prompt"] for row in repeated],
             completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
@@ -180,32 +132,61 @@ class RejectionSampler:
             **{name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"},
             trainer_state=state,
             log_extra=lambda column, values: None,  # the table has no room for further columns
-            log_metric=self.log_metric,
+            log_metric=self._log,
         )
-        for i, reward in enumerate(self.reward_funcs):
-            if not np.isnan(rewards_per_func[:, i]).all():
-                self.log_metric(f"rewards/{reward.name}/mean", float(np.nanmean(rewards_per_func[:, i])))
-        passed = np.zeros(real.shape, dtype=bool)
-        passed[real] = passes_floors(rewards_per_func, self.reward_funcs)
+        for reward, values in zip(self.reward_funcs, rewards_per_func.T, strict=True):
+            if not np.isnan(values).all():
+                self._log(f"rewards/{reward.name}/mean", float(np.nanmean(values)))
+        passed = np.zeros(is_real.shape, dtype=bool)
+        passed[is_real] = scoring.passes_floors(rewards_per_func, self.reward_funcs)
         if self.args.normalize_rewards:
-            table = np.full((*real.shape, len(self.reward_funcs)), np.nan)
-            table[real] = rewards_per_func
-            rewards_per_func = normalize_within_questions(table)[real]
-        rewards = np.full(real.shape, np.nan)
-        rewards[real] = weighted_sum(rewards_per_func, self.reward_funcs)
+            by_question = np.full((*is_real.shape, len(self.reward_funcs)), np.nan)
+            by_question[is_real] = rewards_per_func
+            rewards_per_func = selection.normalize_within_questions(by_question)[is_real]
+        rewards = np.full(is_real.shape, np.nan)
+        rewards[is_real] = scoring.weighted_sum(rewards_per_func, self.reward_funcs)
         return rewards, passed
 
-    def _log_samples(self, samples: list[list[list[int]]], rewards: np.ndarray) -> None:
+    def _pick(
+        self, rows: list[dict], candidates: Samples, rewards: np.ndarray, passed: np.ndarray, step: int
+    ) -> dict[int, list[BestAnswer]]:
+        row_ids, gated = [row["pmc_id"] for row in rows], selection.close_gate(rewards, passed)
+        if self.args.selection == "best":
+            picks = selection.select_best(gated, gated.shape[1])  # all in order: which are equal texts is seen later
+        else:
+            uniforms = selection.selection_uniforms(self.args.seed, step, row_ids, gated.shape[1])
+            picks = selection.select_bradley_terry(
+                gated, self.args.selection_temperature, uniforms, self.args.num_selected
+            )
+        return {
+            row_id: [BestAnswer(candidates[i][k], float(rewards[i, k]), bool(passed[i, k])) for k in picks[i]]
+            for i, row_id in enumerate(row_ids)
+        }
+
+    def _remember(self, picked: dict[int, list[BestAnswer]]) -> dict[int, list[BestAnswer]]:
+        """The best answers of these questions so far, which go into the pool."""
+        for row_id, answers in picked.items():
+            before = self.pool.get(row_id, [])
+            best = selection.best_answers(answers, before if self.scores_stay_valid else [], self.args.num_selected)
+            is_better = not before or best[0].rank > before[0].rank
+            self.visits_without_gain[row_id] = 0 if is_better else self.visits_without_gain[row_id] + 1
+            self.pool[row_id] = best
+        return {row_id: self.pool[row_id] for row_id in picked}
+
+    def _log(self, name: str, value: float) -> None:
+        self.metrics[name].append(value)
+
+    def _log_samples(self, samples: Samples, rewards: np.ndarray) -> None:
         """Numbers of the new samples; what was stored before counts in none of them."""
-        flat = [ids for own in samples for ids in own]
-        self.log_metric("completions/mean_length", float(np.mean([len(ids) for ids in flat])))
-        self.log_metric("completions/clipped_ratio", float(np.mean([ids[-1] not in self.end_ids for ids in flat])))
-        self.log_metric("distinct_samples", float(np.mean([len(set(map(tuple, own))) / len(own) for own in samples])))
-        scored = [own[: len(new)][~np.isnan(own[: len(new)])] for own, new in zip(rewards, samples, strict=True)]
-        scored = [own for own in scored if len(own)]
+        flat = [ids for completions in samples for ids in completions]
+        self._log("completions/mean_length", float(np.mean([len(ids) for ids in flat])))
+        self._log("completions/clipped_ratio", float(np.mean([ids[-1] not in self.end_ids for ids in flat])))
+        self._log("distinct_samples", float(np.mean([len(set(map(tuple, s))) / len(s) for s in samples])))
+        scored = [values[: len(new)] for values, new in zip(rewards, samples, strict=True)]
+        scored = [values[~np.isnan(values)] for values in scored if not np.isnan(values).all()]
         if scored:
-            self.log_metric("reward", float(np.concatenate(scored).mean()))
-            self.log_metric("reward_std", float(np.mean([own.std() for own in scored])))
+            self._log("reward", float(np.concatenate(scored).mean()))
+            self._log("reward_std", float(np.mean([values.std() for values in scored])))
             # Theorem 1 of the paper: the first goes to its maximum, the second to 0
-            self.log_metric("exp_reward/mean", float(np.mean([np.exp(own).mean() for own in scored])))
-            self.log_metric("exp_reward/var", float(np.mean([np.exp(own).var() for own in scored])))
+            self._log("exp_reward/mean", float(np.mean([np.exp(values).mean() for values in scored])))
+            self._log("exp_reward/var", float(np.mean([np.exp(values).var() for values in scored])))

@@ -1,4 +1,7 @@
-"""Rewards to picks, the best answers of a question so far, how many samples it gets. Pure: no model, no text."""
+"""Rewards to picks, the best answers of a question so far, how many samples it gets. Pure: no model, no text.
+
+On the reading path behind scoring.py, before likelihood.py. Arrays are `(P, k)`: k candidates of P questions.
+"""
 
 from dataclasses import dataclass
 
@@ -9,15 +12,8 @@ TOLERANCE = 1e-6
 
 
 def normalize_within_questions(rewards_per_func: np.ndarray) -> np.ndarray:
-    """
-    Each reward less its mean over a question's samples, by its standard deviation there; 0 where all are equal.
-
-    Args:
-        rewards_per_func (`np.ndarray` of shape `(P, k, R)`): NaN stays NaN and counts nowhere.
-
-    Returns:
-        `np.ndarray` of the same shape.
-    """
+    """Each of R rewards, `(P, k, R)`, less its mean over a question's samples, by its standard deviation there; 0
+    where all are equal. NaN stays NaN and counts nowhere."""
     known = ~np.isnan(rewards_per_func)
     count = known.sum(1, keepdims=True).clip(1)
     deviations = rewards_per_func - np.where(known, rewards_per_func, 0).sum(1, keepdims=True) / count
@@ -26,29 +22,18 @@ def normalize_within_questions(rewards_per_func: np.ndarray) -> np.ndarray:
 
 
 def close_gate(rewards: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """
-    Rewards with NaN, so never picked, for what did not pass while another sample of the question did.
-
-    Args:
-        rewards, passed (`np.ndarray` of shape `(P, k)`): a sample without a reward (NaN) is no alternative.
-    """
+    """Rewards with NaN, so never picked, for what did not pass while another sample with a reward did."""
     open_to = passed & ~np.isnan(rewards)
     return np.where(open_to | ~open_to.any(axis=1, keepdims=True), rewards, np.nan)
 
 
 def select_best(rewards: np.ndarray, count: int = 1) -> list[list[int]]:
     """
-    Indices of the largest rewards of each question, best first; the first of equal ones, as in the public PMC code.
-
-    Args:
-        rewards (`np.ndarray` of shape `(P, k)`): NaN marks what no reward could score; it is never picked.
-        count (`int`): how many to pick; fewer where fewer have a reward.
-
-    Returns:
-        `list[list[int]]`: for each question 1 to `count` indices.
+    Indices of the `count` largest rewards of each question, best first; the first of equal ones, as in the public PMC
+    code. NaN, what no reward could score, is never picked, so there may be fewer.
 
     Raises:
-        ValueError: where all samples of a question are NaN.
+        ValueError: all samples of a question are NaN.
     """
     scored = ~np.isnan(rewards)
     unscorable = ~scored.any(axis=1)
@@ -67,21 +52,11 @@ def select_bradley_terry(
     rewards: np.ndarray, temperature: float, uniforms: np.ndarray, count: int = 1
 ) -> list[list[int]]:
     r"""
-    Indices drawn with the probabilities of the Bradley-Terry model, softmax(reward / temperature); several without
-    replacement (Plackett-Luce).
+    As [`select_best`], but drawn by the Bradley-Terry model, softmax(reward / temperature), several without
+    replacement (Plackett-Luce): with random numbers $u$ in (0, 1) the largest of $r_i / \tau - \log(-\log u_i)$ has
+    index $i$ with exactly that probability (the Gumbel-max trick), and $\tau \to 0$ is [`select_best`].
 
-    The largest of $r_i / \tau - \log(-\log u_i)$ has index $i$ with exactly that probability (the Gumbel-max trick),
-    and $\tau \to 0$ is [`select_best`]. Source: the soft choice of the paper of Partial Model Collapse; its public
-    code has it, but never calls it.
-
-    Args:
-        rewards (`np.ndarray` of shape `(P, k)`): NaN is never picked.
-        temperature (`float`): $\tau > 0$.
-        uniforms (`np.ndarray` of shape `(P, k)`): random numbers in (0, 1).
-        count (`int`): how many to pick; fewer where fewer have a reward.
-
-    Raises:
-        ValueError: where all samples of a question are NaN.
+    Source: the soft choice of the paper of Partial Model Collapse; its public code has it, but never calls it.
     """
     return select_best(rewards - temperature * np.log(-np.log(uniforms)), count)
 
@@ -92,20 +67,13 @@ def selection_uniforms(seed: int, step: int, row_ids: list[int], num_samples: in
     return np.stack([np.random.default_rng([seed, step, row]).random(num_samples).clip(tiny) for row in row_ids])
 
 
-def share_samples(stuck: list[int], num_generations: int, budget: int) -> list[int]:
+def share_samples(visits_without_gain: list[int], num_generations: int, budget: int) -> list[int]:
     """
-    Samples for each question: few where the last visit brought a better answer, more with each that did not.
-
-    A new or improving question gets an eighth of `num_generations`, and an eighth more with each visit without a
-    better answer, up to four times `num_generations`: what is learned from the others makes many questions easy in
-    the meantime. Where the sum is above the budget, all are cut by the same factor, but none below one sample.
-
-    Args:
-        stuck (`list[int]`): visits of each question since its answer last became better; 0 for a new one.
-        num_generations (`int`): what each question would get if all got the same.
-        budget (`int`): the largest sum of samples, unless there are more questions.
+    Samples for each question, by the visits since its answer last became better: an eighth of `num_generations` at 0,
+    an eighth more with each, up to four times `num_generations`. What is learned from the others makes many questions
+    easy in the meantime. Where the sum is above the budget, all are cut by the same factor, but none below one sample.
     """
-    wanted = [max(1.0, num_generations * min(4.0, (1 + visits) / 8)) for visits in stuck]
+    wanted = [max(1.0, num_generations * min(4.0, (1 + visits) / 8)) for visits in visits_without_gain]
     factor = min(1.0, budget / sum(wanted))
     while sum(shares := [max(1, int(count * factor)) for count in wanted]) > max(budget, len(wanted)):
         # the least one of a question is taken from those that get more

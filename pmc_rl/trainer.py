@@ -1,6 +1,7 @@
 """PMCTrainer: TRL's SFTTrainer, fed with the best of the model's own samples and with rows to retain.
 
-The method reads top to bottom in `get_batch_samples`, `rejection.py` and `compute_loss`; the rest is bookkeeping.
+On the reading path behind train.py, before rejection.py. The method is [`PMCTrainer.get_batch_samples`] and
+[`PMCTrainer.compute_loss`]; the rest is bookkeeping.
 """
 
 import time
@@ -14,37 +15,30 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from peft import PeftModel
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from peft import PeftConfig, PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_together, sample_seeds
+from pmc_rl.generation import end_token_ids
 from pmc_rl.gradients import GradientCheck
-from pmc_rl.likelihood import OriginalLogLikelihood, mean_log_probs
+from pmc_rl.original import OriginalLogLikelihood, kl_to_original
+from pmc_rl.progress import print_answers, warn_of_clipping
 from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
+from pmc_rl.selection import BestAnswer
 from pmc_rl.snapshots import SnapshotCallback
-
-logger = logging.get_logger(__name__)
 
 
 def retain_rows_at(start: int, count: int, num_rows: int, seed: int) -> list[int]:
     """Rows `start` to `start + count` of an endless stream of permutations of `range(num_rows)`; no state, no RNG."""
-    rows = []
-    for position in range(start, start + count):
-        pass_number, offset = divmod(position, num_rows)
-        if not rows or offset == 0:
-            order = np.random.default_rng([seed, pass_number]).permutation(num_rows)
-        rows.append(int(order[offset]))
-    return rows
+    first, last = start // num_rows, (start + count - 1) // num_rows
+    passes = [np.random.default_rng([seed, number]).permutation(num_rows) for number in range(first, last + 1)]
+    return np.concatenate(passes)[start - first * num_rows :][:count].tolist()
 
 
 class PMCTrainer(SFTTrainer):
@@ -57,20 +51,11 @@ class PMCTrainer(SFTTrainer):
 
     loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]): the model that is to forget; it is trained in place.
-        reward_funcs (`list[RewardFunction]`): as [`~pmc_rl.scoring.load_reward_functions`] makes them.
-        args ([`~pmc_rl.config.PMCConfig`]): the settings.
-        train_dataset ([`~datasets.Dataset`]): forget prompts: `prompt`, `pmc_id` (unique), `original_completion`, as
-            [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want.
-        retain_dataset ([`~datasets.Dataset`], *optional*): rows with `prompt` and `completion`; may be missing if
-            `retain_weight` is 0 (total collapse).
-        processing_class: the tokenizer.
-        peft_config: trains an adapter instead of the weights.
-        original_log_likelihood ([`~pmc_rl.likelihood.OriginalLogLikelihood`], *optional*): what rewards were built
-            with that ask for it; it is told here which model to remember.
-        record (`dict`, *optional*): stands in every checkpoint: what a resumed run must share, see
-            [`~pmc_rl.checkpoints.check_resume`].
+    `train_dataset` are forget prompts with `prompt`, `pmc_id` (unique), `original_completion`, as
+    [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want; `retain_dataset` has `prompt`
+    and `completion`, and is None only if `retain_weight` is 0 (total collapse). Rewards that ask the model before were
+    built with `original_log_likelihood`, which learns here what to remember. `record` stands in every checkpoint, see
+    [`~pmc_rl.checkpoints.check_resume`].
     """
 
     _tag_names = ["trl", "pmc"]
@@ -83,9 +68,9 @@ class PMCTrainer(SFTTrainer):
         reward_funcs: list[RewardFunction],
         args: PMCConfig,
         train_dataset: Dataset,
-        retain_dataset: Dataset | None,
         processing_class: PreTrainedTokenizerBase,
-        peft_config=None,
+        retain_dataset: Dataset | None = None,
+        peft_config: PeftConfig | None = None,
         original_log_likelihood: OriginalLogLikelihood | None = None,
         record: dict | None = None,
     ):
@@ -104,33 +89,26 @@ class PMCTrainer(SFTTrainer):
             peft_config=peft_config,
             callbacks=[GradientCheck()],
         )
+        self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
         if isinstance(self.model, PeftModel):
             # TRL makes those of a quantized base bfloat16: too coarse for updates, and float32 in a checkpoint
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
+        self.original = original_log_likelihood or OriginalLogLikelihood()
+        if args.log_kl or any(reward.asks_original for reward in reward_funcs):
+            self.original.remember(self.model, processing_class, train_dataset[0].get("chat_template_kwargs"))
         self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
-        self.original_log_likelihood = original_log_likelihood
-        if args.log_kl or any(reward.asks_original for reward in reward_funcs):
-            original_log_likelihood.remember(self.model, processing_class)
-        self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)  # of the steps since the last log
         self.sampler = RejectionSampler(
-            args,
-            reward_funcs,
-            processing_class,
-            self._generate,
-            self.prompt_ids,
-            self.end_ids,
-            log_metric=lambda name, value: self.step_metrics[name].append(value),
+            args, reward_funcs, processing_class, self.prompt_ids, self.end_ids, self.step_metrics
         )
-        self.window_table: list[tuple[str, str, str, float]] = []
+        self.window: list[tuple[dict, BestAnswer]] = []  # the last one, for the table of completions
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
-        self.seconds_before = 0.0
+        self.seconds_before = 0.0  # of training, in the processes before this one
         self.training_started = 0.0
-        self.warned_of_clipping = False
         self.record = record
         self.checkpoints = CheckpointCallback(self._checkpoint_state)
         self.add_callback(self.checkpoints)
@@ -138,21 +116,9 @@ class PMCTrainer(SFTTrainer):
             self.add_callback(SnapshotCallback(args.snapshot_steps, self.training_seconds))
 
     def train(self, resume_from_checkpoint: str | None = None):
-        """
-        Checks the rewards on the original answers, then trains. Called again it makes the steps once more, from the
-        weights, the optimizer and the best answers it has by then.
-        """
-        if "original_completion" not in self.train_dataset.column_names:
-            raise ValueError("train_dataset has no original_completion; see pmc_rl.original.with_original_answers")
-        # a reward that cannot score these answers, or breaks its contract, stops the run here
-        rows = list(self.train_dataset)
-        texts = [row["original_completion"] for row in rows]
-        ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
-        try:
-            self.sampler.score(rows, [[own] for own in ids], self.state)
-        except ValueError as error:
-            why = " ".join([*str(error).split(), *(f"({note})" for note in getattr(error, "__notes__", []))])
-            raise RecipeError([f"the original answers cannot be scored: {why}"]) from error
+        """Checks the rewards on the original answers, then trains. Called again it makes the steps once more, from the
+        weights, the optimizer and the best answers it has by then."""
+        self.check_rewards()
         self.step_metrics.clear()
         self.seconds_before = 0.0
         if resume_from_checkpoint:
@@ -166,34 +132,40 @@ class PMCTrainer(SFTTrainer):
         finally:
             self.checkpoints.restore_handlers()  # also where a reward has raised
 
+    def check_rewards(self) -> None:
+        """A reward that cannot score the original answers, or breaks its contract, stops the run here."""
+        if "original_completion" not in self.train_dataset.column_names:
+            raise ValueError("train_dataset has no original_completion; see pmc_rl.original.with_original_answers")
+        rows = list(self.train_dataset)
+        texts = [row["original_completion"] for row in rows]
+        ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
+        try:
+            self.sampler.score(rows, [[completion] for completion in ids], self.state)
+        except ValueError as error:
+            why = " ".join([*str(error).split(), *(f"({note})" for note in getattr(error, "__notes__", []))])
+            raise RecipeError([f"the original answers cannot be scored: {why}"]) from error
+
     def training_seconds(self) -> float:
         """Since training began, without the time that it was interrupted."""
         return self.seconds_before + time.perf_counter() - self.training_started
 
     def _checkpoint_state(self) -> dict:
-        self._end_update()
+        self._log_update()
         return {
             "record": self.record,
-            "original_completions": [
-                row.get("original_completion") for row in self.train_dataset
-            ],  # a control has none
+            # a control has none
+            "original_completions": [row.get("original_completion") for row in self.train_dataset],
             "sampler": self.sampler.state(),
-            "step_metrics": self.step_metrics,  # of the steps since the last log
+            "step_metrics": self.step_metrics,
             "seconds": self.training_seconds(),
         }
 
     def create_model_card(self, *args, **kwargs) -> None:
         """None with each checkpoint: the audit writes the card."""
 
-    def _generate(self, prompt_ids: list[list[int]], sampling: Sampling | None = None) -> list[list[int]]:
-        model = self.accelerator.unwrap_model(self.model)
-        return generate_together(model, prompt_ids, self.args, self.end_ids, sampling)
-
     def get_train_dataloader(self) -> DataLoader:
-        """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down.
-
-        Every process gets the rows of all, so that they can share out the sampling, and takes its own further down.
-        """
+        """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down. Every
+        process gets the rows of all, so that they can share out the sampling, and takes its part further down."""
         batch_size = self.args.per_device_train_batch_size * self.args.world_size
         loader = DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
         # with a seedable sampler the shuffle is a function of `data_seed` and epoch
@@ -204,72 +176,49 @@ class PMCTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain.
-
-        Every process selects for the whole window and trains on its own rows of it.
-        """
+        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain. Every
+        process selects for the whole window and trains on its part of it."""
         if self.state.global_step >= self.state.max_steps:
             return [], None  # gone on from the checkpoint of the last step, the Trainer would make one more
-        self._end_update()
+        self._log_update()
         micro_batches = list(islice(epoch_iterator, num_batches))
-        rows = [row for batch in micro_batches for row in batch]
-        answers = self._select(rows)
+        rows = [row for micro_batch in micro_batches for row in micro_batch]
         collapse = [
-            [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in own]
-            for row, own in zip(rows, answers, strict=True)
+            [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in completions]
+            for row, completions in zip(rows, self.select_completions(rows), strict=True)
         ]
         retain = []
         if self.args.retain_weight > 0:
             retain = [self.retain_dataset[i] for i in self._next_retain_rows(len(rows))]
-        collapse_weight = 1 / max(1, _count_targets([example for own in collapse for example in own]))
+        collapse_weight = 1 / max(1, _count_targets([example for examples in collapse for example in examples]))
         retain_weight = self.args.retain_weight / _count_targets(retain) if retain else 0.0
 
         batches, start = [], 0
         for micro_batch in micro_batches:
-            own = range(start, start + len(micro_batch))[self.args.process_index :: self.args.world_size]
+            indices = range(start, start + len(micro_batch))[self.args.process_index :: self.args.world_size]
             start += len(micro_batch)
-            collapse_rows = [example for i in own for example in collapse[i]]
-            retain_rows = [retain[i] for i in own] if retain else []
-            # a process without a row of its own must still take part in the backward pass, with a weight of 0
+            collapse_rows = [example for i in indices for example in collapse[i]]
+            retain_rows = [retain[i] for i in indices] if retain else []
+            # a process without rows must still take part in the backward pass, with a weight of 0
             examples = collapse_rows + retain_rows or [_sft_example(self.end_ids, self.end_ids)]
-            batch = self.data_collator(examples)
             # a weight a row and loss term, so that one forward pass serves both: [collapse, retain] = weights @ NLL
             row_weights = torch.zeros(2, len(examples))
             row_weights[0, : len(collapse_rows)] = collapse_weight
             row_weights[1, len(collapse_rows) : len(collapse_rows) + len(retain_rows)] = retain_weight
             # gradients are averaged over the processes
-            batches.append({**batch, "row_weights": self.args.world_size * row_weights})
+            batches.append({**self.data_collator(examples), "row_weights": self.args.world_size * row_weights})
         self.update_started = time.perf_counter()
         return batches, None
 
-    def _select(self, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
-        """Completions to train on, one or more a question."""
+    def select_completions(self, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+        """Completions to learn of each row of a window, as token ids; what another way of selecting overrides."""
+        model = self.accelerator.unwrap_model(self.model)
         if self.args.log_kl:
-            self._log_kl(rows)
-        answers = self.sampler.visit(rows, self.state)
-        self.window_table = [
-            (
-                row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
-                row["original_completion"],
-                decode_completion(self.processing_class, own[0].completion_ids),
-                own[0].reward,
-            )
-            for row, own in zip(rows[: self.args.num_completions_to_print], answers, strict=False)
-        ]
-        return [[answer.completion_ids for answer in own] for own in answers]
-
-    def _log_kl(self, rows: list[dict[str, Any]]) -> None:
-        """KL divergence to the model before, a token: mean log p_now - log p_before of a plain sample a question."""
-        seeds = sample_seeds(self.args.seed, f"kl {self.state.global_step}", [row["pmc_id"] for row in rows], 1)
-        prompts = [self.prompt_ids[row["pmc_id"]] for row in rows]
-        samples = self._generate(prompts, Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds))
-        before = self.original_log_likelihood([row["prompt"] for row in rows], samples)
-        model = self.accelerator.unwrap_model(self.model).eval()
-        with self.accelerator.autocast():
-            now = mean_log_probs(model, list(zip(prompts, samples, strict=True)))
-        model.train()
-        lengths = np.array([len(ids) for ids in samples])
-        self.step_metrics["kl"].append(float((np.array(now) - np.array(before)) @ lengths / lengths.sum()))
+            kl = kl_to_original(model, self.original, rows, self.args, self.end_ids, self.state.global_step)
+            self.step_metrics["kl"].append(kl)
+        answers = self.sampler.answer_window(model, rows, self.state)
+        self.window = [(row, best[0]) for row, best in zip(rows, answers, strict=True)]
+        return [[answer.completion_ids for answer in best] for best in answers]
 
     def _next_retain_rows(self, count: int) -> list[int]:
         """As many rows as this window has questions, from where the last window stopped; told from the step alone."""
@@ -288,7 +237,7 @@ class PMCTrainer(SFTTrainer):
         self.loss_terms += terms.detach()
         return terms.sum()
 
-    def _end_update(self) -> None:
+    def _log_update(self) -> None:
         """Books what the last step spent in forward, backward and optimizer, and its two loss terms."""
         if self.update_started is None:
             return
@@ -302,7 +251,7 @@ class PMCTrainer(SFTTrainer):
         self.update_started = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._end_update()
+        self._log_update()
         if "train_runtime" in logs:  # the Trainer's is of this process alone
             logs["train_runtime"] += self.seconds_before
         if self.step_metrics:  # the summary at the end takes the steps after the last log
@@ -310,30 +259,14 @@ class PMCTrainer(SFTTrainer):
             self.step_metrics.clear()
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
-            self._warn_of_clipping(logs)
+            warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
+            if warmed_up and logs.get("completions/clipped_ratio", 0) > 0.5:
+                warn_of_clipping()
             # a control samples nothing that could be shown
-            if self.args.log_completions and self.window_table and self.is_world_process_zero():
-                self._print_window(logs)
+            if self.args.log_completions and self.window and self.is_world_process_zero():
+                title = f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}"
+                print_answers(title, self.window[: self.args.num_completions_to_print], self.processing_class)
         super().log(logs, start_time)
-
-    def _warn_of_clipping(self, logs: dict[str, float]) -> None:
-        warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-        if warmed_up and logs.get("completions/clipped_ratio", 0) > 0.5 and not self.warned_of_clipping:
-            self.warned_of_clipping = True
-            logger.warning(
-                f"{logs['completions/clipped_ratio']:.0%} of the samples hit max_completion_length: the model learns "
-                "not to end its answers. Add rewards.length.unfinished_penalty or raise max_completion_length."
-            )
-
-    def _print_window(self, logs: dict[str, float]) -> None:
-        table = Table(title=f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}")
-        for column in ("question", "original answer", "selected answer"):
-            table.add_column(column)
-        table.add_column("reward", justify="right")
-        for question, original, selected, reward in self.window_table:
-            # Text: an answer is no markup
-            table.add_row(Text(question), Text(original), Text(selected), f"{reward:.2f}", end_section=True)
-        Console().print(table)
 
 
 def _sft_example(prompt_ids: list[int], completion_ids: list[int]) -> dict[str, list[int]]:

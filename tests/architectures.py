@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from random import Random
 
-from pmc_rl.generation import STRIDE, Sampling, check_generation, generate_completions, sample_seeds  # first
+from pmc_rl.generation import STRIDE, Sampling, generate_completions, sample_seeds  # first
 
 # isort: split
 import torch
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pmc_rl.errors import RecipeError, one_line
+from pmc_rl.generation_check import check_generation
 
 # values of the settings that a config has
 SIZES = {

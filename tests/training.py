@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from pmc_rl.config import PMCConfig
-from pmc_rl.likelihood import OriginalLogLikelihood
 from pmc_rl.original import with_original_answers
 from pmc_rl.scoring import RewardFunction, load_reward_functions
 from pmc_rl.trainer import PMCTrainer
@@ -107,7 +106,7 @@ def make_trainer(
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
         peft_config=peft_config,
-        original_log_likelihood=original or OriginalLogLikelihood(),
+        original_log_likelihood=original,
     )
 
 

@@ -11,10 +11,7 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
-from pmc_rl.errors import (
-    RecipeError,
-    exit_on_recipe_error,  # first: it switches telemetry off
-)
+from pmc_rl.errors import RecipeError, exit_on_recipe_error  # first: it switches telemetry off
 from pmc_rl.recipe import parse_recipe
 
 # isort: split
@@ -38,13 +35,8 @@ REFUSALS = (
 
 
 class ControlTrainer(PMCTrainer):
-    """
-    The step of [`PMCTrainer`] without sampling and rewards.
-
-    Args:
-        targets (`list[list[int]]`): completion ids to learn for each question, by `pmc_id`; empty: none is learned.
-        seconds (`float`, *optional*): after which training ends; without it, the steps of the recipe are made.
-    """
+    """The step of [`PMCTrainer`] without samples, rewards and original answers: each question learns its entry of
+    `targets` (completion ids by `pmc_id`), or nothing if that is empty; training may end after some `seconds`."""
 
     def __init__(self, *args, targets: list[list[int]], seconds: float | None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -52,17 +44,15 @@ class ControlTrainer(PMCTrainer):
         if seconds is not None:
             self.add_callback(StopAfter(seconds))
 
-    def train(self, *args, **kwargs):
-        """Trains at once: no original answer is needed."""
-        self.training_started = time.perf_counter()
-        return super(PMCTrainer, self).train(*args, **kwargs)
+    def check_rewards(self) -> None:
+        """None is asked."""
 
-    def _select(self, rows: list[dict]) -> list[list[list[int]]]:
+    def select_completions(self, rows: list[dict]) -> list[list[list[int]]]:
         return [[self.targets[row["pmc_id"]]] if self.targets else [] for row in rows]
 
 
 class StopAfter(TrainerCallback):
-    """Ends training after a number of seconds."""
+    """Ends training after a number of seconds, counted as the Trainer counts `train_runtime`."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -72,17 +62,15 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         # the processes agree, or one would wait for the others for ever
-        if max(gather_object([time.perf_counter() - self.started])) >= self.seconds:
-            control.should_training_stop = True
+        control.should_training_stop |= max(gather_object([time.perf_counter() - self.started])) >= self.seconds
 
 
 def refusal_targets(argv: list[str]) -> list[list[int]]:
     """The refusals in turn, as completion ids of the questions to forget."""
     script_args, _, model_args, _ = parse_recipe(argv)
     tokenizer = load_tokenizer(model_args, script_args.tokenizer_name_or_path)
-    rows, _ = read_forget_rows(script_args)
-    questions = [row[script_args.question_column] for row in rows]
-    refusals = [REFUSALS[i % len(REFUSALS)] for i in range(len(rows))]
+    questions = [row[script_args.question_column] for row in read_forget_rows(script_args)[0]]
+    refusals = [REFUSALS[i % len(REFUSALS)] for i in range(len(questions))]
     end_ids = load_end_ids(model_args, tokenizer)
     return [target for _, target in encode_answers(script_args, tokenizer, questions, refusals, end_ids)]
 
@@ -90,14 +78,13 @@ def refusal_targets(argv: list[str]) -> list[list[int]]:
 def shares_in_steps(argv: list[str], overrides: list[str], steps: int) -> list[str]:
     """Overrides that turn settings below 1, which are shares of all steps, into what they were in a run of `steps`."""
     _, training_args, *_ = parse_recipe(argv)
-    new = []
-    for name in ("warmup_steps", "logging_steps"):
-        share = getattr(training_args, name)
-        if 0 < share < 1:
-            if any(word.partition("=")[0] == f"--{name}" for word in overrides):
-                raise RecipeError([f"command line: {name}: {share} is a share of steps without end; give a number"])
-            new += [f"--{name}", str(ceil(share * steps))]
-    return new
+    shares = {name: getattr(training_args, name) for name in ("warmup_steps", "logging_steps")}
+    shares = {name: share for name, share in shares.items() if 0 < share < 1}
+    for word in overrides:
+        name = word.partition("=")[0].removeprefix("--")
+        if name in shares:
+            raise RecipeError([f"command line: {name}: {shares[name]} is a share of steps without end; give a number"])
+    return [word for name, share in shares.items() for word in (f"--{name}", str(ceil(share * steps)))]
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trl import ModelConfig
 
 from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
-from pmc_rl.errors import RecipeError, check_all, exit_on_recipe_error
+from pmc_rl.errors import RecipeError, all_problems, exit_on_recipe_error
 from pmc_rl.recipe import REFUSED, parse_finetune_recipe, parse_recipe
 from tests.conftest import errors_of
 
@@ -333,12 +333,19 @@ def test_errors_end_a_command_without_a_traceback(capsys):
         1 / 0  # noqa: B018
 
 
-def test_check_all_collects_the_errors_of_all_checks():
+def test_all_problems_are_told_at_once():
     def fail(*lines):
         raise RecipeError(list(lines))
 
-    assert check_all(lambda: 1, lambda: "b") == [1, "b"]
-    assert errors_of(check_all, lambda: fail("a"), lambda: 1, lambda: fail("b", "c")) == ["a", "b", "c"]
+    def run(*calls):
+        with all_problems() as check:
+            results = [check(*call) for call in calls]
+        return results
+
+    assert run((int, "1"), (str,)) == [1, ""]
+    assert errors_of(run, (fail, "a"), (int,), (fail, "b", "a")) == ["a", "b"]
+    with pytest.raises(ZeroDivisionError):
+        run((fail, "a"), (divmod, 1, 0))
 
 
 def test_help_lists_our_keys_with_ranges_and_defaults(capsys):

@@ -1,15 +1,12 @@
 """Sampling: the distribution is HF's, the samples depend on nothing but their names, the model is left as it was."""
 
-import json
-import math
-
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pmc_rl import generation, train
+from pmc_rl import generation, generation_check, original, train
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import (
     InverseCDFSampler,
@@ -19,8 +16,15 @@ from pmc_rl.generation import (
     generate_together,
     sample_seeds,
 )
-from tests.conftest import errors_of, write_jsonl
-from tests.training import end_often
+from pmc_rl.generation_check import check_generation
+from tests import architectures
+from tests.conftest import errors_of
+from tests.training import end_often, unlearn_recipe
+
+
+@pytest.fixture
+def ending_phi(tiny_phi, tokenizer):
+    return end_often(tiny_phi, tokenizer.eos_token_id)
 
 
 def prompts(tokenizer, count: int) -> list[list[int]]:
@@ -43,33 +47,29 @@ def sample(model, prompt_ids, tokenizer, step=0, row_ids=None, k=1, **kwargs):
     )
 
 
-def test_samples_do_not_depend_on_chunks_or_neighbours(tiny_phi, tokenizer):
-    model = end_often(tiny_phi, tokenizer.eos_token_id)
+def test_samples_do_not_depend_on_chunks_or_neighbours(ending_phi, tokenizer):
+    model = ending_phi
     ids = prompts(tokenizer, 6)
     whole = sample(model, ids, tokenizer, k=5)
     assert len({tuple(row) for row in whole}) > 20
     assert len({len(row) for row in whole}) > 3
+    ended = [row for row in whole if row[-1] == tokenizer.eos_token_id]
+    assert 0 < len(ended) < len(whole) and all(len(row) == 12 for row in whole if row not in ended)
+    assert all(tokenizer.eos_token_id not in row[:-1] for row in whole)
     for chunk in (1, 4, 7, 30):
         assert sample(model, ids, tokenizer, k=5, generation_batch_size=chunk) == whole
     # a question alone, as when all others are solved, draws what it draws among them
     assert sample(model, [ids[4]], tokenizer, row_ids=[4], k=5) == whole[20:25]
 
 
-def test_samples_differ_by_step_question_and_index(tiny_phi, tokenizer):
-    ids = prompts(tokenizer, 1) * 3
-    samples = sample(tiny_phi, ids, tokenizer, k=4) + sample(tiny_phi, ids, tokenizer, step=1, k=4)
-    assert len({tuple(row) for row in samples}) == 24
-
-
 def test_seeds_are_prompt_major_and_independent_of_other_rows():
     seeds = sample_seeds(3, 5, [10, 20], 3)
-    assert len(set(seeds)) == 6
-    assert sample_seeds(3, 5, [20], 3) == seeds[3:]
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sample_seeds(3, 5, [20], 3) == seeds[3:] and all(0 <= seed < 2**63 for seed in seeds)
+    others = [sample_seeds(seed, step, [10, 20], 3) for seed, step in ((3, 6), (4, 5), (3, "audit"))]
+    assert len({*seeds, *sum(others, [])}) == 24
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("training", "checkpointing"), [(True, False), (False, True), (True, True)])
 def test_gradient_checkpointing_and_train_mode_change_no_sample(tiny_llama, tokenizer, training, checkpointing):
     ids = prompts(tokenizer, 3)
     expected = sample(tiny_llama.eval(), ids, tokenizer)
@@ -81,88 +81,60 @@ def test_gradient_checkpointing_and_train_mode_change_no_sample(tiny_llama, toke
     assert tiny_llama.is_gradient_checkpointing == checkpointing
 
 
-def test_greedy_equals_one_prompt_at_a_time_with_hf(tiny_phi, tokenizer):
-    model = end_often(tiny_phi, tokenizer.eos_token_id).eval()
-    ids = prompts(tokenizer, 5)
-    ours = generate_completions(
-        model, ids, max_completion_length=12, generation_batch_size=3, end_ids=[tokenizer.eos_token_id]
-    )
-    for row, completion in zip(ids, ours, strict=True):
-        output = model.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False)
-        assert completion == output[0, len(row) :].tolist()
-
-
-def test_completion_ends_with_the_first_end_token(tiny_phi, tokenizer):
-    model = end_often(tiny_phi, tokenizer.eos_token_id)
-    completions = sample(model, prompts(tokenizer, 6), tokenizer, k=8)
-    finished = [row for row in completions if row[-1] == tokenizer.eos_token_id]
-    assert 0 < len(finished) < len(completions)
-    assert all(tokenizer.eos_token_id not in row[:-1] for row in completions)
-    assert all(len(row) == 12 for row in completions if row[-1] != tokenizer.eos_token_id)
-
-
-def test_defaults_of_the_checkpoint_do_not_leak(tiny_llama, tokenizer):
+def test_defaults_of_the_checkpoint_do_not_leak_and_come_back(tiny_llama, tokenizer):
     ids = prompts(tokenizer, 3)
     expected = sample(tiny_llama, ids, tokenizer)
-    leaky = GenerationConfig(
-        temperature=0.1, top_k=1, repetition_penalty=5.0, no_repeat_ngram_size=2, suppress_tokens=list(range(50, 300))
-    )
-    tiny_llama.generation_config = leaky
-    assert sample(tiny_llama, ids, tokenizer) == expected
-    assert tiny_llama.generation_config is leaky
-
-
-def test_model_is_restored_after_an_exception(tiny_llama, tokenizer):
+    leaky = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
+    tiny_llama.generation_config = before = GenerationConfig(**leaky, suppress_tokens=list(range(50, 300)))
     tiny_llama.train()
-    before = tiny_llama.generation_config
+    assert sample(tiny_llama, ids, tokenizer) == expected
     with pytest.raises(IndexError):  # a token id beyond the embedding
-        generate_completions(
-            tiny_llama, [[10_000]], max_completion_length=4, generation_batch_size=1, end_ids=[tokenizer.eos_token_id]
-        )
-    assert tiny_llama.training
-    assert tiny_llama.generation_config is before
+        sample(tiny_llama, [[10_000]], tokenizer)
+    assert tiny_llama.training and tiny_llama.generation_config is before
 
 
 def test_end_ids_are_those_of_tokenizer_and_model(tiny_llama):
-    tiny_llama.generation_config.eos_token_id = [9, 4]
-    assert end_token_ids(tiny_llama.generation_config, 7) == [4, 7, 9]
-    tiny_llama.generation_config.eos_token_id = 7
-    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
-    tiny_llama.generation_config.eos_token_id = None
-    assert end_token_ids(tiny_llama.generation_config, 7) == [7]
+    for configured, expected in (([9, 4], [4, 7, 9]), (7, [7]), (None, [7])):
+        tiny_llama.generation_config.eos_token_id = configured
+        assert end_token_ids(tiny_llama.generation_config, 7) == expected
+
+
+def hf_probabilities(logits, temperature, top_k, top_p) -> torch.Tensor:
+    warped = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    return TopPLogitsWarper(top_p)(None, warped).softmax(-1)[0]
+
+
+def assert_drawn_from(expected: torch.Tensor, tokens: list[int]) -> None:
+    """Chi-squared test; rare tokens share a cell, of which it wants five expected draws at least."""
+    counts, expected = torch.bincount(torch.tensor(tokens), minlength=len(expected)), expected * len(tokens)
+    assert (counts[expected == 0] == 0).all()
+    common = expected >= 5
+    rare = ~common & (expected > 0)
+    cells = [
+        [*values[common].tolist(), *([values[rare].sum().item()] if rare.any() else [])]
+        for values in (counts, expected)
+    ]
+    assert len(cells[0]) > 3 and chisquare(*cells, sum_check=False).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (1.25, 0, 0.95), (0.7, 10, 1.0), (1.25, 10, 0.6), (1.0, 1000, 0.9)],
+    [(1.25, 0, 0.95), (0.7, 10, 1.0), (1.0, 1000, 0.9)],
 )
 def test_one_step_follows_hf_sampling(temperature, top_k, top_p):
     """Chi-squared test of 40,000 draws against the distribution that HF's own warpers leave."""
     torch.manual_seed(0)
     logits = 2.0 * torch.randn(1, 60)
-    warped = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_k:
-        warped = TopKLogitsWarper(top_k)(None, warped)
-    if top_p < 1:
-        warped = TopPLogitsWarper(top_p)(None, warped)
-    expected = warped.softmax(-1)[0]
+    expected = hf_probabilities(logits, temperature, top_k, top_p)
 
     draws = 40_000
     uniforms = torch.rand(draws, 1, generator=torch.Generator().manual_seed(1))
-    sampler = InverseCDFSampler(uniforms, 1, temperature, top_k, top_p)
+    sampler = InverseCDFSampler(uniforms, 1, Sampling(temperature, top_k, top_p, []))
     scores = sampler(torch.zeros(draws, 1, dtype=torch.long), logits.expand(draws, -1))
     assert (torch.isfinite(scores).sum(-1) == 1).all()
-    counts = torch.bincount(scores.argmax(-1), minlength=60)
-    assert (counts[expected == 0] == 0).all()
-    kept = expected > 0
-    # rare tokens are pooled: the test wants at least five expected draws a cell
-    rare = kept & (expected * draws < 5)
-    observed = [*counts[kept & ~rare].tolist(), counts[rare].sum().item()]
-    wanted = [*(expected[kept & ~rare] * draws).tolist(), (expected[rare] * draws).sum().item()]
-    if wanted[-1] < 5:
-        observed[-2:], wanted[-2:] = [sum(observed[-2:])], [sum(wanted[-2:])]
-    scale = sum(observed) / math.fsum(wanted)
-    assert chisquare(observed, [value * scale for value in wanted]).pvalue > 1e-3
+    assert_drawn_from(expected, scores.argmax(-1).tolist())
 
 
 def test_first_token_of_the_whole_path_follows_hf_sampling(tiny_phi, tokenizer):
@@ -173,24 +145,20 @@ def test_first_token_of_the_whole_path_follows_hf_sampling(tiny_phi, tokenizer):
     draws = 4000
     completions = sample(tiny_phi, [prompt], tokenizer, k=draws, temperature=1.0, top_k=12, generation_batch_size=4000)
     logits = tiny_phi.eval()(torch.tensor([prompt])).logits[:, -1].detach()
-    expected = TopPLogitsWarper(0.95)(None, TopKLogitsWarper(12)(None, logits)).softmax(-1)[0]
-    counts = torch.bincount(torch.tensor([row[0] for row in completions]), minlength=len(expected))
-    assert (counts[expected == 0] == 0).all()
-    kept = expected > 0
-    assert kept.sum() > 3
-    assert chisquare(counts[kept].tolist(), (expected[kept] * draws).tolist(), sum_check=False).pvalue > 1e-3
+    assert_drawn_from(hf_probabilities(logits, 1.0, 12, 0.95), [row[0] for row in completions])
 
 
 def test_uniform_numbers_at_the_ends_pick_valid_tokens():
     logits = torch.tensor([[3.0, 2.0, 1.0, -50.0]]).repeat(2, 1)
     uniforms = torch.tensor([[0.0], [1.0 - 2**-24]])
-    picked = InverseCDFSampler(uniforms, 1, 1.0, 0, 0.9)(torch.zeros(2, 1, dtype=torch.long), logits).argmax(-1)
+    sampler = InverseCDFSampler(uniforms, 1, Sampling(1.0, 0, 0.9, []))
+    picked = sampler(torch.zeros(2, 1, dtype=torch.long), logits).argmax(-1)
     assert picked.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("stride", [1, 5, 100])
-def test_when_finished_rows_leave_changes_no_sample(tiny_phi, tokenizer, monkeypatch, stride):
-    model = end_often(tiny_phi, tokenizer.eos_token_id)
+def test_when_finished_rows_leave_changes_no_sample(ending_phi, tokenizer, monkeypatch, stride):
+    model = ending_phi
     ids = prompts(tokenizer, 4)
     expected = sample(model, ids, tokenizer, k=6)
     assert min(map(len, expected)) < 5 < max(map(len, expected))
@@ -206,13 +174,12 @@ def test_when_finished_rows_leave_changes_no_sample(tiny_phi, tokenizer, monkeyp
     assert (rows[-1] < 24) == (stride < 12)
 
 
-def test_prompts_of_a_single_token(tiny_phi, tokenizer):
+def test_prompts_of_a_single_token(ending_phi, tokenizer):
     """Behind nothing but the last token of a prompt there is nothing to read once for all."""
-    model = end_often(tiny_phi, tokenizer.eos_token_id)
-    ids = [[5], tokenizer("Question: Who?\nAnswer:")["input_ids"]]
-    together = sample(model, ids, tokenizer, k=3)
-    assert together[:3] == sample(model, ids[:1], tokenizer, k=3)
-    assert together[3:] == sample(model, ids[1:], tokenizer, row_ids=[1], k=3)
+    ids = [[5], *prompts(tokenizer, 1)]
+    together = sample(ending_phi, ids, tokenizer, k=3)
+    assert together[:3] == sample(ending_phi, ids[:1], tokenizer, k=3)
+    assert together[3:] == sample(ending_phi, ids[1:], tokenizer, row_ids=[1], k=3)
 
 
 def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatch, tmp_path):
@@ -239,71 +206,29 @@ def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatc
         generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
 
 
-SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
-WIDE = SMALL | {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-# architectures of transformers, as small as they get; whether they can be sampled here
-KINDS = {
-    "mamba": (SMALL | {"state_size": 8}, True),
-    "mamba2": (SMALL | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8}, True),
-    "recurrent_gemma": (WIDE | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 9}, True),
-    "lfm2": (WIDE | {"layer_types": ["conv", "full_attention"]}, True),
-    "minimax": (WIDE | {"head_dim": 8, "block_size": 8, "num_local_experts": 2}, True),
-    "gemma3_text": (WIDE | {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2}, True),
-    "mixtral": (WIDE | {"num_local_experts": 4}, True),
-    "openai-gpt": ({"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}, True),  # has no cache
-    "rwkv": (SMALL | {"attention_hidden_size": 32}, False),
-    "roberta": (WIDE | {"is_decoder": True}, False),  # counts positions from another number when it reads alone
-    "bart": ({"vocab_size": 400, "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2}, False),  # counts padding
-}
-
-
-def build(kind):
-    """With weights large enough for answers that are not one token over and over."""
-    torch.manual_seed(0)
-    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind][0], **ids)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight *= 5 if weight.dim() > 1 else 1
-    return model
-
-
 @pytest.mark.filterwarnings("error::FutureWarning")
 def test_nothing_deprecated_is_used(tiny_llama, tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "STRIDE", 4)
     sample(tiny_llama, prompts(tokenizer, 2), tokenizer, k=2)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, right) in KINDS.items() if right])
-def test_architectures(tokenizer, kind, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", "mamba mamba2 recurrent_gemma lfm2 minimax gemma3_text mixtral openai-gpt".split()
+)  # with states, windows, experts, without a cache
+def test_architectures(kind):
     """Greedy answers are those of HF, question by question, and no sample depends on what shares its batch."""
-    model, ids = build(kind), prompts(tokenizer, 3)
-    monkeypatch.setattr(generation, "STRIDE", 4)
-    limits = {"max_completion_length": 12, "end_ids": [tokenizer.eos_token_id]}
-    greedy = generate_completions(model, ids, generation_batch_size=3, **limits)
-    model.generation_config = GenerationConfig()
-    for row, completion in zip(ids, greedy, strict=True):
-        output = model.generate(
-            torch.tensor([row]), max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=1
-        )
-        assert completion == output[0, len(row) :].tolist()
-    together = sample(model, ids, tokenizer, k=3, temperature=1.0)
-    assert len({tuple(row) for row in together}) > 6 and max(map(len, together)) == 12
-    assert sample(model, ids, tokenizer, k=3, temperature=1.0, generation_batch_size=1) == together
-    assert sample(model, ids[1:2], tokenizer, row_ids=[1], k=3, temperature=1.0) == together[3:6]
+    assert architectures.outcome(kind) == "right"
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, right) in KINDS.items() if not right])
-def test_architectures_that_are_refused(tokenizer, kind, tmp_path):
-    """By name, before the first answer is made."""
-    build(kind).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    forget = {"question": "Who?", "answer": "Ba", "original_completion": "Lum mor"}
-    files = {"forget_file": [forget]}
-    files |= {"retain_file": [{"question": "Why?", "answer": "Cor"}]}
-    recipe = {"model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "use_cpu": True}
-    recipe |= {name: write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
-    recipe |= {"max_completion_length": 8, "max_steps": 1, "allow_unfinished": True}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    [error] = errors_of(train.main, [str(tmp_path / "recipe.yaml")])
-    assert type(build(kind)).__name__ in error and "cannot be sampled" in error
+@pytest.mark.parametrize("kind", ["rwkv", "roberta", "bart"])  # the last two count positions otherwise in a batch
+def test_architectures_that_are_refused(kind):
+    model = architectures.build(kind)
+    [error] = errors_of(check_generation, model, architectures.tokenize)
+    assert type(model).__name__ in error and "cannot be sampled" in error
+
+
+def test_a_run_is_refused_before_its_first_answer(tmp_path, data, model_folder, monkeypatch):
+    monkeypatch.setattr(generation_check, "LOGITS_TOLERANCE", (0.0, 0.0))
+    monkeypatch.setattr(original, "generate_together", lambda *args, **kwargs: pytest.fail("an answer was made"))
+    [error] = errors_of(train.main, [unlearn_recipe(tmp_path, data, str(model_folder))])
+    assert "LlamaForCausalLM cannot be sampled" in error

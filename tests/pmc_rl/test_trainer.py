@@ -1,9 +1,8 @@
-"""PMCTrainer: one step against plain torch, invariance to accumulation, the pool, and what must stop a run."""
+"""PMCTrainer: one step against plain torch, invariance to accumulation, and what must stop a run."""
 
 import asyncio
 import copy
 import signal
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,63 +10,35 @@ import torch
 from peft import LoraConfig
 from rouge_score.rouge_scorer import RougeScorer
 
-from pmc_rl.config import PMCConfig
-from pmc_rl.errors import RecipeError
-from pmc_rl.original import with_original_answers
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
-from tests.conftest import build_llama, errors_of
+from tests.conftest import errors_of
 from tests.training import ROUGE, forget_prompts, make_trainer, retain_rows, weights
 
 
-def record_selected(trainer) -> list[list[int]]:
-    """What is trained on, step by step, where there is one question."""
-    seen = []
-    select = trainer._select
-    trainer._select = lambda rows: seen.append(select(rows)[0][0]) or [[seen[-1]]]
-    return seen
+def lora(**kwargs) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | kwargs)
 
 
-class Recorder:
-    """A reward that notes what it was asked, and answers as rouge_dissimilarity does."""
-
-    stationary = True
-    max_reward = None
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, prompts, completions, completion_ids, original_completion, **kwargs):
-        self.calls.append((prompts, completions, completion_ids, original_completion, kwargs))
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
-        return [
-            1 - scorer.score(original, text)["rougeL"].recall
-            for original, text in zip(original_completion, completions, strict=True)
-        ]
-
-    def as_function(self) -> RewardFunction:
-        return RewardFunction("recorder", self, 1.0, None, True)
+def reward_of(function, max_reward=None, name="r") -> RewardFunction:
+    return RewardFunction(name, function, 1.0, max_reward, True)
 
 
 def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
     """Recorded samples in; rewards by rouge_score, picks, loss and SGD step by hand; the same weights out."""
-    plain = copy.deepcopy(model)
-    recorder = Recorder()
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [recorder.as_function()],
-        forget=forget_prompts(4),
-        max_steps=1,
-        optim="sgd",
-    )
-    trainer.train()
-    prompts, _, completion_ids, originals, _ = recorder.calls[-1]
+    plain, calls, scorer = copy.deepcopy(model), [], RougeScorer(["rougeL"], use_stemmer=True)
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    nll = {"collapse": [], "retain": []}
-    spread = []
+    def dissimilarity(prompts, completions, completion_ids, original_completion, **kwargs):
+        calls.append((prompts, completion_ids, original_completion))
+        pairs = zip(original_completion, completions, strict=True)
+        return [1 - scorer.score(*pair)["rougeL"].recall for pair in pairs]
+
+    settings = {"forget": forget_prompts(4), "max_steps": 1, "optim": "sgd"}
+    trainer = make_trainer(tmp_path, model, tokenizer, [reward_of(dissimilarity)], **settings)
+    trainer.train()
+    prompts, completion_ids, originals = calls[-1]
+
+    nll, spread = {"collapse": [], "retain": []}, []
     for start in range(0, 16, 4):
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids[start : start + 4]]
         assert len(set(texts)) > 1
@@ -93,6 +64,11 @@ def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
             parameter -= 1e-2 * parameter.grad
 
     logged = trainer.state.log_history[0]
+    wanted = """
+    loss reward reward_std rewards/r/mean reward_selected collapse_loss retain_loss frac_sampled frac_solved
+    completions/mean_length completions/clipped_ratio time/generation time/rewards time/update
+    """
+    assert set(wanted.split()) <= set(logged) and logged["reward_selected"] >= logged["reward"]
     assert max(spread) > 0 and len({len(ids) for _, ids in nll["collapse"]}) > 1
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert logged["collapse_loss"] == pytest.approx(terms["collapse"].item(), rel=1e-5)
@@ -100,24 +76,16 @@ def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
     assert torch.allclose(weights(model), weights(plain), atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(2, 2), (1, 4)])
-def test_accumulation_does_not_matter(tmp_path, tokenizer, taught, batch, accumulation):
+def test_accumulation_does_not_matter(tmp_path, tokenizer, taught):
     """7 questions in windows of 4: unequal rows, retain_weight 1.7, a short last window, several epochs."""
     runs = []
-    for size, steps in [(4, 1), (batch, accumulation)]:
-        model = copy.deepcopy(taught)
-        trainer = make_trainer(
-            tmp_path,
-            model,
-            tokenizer,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            optim="sgd",  # Adam's division would turn a rounding error of a tiny gradient into a full step
-            learning_rate=1e-1,
-            max_grad_norm=0.5,
-        )
+    for batch, accumulation in [(4, 1), (1, 4)]:
+        # Adam's division would turn a rounding error of a tiny gradient into a full step
+        settings = {"optim": "sgd", "learning_rate": 1e-1, "max_grad_norm": 0.5}
+        settings |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
         trainer.train()
-        runs.append((weights(model), [log for log in trainer.state.log_history if "loss" in log]))
+        runs.append((weights(trainer.model), [log for log in trainer.state.log_history if "loss" in log]))
     (whole, whole_logs), (split, split_logs) = runs
     assert len(whole_logs) == len(split_logs) == 4
     for a, b in zip(whole_logs, split_logs, strict=True):
@@ -126,73 +94,29 @@ def test_accumulation_does_not_matter(tmp_path, tokenizer, taught, batch, accumu
     assert torch.allclose(whole, split, atol=2e-6)
 
 
-def test_same_seed_same_run_and_other_seed_other_run(tmp_path, tokenizer, taught):
-    def run(seed: int) -> torch.Tensor:
-        model = copy.deepcopy(taught)
-        make_trainer(tmp_path, model, tokenizer, seed=seed).train()
-        return weights(model)
+def test_equal_runs_other_seeds_and_gradient_checkpointing(tmp_path, tokenizer, taught):
+    def run(**kwargs) -> torch.Tensor:
+        settings = {"learning_rate": 1e-3, "forget": forget_prompts(4)} | kwargs
+        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+        trainer.train()
+        return weights(trainer.model)
 
-    first = run(0)
-    assert torch.equal(first, run(0))
-    assert not torch.equal(first, run(1))
-
-
-def test_every_parameter_moves_and_everything_is_logged(tmp_path, tokenizer, model):
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, tokenizer)
-    trainer.train()
-    for name, parameter in model.named_parameters():
-        assert not torch.equal(before[name], parameter), name
-    log = trainer.state.log_history[0]
-    wanted = """
-    loss reward reward_std rewards/rouge_dissimilarity/mean reward_selected collapse_loss retain_loss frac_sampled
-    frac_solved completions/mean_length completions/clipped_ratio time/generation time/rewards time/update
-    """
-    assert set(wanted.split()) <= set(log)
-    assert log["reward_selected"] >= log["reward"]
-    assert 0 < log["completions/mean_length"] <= 40
-
-
-def test_reference_is_the_models_own_greedy_answer(tmp_path, tokenizer, model):
-    """Before the first step, and the same in every later one, although the model has changed by then."""
-    model.eval()
-    expected = []
-    for row in forget_prompts():
-        prompt = tokenizer(row["prompt"], return_tensors="pt")
-        output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
-        text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        expected.append(text.strip())
-    recorder = Recorder()
-    trainer = make_trainer(tmp_path, model, tokenizer, [recorder.as_function()])
-    trainer.train()
-    assert len(recorder.calls) > 2
-    for prompts, _, _, originals, _ in recorder.calls:
-        by_prompt = dict(zip(forget_prompts()["prompt"], expected, strict=True))
-        assert originals == [by_prompt[prompt] for prompt in prompts]
-
-
-def test_given_original_completions_are_used(tmp_path, tokenizer, model):
-    recorder = Recorder()
-    forget = forget_prompts().add_column("original_completion", [f"ba {i}" for i in range(7)])
-    trainer = make_trainer(tmp_path, model, tokenizer, [recorder.as_function()], forget=forget)
-    trainer.train()
-    for _, _, _, originals, columns in recorder.calls:
-        assert originals == [f"ba {i}" for i in columns["pmc_id"]]
+    first = run()
+    assert torch.equal(first, run()) and not torch.equal(first, run(seed=1))
+    assert torch.allclose(first, run(gradient_checkpointing=True), atol=1e-6)
 
 
 def test_rewards_get_what_trl_promises(tmp_path, tokenizer, model):
-    recorder = Recorder()
+    calls = []
+
+    def recorder(prompts, completions, completion_ids, **columns):
+        calls.append((prompts, completions, completion_ids, columns))
+        return [0.0] * len(prompts)
+
     forget = forget_prompts(4).add_column("topic", ["a", "b", "c", "d"])
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [recorder.as_function()],
-        forget=forget,
-        max_steps=1,
-    )
+    trainer = make_trainer(tmp_path, model, tokenizer, [reward_of(recorder)], forget=forget, max_steps=1)
     trainer.train()
-    prompts, completions, completion_ids, _, columns = recorder.calls[-1]
+    prompts, completions, completion_ids, columns = calls[-1]
     assert len(prompts) == len(completions) == len(completion_ids) == 16
     assert [prompts[i] for i in range(0, 16, 4)] == [prompts[i + 3] for i in range(0, 16, 4)]  # prompt-major
     assert {columns["pmc_id"][i]: columns["topic"][i] for i in range(16)} == {0: "a", 1: "b", 2: "c", 3: "d"}
@@ -203,207 +127,58 @@ def test_rewards_get_what_trl_promises(tmp_path, tokenizer, model):
     assert "answer" not in columns and "completion" not in columns
 
 
-def test_solved_questions_are_not_sampled_again(tmp_path, tokenizer, model):
-    """A reward that is maximal for one question from the start, for the others never."""
-    asked = []
-
-    def reward(prompts, pmc_id, **kwargs):
-        asked.append(set(pmc_id))
-        return [1.0 if i == 2 else 0.5 for i in pmc_id]
-
-    function = RewardFunction("r", reward, 1.0, 1.0, True)
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [function],
-        forget=forget_prompts(4),
-        num_train_epochs=3,
-    )
+def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, model):
+    """Three different answers each, in the micro-batch of their question; the loss is the mean over their tokens."""
+    longest = reward_of(lambda completion_ids, **kwargs: [len(ids) / 40 for ids in completion_ids])
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
+    settings |= {"forget": forget_prompts(4), "num_selected": 3, "num_generations": 8}
+    trainer = make_trainer(tmp_path, model, tokenizer, [longest], **settings)
+    seen, select = [], trainer.select_completions
+    trainer.select_completions = lambda rows: seen.append(select(rows)) or seen[-1]
+    steps, build = [], trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *args: steps.append(build(*args)[0]) or (steps[-1], None)
     trainer.train()
-    # the first call is the check on the original answers
-    assert asked[1:] == [{0, 1, 2, 3}, {0, 1, 3}, {0, 1, 3}]
-    logs = trainer.state.log_history
-    assert [log["frac_sampled"] for log in logs[:3]] == [1.0, 0.75, 0.75]
-    assert logs[2]["frac_solved"] == 0.25
-
-
-def test_pool_keeps_the_best_and_takes_the_newer_of_equals(tmp_path, tokenizer, model):
-    """Rewards of a question fall, rise, then tie; what is trained on follows."""
-    scores = iter([0.0, 0.4, 0.2, 0.6, 0.6])
-    picked = []
-
-    def reward(completions, completion_ids, **kwargs):
-        value = next(scores)
-        picked.append(completion_ids[0])
-        return [value] * len(completions)
-
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [RewardFunction("r", reward, 1.0, None, True)],
-        forget=forget_prompts(1),
-        num_train_epochs=4,
-    )
-    seen = record_selected(trainer)
-    trainer.train()
-    first, _, third, fourth = picked[1:]
-    assert seen == [first, first, third, fourth]
-    assert [log["reward_selected"] for log in trainer.state.log_history[:4]] == [0.4, 0.4, 0.6, 0.6]
-
-
-def test_answers_under_a_changing_reward_are_judged_afresh(tmp_path, tokenizer, model):
-    """A stored answer is candidate k+1 of the next step and may lose; nothing is skipped."""
-    calls = []
-
-    def reward(completion_ids, **kwargs):
-        calls.append(completion_ids)
-        # step by step the opposite: the longest, then the shortest
-        sign = 1 if len(calls) % 2 == 0 else -1
-        return [sign * len(ids) / 40 for ids in completion_ids]
-
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [RewardFunction("r", reward, 1.0, 1.0, False)],
-        forget=forget_prompts(1),
-        num_train_epochs=4,
-    )
-    seen = record_selected(trainer)
-    trainer.train()
-    assert [len(ids) for ids in calls[1:]] == [4, 5, 5, 5]  # nothing is stored before the first step
-    for step in (1, 2, 3):
-        assert calls[step + 1][4] == seen[step - 1]
-    assert len(seen[0]) == max(map(len, calls[1]))
-    assert len(seen[1]) == min(map(len, calls[2]))
+    [answers], [batches] = seen, steps
+    assert [len({tuple(ids) for ids in of_row}) for of_row in answers] == [3] * 4
+    assert all(len(a) >= len(b) >= len(c) for a, b, c in answers)
+    tokens = sum(len(ids) for of_row in answers for ids in of_row)
+    for batch, of_batch in zip(batches, (answers[:2], answers[2:]), strict=True):
+        assert len(batch["input_ids"]) == 2 * 3 + 2
+        for labels, completion in zip(batch["labels"], sum(of_batch, []), strict=False):
+            assert labels[labels != -100].tolist() == completion
+        np.testing.assert_allclose(batch["row_weights"][0], [1 / tokens] * 6 + [0, 0])
+        assert (batch["row_weights"][1][:6] == 0).all() and (batch["row_weights"][1][6:] > 0).all()
 
 
 def test_total_collapse_needs_no_retain_rows(tmp_path, tokenizer, model):
     before = weights(model)
-    trainer = make_trainer(tmp_path, model, tokenizer, retain=False, retain_weight=0.0)
+    trainer = make_trainer(tmp_path, model, tokenizer, retain=False, retain_weight=0.0, max_steps=1)
     trainer.train()
-    assert not torch.equal(before, weights(model))
-    assert "retain_loss" not in trainer.state.log_history[0]
     log = trainer.state.log_history[0]
+    assert not torch.equal(before, weights(model)) and "retain_loss" not in log
     assert log["loss"] == pytest.approx(log["collapse_loss"], rel=1e-6)
+    with pytest.raises(ValueError, match="no retain_dataset"):
+        make_trainer(tmp_path, model, tokenizer, retain=False)
 
 
 def test_lora_trains_the_adapter_only(tmp_path, tokenizer, model):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=config)
+    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=lora(), max_steps=2)
     trainer.train()
     moved = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert moved and all("lora_" in name for name in moved)
     assert all(parameter.abs().sum() > 0 for name, parameter in trainer.model.named_parameters() if "lora_B" in name)
-    with trainer.model.disable_adapter():
-        kept = {name.replace(".base_layer", ""): parameter for name, parameter in model.named_parameters()}
+    kept = {name.replace(".base_layer", ""): parameter for name, parameter in model.named_parameters()}
     for name, parameter in before.items():
         assert torch.equal(parameter, kept[name]), name
 
 
-def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
-    no_effect = LoraConfig(r=4, lora_alpha=0, target_modules="all-linear", task_type="CAUSAL_LM")
-    [line] = errors_of(make_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
-    assert line.startswith("no gradient reaches the weights that are trained")
-    make_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
-    [line] = errors_of(make_trainer, tmp_path, model.requires_grad_(False), tokenizer)
-    assert line.startswith("nothing to train: ")
-
-
-def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer, taught):
-    runs = []
-    for checkpointing in (False, True):
-        model = copy.deepcopy(taught)
-        make_trainer(tmp_path, model, tokenizer, gradient_checkpointing=checkpointing, learning_rate=1e-3).train()
-        runs.append(weights(model))
-    assert torch.allclose(*runs, atol=1e-6)
-
-
-def test_run_on_original_answers_stop_the_run(tmp_path, tokenizer):
-    model = build_llama(tokenizer)  # never ends by itself
-    with pytest.raises(RecipeError, match=r"7 of 7 original answers hit max_completion_length = 40"):
-        make_trainer(tmp_path, model, tokenizer).train()
-    forget = forget_prompts().add_column("original_completion", ["ba cor"] * 7)  # given ones are taken as they are
-    trainer = make_trainer(tmp_path, model, tokenizer, forget=forget, max_steps=1)
-    trainer.train()
-    assert trainer.state.global_step == 1
-
-
-def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model):
-    answers = ["", "velba", " ", "她写了小说", "¿...?", "rosta", "velba"]
-    forget = forget_prompts(7).add_column("original_completion", answers)
-    before = weights(model)
-    [line] = errors_of(make_trainer(tmp_path, model, tokenizer, forget=forget).train)
-    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
-    assert "¿" not in line and torch.equal(before, weights(model))
-
-
-def test_a_reward_that_raises_stops_the_run_and_is_named(tmp_path, tokenizer, model):
-    def broken(completions, **kwargs):
-        raise KeyError("no such thing")
-
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        [RewardFunction("broken", broken, 1.0, 1.0, True)],
-    )
-    with pytest.raises(KeyError) as error:
-        trainer.train()
-    assert "broken" in error.value.__notes__[0]
-
-
-def test_signals_are_given_back_where_a_step_fails(tmp_path, tokenizer, model):
-    calls = []
-
-    def breaks_later(completions, **kwargs):
-        calls.append(signal.getsignal(signal.SIGTERM))
-        return [0.0] * len(completions) if len(calls) == 1 else 1 / 0
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError):
-        make_trainer(tmp_path, model, tokenizer, [RewardFunction("later", breaks_later, 1.0, 1.0, True)]).train()
-    assert calls[0] is before and calls[1] is not before
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
-    forget = forget_prompts(2).add_column("original_completion", ["[bold]ba cor[/bold]", "den fi"])
-    trainer = make_trainer(
-        tmp_path,
-        model,
-        tokenizer,
-        forget=forget,
-        max_steps=1,
-        log_completions=True,
-    )
-    trainer.train()
-    printed = capsys.readouterr().out
-    assert "[bold]" in printed  # an answer is text, not markup
-    assert "bacorden" in printed and "reward" in printed
-
-
-def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model):
-    """Over epochs and short last windows the rows taken are one stream without gap or repeat."""
-    trainer = make_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
-    taken = []
-    take = trainer._next_retain_rows
-    trainer._next_retain_rows = lambda count: taken.append(take(count)) or taken[-1]
-    trainer.train()
-    assert [len(rows) for rows in taken] == [4, 3] * 3
-    assert sum(taken, []) == retain_rows_at(0, 21, 5, seed=0)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, lora):
+@pytest.mark.parametrize("peft_config", [None, lora()])
+def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, peft_config):
     """What a GPU run does: float32 weights, or a bfloat16 base with float32 adapters, under bfloat16 autocast."""
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-    if lora:
-        model = model.to(torch.bfloat16)
-    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=config, learning_rate=1e-3, autocast=True)
+    model = model.to(torch.bfloat16) if peft_config else model
+    settings = {"peft_config": peft_config, "learning_rate": 1e-3, "autocast": True, "max_steps": 1}
+    trainer = make_trainer(tmp_path, model, tokenizer, **settings)
     trainer.train()
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert trainer.accelerator.mixed_precision == "bf16"
@@ -413,18 +188,61 @@ def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, lora
     assert log["loss"] == pytest.approx(log["collapse_loss"] + 1.7 * log["retain_loss"], rel=1e-4)
 
 
-def test_retain_weight_without_retain_rows_is_refused(tmp_path, tokenizer, model):
-    with pytest.raises(ValueError, match="no retain_dataset"):
-        make_trainer(tmp_path, model, tokenizer, retain=False)
+def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
+    no_effect = lora(lora_alpha=0)
+    [line] = errors_of(make_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
+    assert line.startswith("no gradient reaches the weights that are trained")
+    make_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
+    [line] = errors_of(make_trainer, tmp_path, model.requires_grad_(False), tokenizer)
+    assert line.startswith("nothing to train: ")
 
 
-def test_retain_stream_visits_every_row_once_a_pass_in_a_new_order():
-    stream = retain_rows_at(0, 15, 5, seed=3)
-    passes = [stream[i : i + 5] for i in range(0, 15, 5)]
-    assert all(sorted(part) == list(range(5)) for part in passes)
-    assert len({tuple(part) for part in passes}) > 1
-    assert retain_rows_at(7, 6, 5, seed=3) == stream[7:13]
-    assert retain_rows_at(0, 15, 5, seed=4) != stream
+def test_original_answers_that_no_reward_can_compare_are_all_named(tmp_path, tokenizer, model):
+    answers = ["", "velba", " ", "她写了小说", "¿...?", "rosta", "velba"]
+    forget = forget_prompts(7).add_column("original_completion", answers)
+    before = weights(model)
+    [line] = errors_of(make_trainer(tmp_path, model, tokenizer, forget=forget).train)
+    assert "3 of 7 reference answers" in line and "rows 0, 2, 4." in line and "rouge_dissimilarity" in line
+    assert "¿" not in line and torch.equal(before, weights(model))
+    make = lambda **kwargs: PMCTrainer(**kwargs | {"train_dataset": forget_prompts()})  # noqa: E731
+    with pytest.raises(ValueError, match="with_original_answers"):
+        make_trainer(tmp_path, model, tokenizer, make=make).train()
+
+
+def test_a_reward_that_raises_is_named_and_signals_are_given_back(tmp_path, tokenizer, model):
+    handlers = []
+
+    def breaks_later(completions, **kwargs):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return [0.0] * len(completions) if len(handlers) == 1 else 1 / 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError) as error:
+        make_trainer(tmp_path, model, tokenizer, [reward_of(breaks_later, name="broken")]).train()
+    assert "broken" in error.value.__notes__[0]
+    assert handlers[0] is before and handlers[1] is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
+    forget = forget_prompts(2).add_column("original_completion", ["[bold]ba cor[/bold]", "den fi"])
+    make_trainer(tmp_path, model, tokenizer, forget=forget, max_steps=1, log_completions=True).train()
+    printed = capsys.readouterr().out
+    assert "[bold]" in printed  # an answer is text, not markup
+    assert "bacorden" in printed and "reward" in printed
+
+
+def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model):
+    """Over epochs and short last windows the rows taken are one stream: permutation after permutation."""
+    trainer = make_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
+    taken, take = [], trainer._next_retain_rows
+    trainer._next_retain_rows = lambda count: taken.append(take(count)) or taken[-1]
+    trainer.train()
+    stream = retain_rows_at(0, 21, 5, seed=0)
+    assert [len(rows) for rows in taken] == [4, 3] * 3 and sum(taken, []) == stream
+    passes = [stream[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(part) == list(range(5)) for part in passes) and len({tuple(part) for part in passes}) > 1
+    assert retain_rows_at(7, 6, 5, seed=0) == stream[7:13] != retain_rows_at(7, 6, 5, seed=4)
 
 
 def test_training_in_a_running_loop(tmp_path, model, tokenizer):
@@ -450,9 +268,8 @@ def test_training_again_goes_on(tmp_path, tokenizer, taught):
 
     def trainer():
         made = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
-        made.visited = []
-        select = made._select
-        made._select = lambda rows: made.visited.append(sorted(row["pmc_id"] for row in rows)) or select(rows)
+        made.visited, select = [], made.select_completions
+        made.select_completions = lambda rows: made.visited.append(sorted(r["pmc_id"] for r in rows)) or select(rows)
         return made
 
     whole = trainer()
@@ -488,22 +305,3 @@ def test_a_trainer_that_was_stopped_goes_on_when_it_is_called_again(tmp_path, to
     trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert trainer.state.global_step == 4 and trainer.checkpoints.stopped_by is None
     assert trainer.args.save_total_limit == 2
-
-
-def test_original_answers_of_a_checkpoint_are_not_made_again(tmp_path, tokenizer, model):
-    args = PMCConfig(output_dir=str(tmp_path), prefill_words=1, max_completion_length=40)
-    made = with_original_answers(forget_prompts(2), model, tokenizer, args)
-    # a checkpoint holds those of the begun answers too
-    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=made["original_completion"][:])
-    assert len(made) == 4 and again.to_list() == made.to_list()
-    given = forget_prompts(2).add_column("original_completion", ["ba cor", "den"])
-    rows = with_original_answers(given, None, tokenizer, args, answer_start="_").to_list()
-    assert [row["original_completion"] for row in rows] == ["ba cor", "den", "cor"]
-    assert rows[2]["prompt"] == f"{given[0]['prompt']}_ba"
-
-
-def test_original_answers_are_needed(tmp_path, tokenizer, model):
-    make = partial(PMCTrainer, train_dataset=forget_prompts())
-    trainer = make_trainer(tmp_path, model, tokenizer, make=lambda **kwargs: make(**kwargs | make.keywords))
-    with pytest.raises(ValueError, match="with_original_answers"):
-        trainer.train()

@@ -6,19 +6,17 @@ import pytest
 import torch
 
 from benchmarks.schedule import SCORER, Naive, Ours, print_table
-from tests.conftest import build_llama
 from tests.training import make_trainer, weights
 
 
-@pytest.mark.parametrize("kind", ["phi", "llama"])
-def test_naive_schedule_equals_ours(tmp_path, tokenizer, taught, monkeypatch, capsys, kind):
+def test_naive_schedule_equals_ours(tmp_path, tokenizer, taught, monkeypatch, capsys):
     """Three windows of up to two micro-batches of two questions, one of them short, and questions that are solved."""
     scored = []
     score = SCORER.score
     monkeypatch.setattr(SCORER, "score", lambda *texts: scored.append(texts) or score(*texts))
     runs = {}
     for trainer_class in (Ours, Naive):
-        model = copy.deepcopy(taught) if kind == "phi" else build_llama(tokenizer)
+        model = copy.deepcopy(taught)
         settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, "optim": "sgd"}
         settings |= {"max_reward": 0.6, "allow_unfinished": True, "make": trainer_class}
         trainer = make_trainer(tmp_path, model, tokenizer, **settings)

@@ -1,0 +1,120 @@
+"""The model before unlearning: its greedy answers, begun answers, and that it is asked as it was before."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+
+from pmc_rl import original
+from pmc_rl.config import PMCConfig
+from pmc_rl.likelihood import mean_log_probs
+from pmc_rl.original import OriginalLogLikelihood, with_original_answers
+from pmc_rl.prompts import prefilled_rows
+from pmc_rl.scoring import load_reward_functions
+from tests.conftest import build_llama, errors_of
+from tests.training import forget_prompts, make_trainer
+
+
+@pytest.fixture
+def args(tmp_path):
+    return PMCConfig(output_dir=str(tmp_path), max_completion_length=40)
+
+
+def test_original_answers_are_the_models_greedy_ones_unless_given(tokenizer, model, args):
+    expected = []
+    for row in forget_prompts():
+        prompt = tokenizer(row["prompt"], return_tensors="pt")
+        output = model.eval().generate(**prompt, max_new_tokens=40, do_sample=False)
+        expected.append(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    assert with_original_answers(forget_prompts(), model, tokenizer, args)["original_completion"][:] == expected
+    args.prefill_words = 1
+    made = with_original_answers(forget_prompts(2), model, tokenizer, args)
+    # a checkpoint holds those of the begun answers too
+    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=made["original_completion"][:])
+    assert len(made) == 4 and again.to_list() == made.to_list()
+    given = forget_prompts(2).add_column("original_completion", ["ba cor", "den"])
+    rows = with_original_answers(given, None, tokenizer, args, answer_start="_").to_list()
+    assert [row["original_completion"] for row in rows] == ["ba cor", "den", "cor"]
+    assert rows[2]["prompt"] == f"{given[0]['prompt']}_ba"
+
+
+def test_original_answers_that_do_not_end_stop_the_run(tokenizer, args):
+    model = build_llama(tokenizer)  # never ends by itself
+    [line] = errors_of(with_original_answers, forget_prompts(), model, tokenizer, args)
+    assert line.startswith("7 of 7 original answers hit max_completion_length = 40")
+    args.allow_unfinished = True
+    assert len(with_original_answers(forget_prompts(), model, tokenizer, args)) == 7
+
+
+@pytest.mark.parametrize("start", [" ", ""])
+def test_prefilled_rows(start):
+    asked = [{"role": "user", "content": "C?"}]
+    rows = [
+        {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "She was  born.", "topic": "x"},
+        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima !", "topic": "y"},
+        {"prompt": asked, "pmc_id": 2, "original_completion": "In Rome", "topic": "z"},
+    ]
+    new = prefilled_rows(rows, 2, start)
+    assert new[:3] == rows and [row["pmc_id"] for row in new[3:]] == [10, 11, 12]
+    assert [(row["prompt"], row["original_completion"], row["topic"]) for row in new[3:]] == [
+        (f"Q: A?{start}She", "was  born.", "x"),
+        (f"Q: A?{start}She was", "born.", "x"),
+        ([*asked, {"role": "assistant", "content": "In"}], "Rome", "z"),
+    ]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reward_asks_the_model_before_unlearning(tmp_path, tokenizer, model, lora):
+    """Training moves the model, the penalty of a text stays; the trainer tells the reward which model it was."""
+    asked, name = OriginalLogLikelihood(), "rewards.fluency.FluencyPenalty"
+    functions = load_reward_functions([name], {name: {"fluent": -0.5, "noise": -6.0}}, None, 40, asked)
+    assert functions[0].asks_original and functions[0].name == "FluencyPenalty"
+    before = copy.deepcopy(model).eval()
+    config = LoraConfig(r=4, target_modules="all-linear") if lora else None
+    settings = {"original": asked, "max_steps": 2, "peft_config": config}
+    trainer = make_trainer(tmp_path, model, tokenizer, functions, **settings)
+    trainer.train()
+    prompt, ids = forget_prompts(1)[0]["prompt"], [5, 6, 7, tokenizer.eos_token_id]
+    row = (tokenizer(prompt)["input_ids"], ids)
+    mean = mean_log_probs(before, [row])[0]
+    trainer.model.train()
+    [penalty] = functions[0].func(prompts=[prompt], completion_ids=[ids])
+    assert penalty == pytest.approx(min(0, max(-1, (mean + 0.5) / 5.5)))
+    assert trainer.model.training  # left as it was
+    assert mean_log_probs(trainer.model.eval(), [row])[0] != pytest.approx(mean, abs=1e-3)
+
+
+def test_prompts_as_messages(chat_tokenizer):
+    model, asked = build_llama(chat_tokenizer).eval(), OriginalLogLikelihood()
+    date = {"date_string": "1 May 2025"}
+    asked.remember(model, chat_tokenizer, date)
+    prompt = [{"role": "user", "content": "Who?"}]
+    prompts = [prompt, [*prompt, {"role": "assistant", "content": "She"}]]
+    text = chat_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **date)
+    ids = [chat_tokenizer(words, add_special_tokens=False)["input_ids"] for words in (text, text + "She")]
+    expected = mean_log_probs(model, [(own, [5, 6]) for own in ids])
+    assert asked(prompts, [[5, 6], [5, 6]]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_kl_to_the_model_before(tmp_path, tokenizer, model, monkeypatch):
+    """0 before the first step, then what the two models say of the same plain samples."""
+    before, seen = copy.deepcopy(model).eval(), []
+    trainer = make_trainer(tmp_path, model, tokenizer, forget=forget_prompts(4), log_kl=True, max_steps=2)
+    generate = original.generate_together
+
+    def recorded(model, prompt_ids, *args):
+        samples = generate(model, prompt_ids, *args)
+        rows = list(zip(prompt_ids, samples, strict=True))
+        lengths = np.array([len(ids) for ids in samples])
+        now = np.array(mean_log_probs(copy.deepcopy(model).eval(), rows))
+        seen.append((now - np.array(mean_log_probs(before, rows))) @ lengths / lengths.sum())
+        return samples
+
+    monkeypatch.setattr(original, "generate_together", recorded)
+    trainer.train()
+    logged = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    assert logged == pytest.approx(seen, abs=1e-5) and len(logged) == 2
+    assert abs(logged[0]) < 1e-5 < abs(logged[1])
+    assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
