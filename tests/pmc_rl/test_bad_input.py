@@ -259,9 +259,12 @@ MUTATIONS = {
     "JSONL with two BOMs": (forget(b"\xef\xbb\xbf" * 2 + QUESTION.encode()), "bad.jsonl: broken JSON"),
     "JSONL with NUL": (forget(QUESTION + "\0\n"), "bad.jsonl: broken JSON: Expecting value (line 2)"),
     "JSONL cut off": (forget(QUESTION + '{"question": "Wh'), "bad.jsonl: broken JSON"),
-    "JSONL of lists": (forget('{"question": "Who?"}\n["Who?"]\n'), "bad.jsonl:2: a row must be a JSON object"),
-    "JSONL of texts": (forget('"Who?"\n'), "bad.jsonl:1: a row must be a JSON object, not a text"),
-    "JSONL of null": (forget(QUESTION + "null\n"), "bad.jsonl:2: a row must be a JSON object, not nothing"),
+    "JSONL of lists": (
+        forget('{"question": "Who?"}\n["Who?"]\n'),
+        "row 2 of 2 is a list of a text, not a JSON object",
+    ),
+    "JSONL of texts": (forget('"Who?"\n'), "row 1 of 1 is a text, not a JSON object"),
+    "JSONL of null": (forget(QUESTION + "null\n"), "row 2 of 2 is nothing, not a JSON object"),
     "JSONL with an int of 10000 digits": (
         forget(f'{{"question": {"9" * 10**4}}}'),
         "bad.jsonl cannot be read: line 1",
@@ -274,11 +277,11 @@ MUTATIONS = {
     "JSON array cut off": (forget('[{"question": "A?"},', "bad.json"), "bad.json: broken JSON"),
     "JSON array with a rest": (
         forget('[{"question": "A?"}]\n[]', "bad.json"),
-        "bad.json:1: a row must be a JSON object",
+        "bad.json cannot be read: row 1 of 2 is a list of an object, not a JSON object",
     ),
     "JSON of uneven columns": (
         forget('{"question": ["A?", "B?"], "answer": ["A."]}', "bad.json"),
-        "bad.json cannot be read: its columns do not have the same number of rows: 'question' 2, 'answer' 1",
+        "bad.json cannot be read: its columns 'question', 'answer' do not have the same rows",
     ),
     "question is a list": (
         forget('{"question": ["Who?"], "id": 1}'),
