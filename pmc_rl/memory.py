@@ -48,28 +48,23 @@ def count_parameters(config: PreTrainedConfig, model_args: ModelConfig) -> Param
 
 
 def weight_bytes(counts: ParameterCounts, model_args: ModelConfig, dtype: torch.dtype) -> int:
-    """
-    Bytes of the base model; what is not quantized is in `dtype`.
-
-    4 bit: half a byte, and float32 maxima of blocks of 64; nested, these take 8 bit and float32 maxima of 256 of them
-    (Dettmers et al. 2023, arXiv 2305.14314, section 3). 8 bit: one byte, and a float32 maximum a row.
-    """
+    """Bytes of the base model; what is not quantized is in `dtype`."""
     linear = counts.linear * dtype.itemsize
     if model_args.load_in_4bit:
+        # float32 maxima of blocks of 64; nested, these take 8 bit and float32 maxima of 256 of them (Dettmers et al.
+        # 2023, arXiv 2305.14314, section 3)
         maxima = 1 / 64 + 4 / (64 * 256) if model_args.use_bnb_nested_quant else 4 / 64
         linear = round(counts.linear * (0.5 + maxima))
     elif model_args.load_in_8bit:
-        linear = counts.linear + 4 * counts.linear_rows
+        linear = counts.linear + 4 * counts.linear_rows  # a float32 maximum a row
     return linear + (counts.base - counts.linear) * dtype.itemsize
 
 
 def layer_activation_bytes(config: PreTrainedConfig, rows: int, length: int, itemsize: int, eager: bool) -> int:
     """
-    Bytes that autograd keeps of one decoder layer: rows x length x (30 hidden + 5 itemsize x intermediate).
-
-    The form is that of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), s b h (34 + 5 a s / h) at 16 bit, but
-    these are fused kernels, and transformers keeps nearly twice as much. The constants here are measured
-    (`saved_tensors_hooks`, Phi and Llama, with LoRA and without), 0 to 25 % too large. Eager attention keeps scores.
+    Bytes that autograd keeps of one decoder layer. The form is that of Korthikanti et al. 2022 (arXiv 2205.05198,
+    section 4.1), the constants are measured (`saved_tensors_hooks`, Phi and Llama, with LoRA and without), 0 to 25 %
+    too large. Eager attention keeps scores.
     """
     settings = config.get_text_config()
     intermediate = settings.to_dict().get("intermediate_size") or 4 * settings.hidden_size  # GPT-2 and the like: null
@@ -79,15 +74,11 @@ def layer_activation_bytes(config: PreTrainedConfig, rows: int, length: int, ite
 
 
 def kv_bytes_per_row(config: PreTrainedConfig, length: int, dtype: torch.dtype) -> int:
-    """
-    Bytes of a generated row's keys and values: 2 x layers x KV heads x size of a head x tokens x bytes.
-
-    Without attention the state, whatever the length: layers x inner size (twice the hidden one) x state x bytes.
-    """
+    """Bytes of a generated row's keys and values; without attention of its state, whatever the length."""
     settings = config.get_text_config()
     given = settings.to_dict()  # not all architectures have all of these keys
     heads = given.get(settings.attribute_map.get("num_attention_heads", "num_attention_heads"))
-    if heads is None:
+    if heads is None:  # the inner size is twice the hidden one
         return 2 * settings.num_hidden_layers * settings.hidden_size * given.get("state_size", 1) * dtype.itemsize
     head_size = given.get("head_dim") or settings.hidden_size // heads
     kv_heads = given.get("num_key_value_heads") or heads
@@ -95,10 +86,8 @@ def kv_bytes_per_row(config: PreTrainedConfig, length: int, dtype: torch.dtype) 
 
 
 def sampling_bytes_per_row(config: PreTrainedConfig, top_k: int) -> int:
-    """
-    Bytes a row while [`~pmc_rl.generation.InverseCDFSampler`] picks a token: logits, their float32 copy, probabilities
-    and the result; without `top_k` also all of them sorted, with their int64 tokens, and cumulated twice.
-    """
+    """Bytes a row while [`~pmc_rl.generation.InverseCDFSampler`] picks a token."""
+    # logits, their float32 copy, probabilities, the result; else also sorted, with int64 tokens, and cumulated twice
     return config.get_text_config().vocab_size * 4 * (4 if top_k else 9)
 
 
@@ -123,10 +112,8 @@ def estimate_memory(
     trained = 4 if model_args.use_peft else dtype.itemsize  # adapters are float32; gradients are as their weights
     # AdamW's two moments: a byte each in 8 bit, always float32 in the paged ones, else as their weights
     moments = 2 if "8bit" in args.optim else 8 if "paged" in args.optim else 2 * trained
-    if model_args.use_peft:
-        parts["adapter and optimizer"] = counts.trainable * (2 * trained + moments)
-    else:
-        parts["gradients and optimizer"] = counts.trainable * (trained + moments)
+    name, weight = ("adapter", trained) if model_args.use_peft else ("gradients", 0)
+    parts[f"{name} and optimizer"] = counts.trainable * (weight + trained + moments)
     if num_processes > 1:
         parts["gradients in DDP's buckets"] = counts.trainable * trained
     if autocast and dtype == torch.float32 and not is_quantized(model_args):

@@ -36,10 +36,7 @@ logger = logging.get_logger(__name__)
 
 
 def load_tokenizer(model_args: ModelConfig, tokenizer_name_or_path: str | None) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer, checked against the model's config before weights load: a folder without tokenizer files loads as an
-    empty one. A missing pad token becomes the end token.
-    """
+    """The tokenizer, checked against the model's config; a missing pad token becomes the end token."""
     model, vocab_size = model_args.model_name_or_path, load_config(model_args).get_text_config().vocab_size
     if model_args.use_peft and _is_adapter(model_args):
         advice = "merge it into its base model first (peft's merge_and_unload) and give the merged model"
@@ -97,9 +94,9 @@ def check_model(model_args: ModelConfig, args: RunConfig) -> None:
         raise RecipeError(errors)
     dtype = training_dtype(model_args, args)
     if dtype == torch.bfloat16 and not model_args.use_peft and args.learning_rate < 1e-4:
-        small = "most updates are smaller than a bfloat16 weight can take in"
         logger.warning(
-            f"dtype is bfloat16 for full fine-tuning at learning rate {args.learning_rate}: {small}; use dtype: float32 with bf16: true."
+            f"dtype is bfloat16 for full fine-tuning at learning rate {args.learning_rate}: most updates are smaller "
+            "than a bfloat16 weight can take in. Use dtype: float32 with bf16: true."
         )
     if dtype == torch.float32 and model_args.use_peft and args.bf16:
         slow = "the frozen base is cast again at every decoding step"

@@ -45,10 +45,7 @@ def make_plan(
     num_processes: int,
     device_memory: tuple[int, int] | None,
 ) -> Plan:
-    """
-    Estimates memory by [`~pmc_rl.memory.estimate_memory`], and fits the rows of a `generate` call into what is free,
-    less what is still to come and then stays. To be called before weights load.
-    """
+    """Estimates memory before weights load, and fits the rows of a `generate` call into what will be left."""
     parts = estimate_memory(counts, config, model_args, training_args, prompt_length, asks_original, num_processes)
     rows = training_args.generation_batch_size
     if rows == "auto":

@@ -127,13 +127,11 @@ def test_json_without_rows_is_told_what_it_holds(tmp_path, text, problem):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("blank.jsonl", "\n \n", " holds no rows"),
         ("array.json", "[]", " holds no rows"),
         ("header.csv", "question,answer\n", " holds no rows"),
         ("broken.jsonl", '{"question": "Who?"}\n\nWho?\n', ": broken JSON: Expecting value (line 3)"),
         ("broken.json", '[{"question": "Who?"},\n{"a": "a" "b"}]', ": broken JSON: Expecting ',' delimiter (line 2)"),
         ("latin.jsonl", b'{"question": "Who?"}\n{"q": "\xfc"}\n', " is not UTF-8 (byte 28); save it as UTF-8"),
-        ("latin.csv", b"question\n\xfc\n", " is not UTF-8 (byte 9); save it as UTF-8"),
         ("rows.jsonl.gz", "Who?\n", " is not one of .jsonl, .json, .csv, .parquet"),
         ("many.csv", 'a,b\n"two\nlines",a\nb,c,d\n', " cannot be read: line 4 has more cells than the header"),
     ],
@@ -427,22 +425,6 @@ def test_base_ids_are_those_of_the_whole_text():
         completion = format_completion(args, tokenizer, row["answer"])["completion"]
         assert prompt_ids + tokenizer(completion)["input_ids"] == tokenizer(text)["input_ids"]
     assert len(rows) > 1000 and len(tokenizer) > 300  # it did learn merges
-
-
-@pytest.mark.parametrize("system_prompt", [None, "Be brief."])
-def test_chat_prompt_is_the_beginning_of_the_conversation(chat_tokenizer, system_prompt):
-    args = DataArguments(system_prompt=system_prompt, chat_template_kwargs={"date_string": "10 Apr 2025"})
-    row = format_prompt(args, chat_tokenizer, "Who wrote it?")
-    ids = encode_prompt(chat_tokenizer, row)
-    conversation = row["prompt"] + format_completion(args, chat_tokenizer, "She did.")["completion"]
-    whole = chat_tokenizer.apply_chat_template(conversation, return_dict=True, date_string="10 Apr 2025")["input_ids"]
-    assert whole[: len(ids)] == ids
-    assert chat_tokenizer.decode(whole[len(ids) :]) == f"She did.{chat_tokenizer.eos_token}"
-    assert ids.count(chat_tokenizer.bos_token_id) == 1 and ids[0] == chat_tokenizer.bos_token_id
-    text = chat_tokenizer.decode(ids)
-    assert "Today Date: 10 Apr 2025" in text and (system_prompt or "") in text and "Who wrote it?" in text
-    plain = chat_tokenizer.decode(encode_prompt(chat_tokenizer, {"prompt": row["prompt"]}))
-    assert "10 Apr 2025" not in plain and "Today Date: 26 Jul 2024" in plain
 
 
 # privacy
