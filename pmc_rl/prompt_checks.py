@@ -108,11 +108,9 @@ def _numbers(rows: list[int], total: int) -> str:
 
 def _too_long(key: str, lengths: list[int], limits: Limits) -> list[str]:
     longest = max(lengths, default=0)
-    context = f"{key}: the model reads at most {limits.context} tokens; shorten or remove rows, or lower the limit"
-    cut = (
-        f"max_length: {limits.max_length} is too short for rows of {key}, which would be cut or dropped; say {longest}"
-    )
-    for limit, what in ((limits.context, context), (limits.max_length, cut)):
+    reads = f"{key}: the model reads at most {limits.context} tokens; shorten or remove rows"
+    cuts = f"max_length: {limits.max_length} is too short for rows of {key}, which would be cut or dropped"
+    for limit, what in ((limits.context, reads), (limits.max_length, f"{cuts}; say {longest}")):
         rows = [i for i, length in enumerate(lengths) if limit is not None and length > limit]
         if rows:
             counted = "an answer of the model's own as long as max_completion_length allows"

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
-from safetensors.torch import load_file
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
@@ -258,43 +257,13 @@ def test_output_dir_is_no_link_but_may_be_the_working_directory(tmp_path, tiny_l
     assert (tmp_path / "large_disk" / "manifest.json").is_file()
 
 
-@pytest.fixture
-def adapted(model_folder):
-    """A LoRA model that says something else than its base."""
-    base = load_model(ModelConfig(model_name_or_path=str(model_folder)), torch.float32, CPU)
-    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
-    torch.manual_seed(1)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:  # zero at first: no effect
-            torch.nn.init.normal_(weight)
-    return model.eval()
-
-
-def test_an_adapter_is_loaded_as_it_is_and_merged_to_train(tmp_path, model_folder, adapted, tokenizer):
-    save(tmp_path / "run", adapted, tokenizer)
-    names = [path.name for path in (tmp_path / "run").iterdir()]
-    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
-    assert len(tokenizer_of(tmp_path / "run")) == 400  # checked against the base model's config
-    model_args = ModelConfig(model_name_or_path=str(tmp_path / "run"))
-    loaded = load_model(model_args, torch.float32, CPU).eval()
-    assert isinstance(loaded, PeftModel)
-    merged = load_model_to_train(model_args, RunConfig(output_dir=str(tmp_path / "x"))).eval()
-    assert not isinstance(merged, PeftModel)
-    assert not any("lora" in name for name in merged.state_dict())
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().to(merged.device)
-    ids = torch.tensor([[5, 6, 7, 8]], device=merged.device)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
-        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
-    # a merged model of the first stage is saved as an ordinary one
-    save(tmp_path / "merged", merged, tokenizer)
-    assert "lora" not in str(list(load_file(tmp_path / "merged" / "model.safetensors")))
-
-
-def test_an_adapter_of_a_quantized_base_is_no_adapter_of_the_full_one(tmp_path, adapted, tokenizer, caplog):
+def test_an_adapter_of_a_quantized_base_is_no_adapter_of_the_full_one(tmp_path, model_folder, tokenizer, caplog):
     folder = tmp_path / "run"
-    save(folder, adapted, tokenizer, recipe={"load_in_4bit": True})
+    base = load_model(ModelConfig(model_name_or_path=str(model_folder)), torch.float32, CPU)
+    save(folder, get_peft_model(base, LoraConfig(r=2)), tokenizer, recipe={"load_in_4bit": True})
+    names = [path.name for path in folder.iterdir()]
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    assert len(tokenizer_of(folder)) == 400  # checked against the base model's config
     check_files(ModelConfig(model_name_or_path=str(folder), load_in_4bit=True))
     assert caplog.records == []
     check_files(ModelConfig(model_name_or_path=str(folder)))
