@@ -34,9 +34,7 @@ def add_adapter(model: PreTrainedModel, model_args: ModelConfig) -> PeftModel:
         raise RecipeError([f"lora_target_modules: {one_line(error)}"]) from error
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
-        what = (
-            "an adapter on the head of the model would never be trained, since the loss reads the head's own weights"
-        )
+        what = "an adapter on the head of the model would never be trained: the loss reads the head's own weights"
         raise RecipeError([f"lora_target_modules: {what}; leave it out, or name the head in lora_modules_to_save"])
     if model_args.load_in_4bit or model_args.load_in_8bit:
         whole = [layer for layer in model.modules() if isinstance(layer, ModulesToSaveWrapper) and layer is not head]
@@ -64,9 +62,8 @@ def _check_names(model: PreTrainedModel, config: LoraConfig) -> None:
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
     """
-    The model that an adapter makes of its base, which is changed in place.
-
-    An adapter on one of two tied matrices changes that one alone: they are untied, or both would be changed.
+    The model that an adapter makes of its base, which is changed in place. An adapter on one of two tied matrices
+    changes that one alone: they are untied, or both would be changed.
     """
     base = adapted.get_base_model()
     layers = [base.get_input_embeddings(), base.get_output_embeddings()]

@@ -16,14 +16,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     logging,
 )
-from trl import ModelConfig
+from trl import ModelConfig, get_quantization_config
 
 from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
@@ -207,16 +206,9 @@ def _is_adapter(model_args: ModelConfig) -> bool:
 
 
 def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    quantization = {}
-    if is_quantized(model_args):
-        config = BitsAndBytesConfig(
-            load_in_4bit=model_args.load_in_4bit,
-            load_in_8bit=model_args.load_in_8bit,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
-        )
-        quantization = {"quantization_config": config, "device_map": {"": device}}
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        quantization.bnb_4bit_compute_dtype = dtype
     base = _base_of(model_args.model_name_or_path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -225,7 +217,8 @@ def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
             dtype=dtype,
             attn_implementation=model_args.attn_implementation,
             use_safetensors=True,
-            **quantization,
+            quantization_config=quantization,
+            device_map={"": device} if quantization else None,
         )
     except OSError as error:  # what the Hub has is not known before
         what = f"{base!r} cannot be loaded; only safetensors are read ({one_line(error)})"
