@@ -132,9 +132,9 @@ def _load_column(recipe: Recipe, name: str, folder: str) -> Column:
     has_tokenizer = not own and Path(folder, "tokenizer_config.json").is_file()
     try:
         tokenizer = load_tokenizer(args, None if has_tokenizer else script_args.tokenizer_name_or_path)
-        check_files(args)
         if not own:
             args = replace(args, **stored_quantization(args))
+        check_files(args)
         return Column(name, args, tokenizer)
     except RecipeError as error:
         if own:

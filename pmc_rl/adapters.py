@@ -23,13 +23,7 @@ def make_peft_config(model_args: ModelConfig) -> LoraConfig | None:
 
 
 def add_adapter(model: PreTrainedModel, model_args: ModelConfig) -> PeftModel:
-    """
-    A model with the adapter that a recipe describes; of the model only shapes are needed.
-
-    Raises:
-        RecipeError: the adapter does not fit the model, nothing in the model has a name that is given, it is on the
-            head, where it would never be trained, or a layer to train as a whole is quantized.
-    """
+    """A model with the adapter that a recipe describes, if it fits and can be trained; only shapes are needed."""
     try:
         config = make_peft_config(model_args)
         _check_names(model, config)
@@ -40,12 +34,8 @@ def add_adapter(model: PreTrainedModel, model_args: ModelConfig) -> PeftModel:
         raise RecipeError([f"lora_target_modules: {one_line(error)}"]) from error
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
-        raise RecipeError(
-            [
-                "lora_target_modules: an adapter on the head of the model would never be trained, since the loss is "
-                "computed from the head's own weights; leave it out, or train the whole head with lora_modules_to_save"
-            ]
-        )
+        what = "an adapter on the head of the model would never be trained: the loss reads the head's own weights"
+        raise RecipeError([f"lora_target_modules: {what}; leave it out, or name the head in lora_modules_to_save"])
     if model_args.load_in_4bit or model_args.load_in_8bit:
         whole = [layer for layer in model.modules() if isinstance(layer, ModulesToSaveWrapper) and layer is not head]
         if any(isinstance(layer, nn.Linear | Conv1D) for wrapper in whole for layer in wrapper.modules()):
@@ -55,28 +45,25 @@ def add_adapter(model: PreTrainedModel, model_args: ModelConfig) -> PeftModel:
 
 def _check_names(model: PreTrainedModel, config: LoraConfig) -> None:
     """peft passes over a name that nothing has, as long as another one is found."""
-    modules = [name for name, _ in model.named_modules()]
-    given = {
-        "lora_target_modules": (config.target_modules, modules),
-        "lora_modules_to_save": (config.modules_to_save, modules),
-        "lora_target_parameters": (config.target_parameters, [name for name, _ in model.named_parameters()]),
-    }
-    errors = [
-        f"{key}: nothing in the model is called {name!r}.{did_you_mean(name, {own.split('.')[-1] for own in owned})}"
-        for key, (names, owned) in given.items()
-        if names and not isinstance(names, str)
-        for name in sorted(names)
-        if not any(own.endswith(name) for own in owned)
-    ]
+    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
+    errors = []
+    for key, given, names in (
+        ("lora_target_modules", config.target_modules, modules),
+        ("lora_modules_to_save", config.modules_to_save, modules),
+        ("lora_target_parameters", config.target_parameters, parameters),
+    ):
+        for missing in sorted(given) if given and not isinstance(given, str) else []:
+            if not any(name.endswith(missing) for name in names):
+                hint = did_you_mean(missing, {name.split(".")[-1] for name in names})
+                errors.append(f"{key}: nothing in the model is called {missing!r}.{hint}")
     if errors:
         raise RecipeError(errors)
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
     """
-    The model that an adapter makes of its base, which is changed in place.
-
-    An adapter on one of two tied matrices changes that one alone: they are untied, or both would be changed.
+    The model that an adapter makes of its base, which is changed in place. An adapter on one of two tied matrices
+    changes that one alone: they are untied, or both would be changed.
     """
     base = adapted.get_base_model()
     layers = [base.get_input_embeddings(), base.get_output_embeddings()]

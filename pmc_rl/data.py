@@ -26,21 +26,10 @@ def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool =
 
     wrong = [i for i, row in enumerate(rows) if not fits(row[column])]
     if wrong:
-        first = ", ".join(f"row {i} holds {kind_of(rows[i][column])}" for i in wrong[:3])
-        expected = "not a list of texts" if several else "empty or not a text"
-        raise RecipeError(
-            [
-                f"{key}: column {column!r} is {expected} in {len(wrong)} of {len(rows)} rows "
-                f"({first}{', ...' if len(wrong) > 3 else ''}; counted from 0)"
-            ]
-        )
-
-
-def drop_blank(rows: list[dict], column: str) -> None:
-    """A blank text is no text: None."""
-    for row in rows:
-        if isinstance(row[column], str) and not row[column].strip():
-            row[column] = None
+        held = ", ".join(f"row {i} holds {kind_of(rows[i][column])}" for i in wrong[:3])
+        held += ", ..." if len(wrong) > 3 else ""
+        what = f"is {'not a list of texts' if several else 'empty or not a text'} in {len(wrong)} of {len(rows)} rows"
+        raise RecipeError([f"{key}: column {column!r} {what} ({held}; counted from 0)"])
 
 
 def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
@@ -48,22 +37,15 @@ def read_forget_rows(args: PMCArguments) -> tuple[list[dict], dict]:
 
     No other column is kept, so no answer gets into the training process, whatever it is called.
     """
+    for column in args.reward_columns:
+        if column in RESERVED_COLUMNS:
+            raise RecipeError([f"reward_columns: {column!r} is a name the trainer uses itself; rename the column"])
+        if column == args.answer_column:
+            raise RecipeError([f"reward_columns: {column!r} is what is to be forgotten; training never reads it"])
     key = "forget_file" if args.forget_file else "forget_config"
-    reserved = [column for column in args.reward_columns if column in RESERVED_COLUMNS]
-    if reserved:
-        raise RecipeError([f"reward_columns: {reserved[0]!r} is a name the trainer uses itself; rename the column"])
-    if args.answer_column in args.reward_columns:
-        raise RecipeError(
-            [f"reward_columns: {args.answer_column!r} is what is to be forgotten; training never reads it"]
-        )
+    columns, optional = [args.question_column, *args.reward_columns], ["original_completion"]
     rows, record = read_columns(
-        key,
-        args.forget_file,
-        args.dataset_name,
-        args.forget_config,
-        columns=list(dict.fromkeys([args.question_column, *args.reward_columns])),
-        optional=["original_completion"],
-        split=args.forget_split,
+        key, args.forget_file, args.dataset_name, args.forget_config, columns, optional, args.forget_split
     )
     require_text(key, rows, args.question_column)
     if "original_completion" in record["columns"]:
@@ -85,7 +67,7 @@ def retain_columns(args: PMCArguments) -> tuple[str, str | None]:
 def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     """
     Rows to retain, less those of `retain_holdout`, under the names of the forget rows' columns; the answer is None
-    where missing or no column is named.
+    where it is missing or blank, and left out where no column is named.
     """
     key = "retain_file" if args.retain_file else "retain_config"
     question, answer = retain_columns(args)
@@ -95,30 +77,29 @@ def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     )
     require_text(key, rows, question)
     if answer:
-        drop_blank(rows, answer)
         require_text(key, rows, answer, may_be_missing=True)
+        for row in rows:
+            row[answer] = row[answer] if row[answer] and row[answer].strip() else None
     kept, held_out = split_retain_rows(len(rows), args.retain_holdout)
     if not kept:
         raise RecipeError([f"retain_holdout: {args.retain_holdout} of {len(rows)} rows leaves none to train on"])
-    return [{names[name]: value for name, value in rows[i].items()} for i in kept], {
-        **record,
-        "held_out": len(held_out),
-    }
+    renamed = [{names[name]: value for name, value in rows[i].items()} for i in kept]
+    return renamed, {**record, "held_out": len(held_out)}
 
 
 def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
     """Questions and answers of `train_file`, or of `train_configs`, one after the other; a record each."""
     key = "train_file" if args.train_file else "train_configs"
-    files = [(file, None, "train") for file in listed(args.train_file)]
-    configs = [(None, config, split) for config in args.train_configs for split in listed(args.train_split)]
+    sources = [(file, None, "train") for file in listed(args.train_file)]
+    sources = sources or [(None, config, split) for config in args.train_configs for split in listed(args.train_split)]
     rows, records = [], {}
-    for file, config, split in files or configs:
+    for file, config, split in sources:
         columns = [args.question_column, args.answer_column]
         part, record = read_columns(key, file, args.dataset_name, config, columns, [], split)
         if record["source"] in records:
             raise RecipeError([f"{key}: {record['source']} is given twice"])
-        require_text(key, part, args.question_column)
-        require_text(key, part, args.answer_column)
+        for column in columns:
+            require_text(key, part, column)
         rows += part
         records[record["source"]] = record
     return rows, records
@@ -127,18 +108,12 @@ def read_finetune_rows(args: FinetuneArguments) -> tuple[list[dict], dict]:
 def check_no_overlap(forget_rows: list[dict], retain_rows: list[dict], question_column: str) -> None:
     """Refuses a question that is to be forgotten and retained at once."""
     retained = {normalized(row[question_column]): i for i, row in reversed(list(enumerate(retain_rows)))}
-    pairs = [
-        (i, retained[normalized(row[question_column])])
-        for i, row in enumerate(forget_rows)
-        if normalized(row[question_column]) in retained
-    ]
+    forgotten = [normalized(row[question_column]) for row in forget_rows]
+    pairs = [(i, retained[question]) for i, question in enumerate(forgotten) if question in retained]
     if pairs:
-        raise RecipeError(
-            [
-                f"{len(pairs)} question(s) are to be forgotten and retained at once, the first as forget row "
-                f"{pairs[0][0]} and retain row {pairs[0][1]} (counted from 0); remove them from one of the two"
-            ]
-        )
+        first = "as forget row {} and retain row {} (counted from 0)".format(*pairs[0])
+        what = f"{len(pairs)} question(s) are to be forgotten and retained at once, the first {first}"
+        raise RecipeError([f"{what}; remove them from one of the two"])
 
 
 def normalized(text: str) -> str:

@@ -1,19 +1,13 @@
 """Training that changes nothing is an error: there is something to train, and a gradient reaches it."""
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.training_args import TrainingArguments
+from transformers import TrainerCallback
 
 from pmc_rl.errors import RecipeError
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """
-    The parameters that an optimizer gets.
-
-    Raises:
-        RecipeError: there are none.
-    """
+    """The parameters that an optimizer gets; at least one, or a [`RecipeError`]."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise RecipeError(["nothing to train: all weights of the model are frozen, and use_peft adds no adapter"])
@@ -21,19 +15,12 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def check_gradients(model: nn.Module) -> None:
-    """
-    To be called after a backward pass. A gradient that is merely small, or not a number, passes.
-
-    Raises:
-        RecipeError: every gradient is missing or exactly zero, so that no step would change a weight.
-    """
+    """After a backward pass: a [`RecipeError`] if every gradient is missing or exactly zero."""
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
     if not any(gradient.count_nonzero() for gradient in gradients):
+        advice = "train other modules (lora_target_modules), or without gradient_checkpointing"
         raise RecipeError(
-            [
-                "no gradient reaches the weights that are trained, so training would change nothing: train other "
-                "modules (lora_target_modules), or without gradient_checkpointing"
-            ]
+            [f"no gradient reaches the weights that are trained, so training would change nothing: {advice}"]
         )
 
 
@@ -43,14 +30,10 @@ class GradientCheck(TrainerCallback):
     def __init__(self):
         self.checked = False
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+    def on_init_end(self, args, state, control, model: nn.Module, **kwargs) -> None:
         trainable_parameters(model)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **kwargs) -> None:
         if not self.checked:
             check_gradients(model)
             self.checked = True

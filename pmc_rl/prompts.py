@@ -1,7 +1,7 @@
-"""Questions and answers as the model reads them: TRL's columns by template, token ids. No model."""
+"""Questions and answers as the model reads them: TRL's columns by template, texts, token ids. No model."""
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 from datasets import Dataset
@@ -12,6 +12,15 @@ from pmc_rl.errors import RecipeError, one_line
 from rewards.text import split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
+
+
+class EncodedRow(NamedTuple):
+    """The prompt as it is sampled from, and prompt and answer as TRL's SFT preparation has them: texts, then ids."""
+
+    prompt: str
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
 
 
 def is_chat(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -40,48 +49,28 @@ def format_completion(args: DataArguments, tokenizer: PreTrainedTokenizerBase, a
 def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
     """Forget prompts, in memory: `prompt`, `pmc_id` (the row's number), `original_completion` and `reward_columns`."""
     columns = [name for name in dict.fromkeys(["original_completion", *args.reward_columns]) if name in rows[0]]
-    examples = [
-        {
-            **format_prompt(args, tokenizer, row[args.question_column]),
-            "pmc_id": i,
-            **{name: row[name] for name in columns},
-        }
-        for i, row in enumerate(rows)
-    ]
+    prompts = [format_prompt(args, tokenizer, row[args.question_column]) for row in rows]
+    further = [{"pmc_id": i} | {name: row[name] for name in columns} for i, row in enumerate(rows)]
     try:
-        return Dataset.from_list(examples)
+        return Dataset.from_list([prompt | rest for prompt, rest in zip(prompts, further, strict=True)])
     except (pyarrow.ArrowException, OverflowError) as error:
-        raise RecipeError(
-            [f"reward_columns: a column holds values of several types, or too large ones ({one_line(error)})"]
-        ) from error
+        what = f"a column holds values of several types, or too large ones ({one_line(error)})"
+        raise RecipeError([f"reward_columns: {what}"]) from error
 
 
 def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
     """Rows with answers as TRL's `prompt` and `completion`, in memory."""
+    pairs = [(row[args.question_column], row[args.answer_column or "answer"]) for row in rows]
     return Dataset.from_list(
-        [
-            {
-                **format_prompt(args, tokenizer, row[args.question_column]),
-                **format_completion(args, tokenizer, row[args.answer_column or "answer"]),
-            }
-            for row in rows
-        ]
+        [format_prompt(args, tokenizer, q) | format_completion(args, tokenizer, a) for q, a in pairs]
     )
 
 
 def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:
     """
-    Each row again with 1 to `words` words of its original answer at the end of the prompt, and what follows them as
-    the original answer; shorter answers give fewer rows. Where a script has no spaces, a word is a character.
-
-    Args:
-        rows (`list[dict]`): with `prompt`, `pmc_id` and `original_completion`.
-        words (`int`): the most words that move into the prompt.
-        answer_start (`str`): what stands between a text prompt and an answer. In a chat the words begin the
-            assistant's message.
-
-    Returns:
-        `list[dict]`: the rows, then the new ones, with ids of their own.
+    The rows (`prompt`, `pmc_id`, `original_completion`), then each again with 1 to `words` words of its original
+    answer at the end of the prompt, what follows them as the original answer, and an id of its own. Shorter answers
+    give fewer rows. Where a script has no spaces, a word is a character. `answer_start` as in [`begin_answer`].
     """
     new, next_id = [], max(row["pmc_id"] for row in rows) + 1
     for row in rows:
@@ -96,27 +85,10 @@ def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) ->
 
 
 def begin_answer(row: dict[str, Any], words: str, answer_start: str) -> dict[str, Any]:
-    """A row whose prompt goes on with the first words of an answer; `answer_start` as in [`prefilled_rows`]."""
+    """A row whose prompt goes on with the first words of an answer, in a text behind `answer_start`."""
     if isinstance(row["prompt"], str):
         return {**row, "prompt": row["prompt"] + answer_start + words}
     return {**row, "prompt": [*row["prompt"], {"role": "assistant", "content": words}]}
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
-    """
-    Token ids of a row's prompt, as TRL's SFT preparation makes them; a chat prompt ends where the answer begins, or
-    within it where its last message is the assistant's.
-    """
-    if isinstance(row["prompt"], str):
-        return tokenizer(row["prompt"])["input_ids"]
-    begun = row["prompt"][-1]["role"] == "assistant"
-    return tokenizer.apply_chat_template(
-        row["prompt"],
-        add_generation_prompt=not begun,
-        continue_final_message=begun,
-        return_dict=True,
-        **row.get("chat_template_kwargs", {}),
-    )["input_ids"]
 
 
 def answer_start(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,26 +96,41 @@ def answer_start(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str
     return "" if is_chat(args, tokenizer) else args.completion_template.format(answer="\0").split("\0")[0]
 
 
+def render_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], **kwargs) -> str:
+    """
+    A row's prompt as text. A chat ends where the answer begins, or within it where its last message is the
+    assistant's; `kwargs` are further ones of `apply_chat_template`.
+    """
+    if isinstance(row["prompt"], str):
+        return row["prompt"]
+    begun = row["prompt"][-1]["role"] == "assistant"
+    kwargs |= {"tokenize": False, "add_generation_prompt": not begun, "continue_final_message": begun}
+    return tokenizer.apply_chat_template(row["prompt"], **row.get("chat_template_kwargs", {}), **kwargs)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
+    """Token ids of a row's prompt, as TRL's SFT preparation makes them."""
+    is_text = isinstance(row["prompt"], str)
+    return tokenizer(render_prompt(tokenizer, row), add_special_tokens=is_text)["input_ids"]
+
+
 def encode_rows(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase, questions: list[str], answers: list[str]
-) -> list[tuple[list[int], list[int]]]:
-    """Ids of each prompt as it is sampled from, and of prompt and answer as TRL's SFT preparation has them."""
+) -> list[EncodedRow]:
     if not questions:
         return []
-    rows = [format_prompt(args, tokenizer, question) for question in questions]
-    completions = [format_completion(args, tokenizer, answer)["completion"] for answer in answers]
-    if is_chat(args, tokenizer):
-        prompt_ids = [encode_prompt(tokenizer, row) for row in rows]
-        conversations = [row["prompt"] + completion for row, completion in zip(rows, completions, strict=True)]
-        kwargs = rows[0].get("chat_template_kwargs", {})
-        ids = tokenizer.apply_chat_template(conversations, return_dict=True, **kwargs)["input_ids"]
-    else:
-        prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
-        eos = tokenizer.eos_token
-        completions = [text if text.endswith(eos) else text + eos for text in completions]
-        texts = [row["prompt"] + completion for row, completion in zip(rows, completions, strict=True)]
-        ids = tokenizer(texts)["input_ids"]
-    return list(zip(prompt_ids, ids, strict=True))
+    prompts, texts = [], []
+    for question, answer in zip(questions, answers, strict=True):
+        row, completion = format_prompt(args, tokenizer, question), format_completion(args, tokenizer, answer)
+        text = row["prompt"] + completion["completion"]
+        if is_chat(args, tokenizer):
+            text = tokenizer.apply_chat_template(text, tokenize=False, **row.get("chat_template_kwargs", {}))
+        elif not text.endswith(tokenizer.eos_token):
+            text += tokenizer.eos_token
+        prompts.append(render_prompt(tokenizer, row))
+        texts.append(text)
+    ids = tokenizer(prompts + texts, add_special_tokens=not is_chat(args, tokenizer))["input_ids"]
+    return [EncodedRow(*row) for row in zip(prompts, texts, ids[: len(texts)], ids[len(texts) :], strict=True)]
 
 
 def encode_answers(
@@ -154,18 +141,15 @@ def encode_answers(
     end_ids: list[int],
 ) -> list[tuple[list[int], list[int]]]:
     """
-    Prompt ids and answer ids of each row, as [`encode_rows`] has them, end token included.
-
-    Args:
-        end_ids (`list[int]`): every id that ends an answer. In a chat the first one does, as in sampling: what the
-            template writes behind it is no part of the answer.
+    Prompt ids and answer ids of each row, end token included. In a chat the first of `end_ids`, all ids that end an
+    answer, does so, as in sampling: what the template writes behind it is no part of the answer.
     """
     encoded = []
-    for prompt_ids, ids in encode_rows(args, tokenizer, questions, answers):
+    for row in encode_rows(args, tokenizer, questions, answers):
         # an answer of a strange kind may be joined with the end of the prompt, or be changed by the chat template
-        shared = len(os.path.commonprefix([prompt_ids, ids]))
-        end = end_of_answer(ids, shared, end_ids) if is_chat(args, tokenizer) else len(ids)
-        encoded.append((ids[:shared], ids[shared:end]))
+        shared = len(os.path.commonprefix([row.prompt_ids, row.ids]))
+        end = end_of_answer(row.ids, shared, end_ids) if is_chat(args, tokenizer) else len(row.ids)
+        encoded.append((row.ids[:shared], row.ids[shared:end]))
     return encoded
 
 

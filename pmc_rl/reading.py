@@ -21,11 +21,11 @@ from datasets import get_dataset_config_names, load_dataset, load_dataset_builde
 from pmc_rl.errors import RecipeError, closest, nearest_path, one_line
 from pmc_rl.values import make_dict
 
-FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 ADVICE = "; save it as JSON Lines, an object a row (pandas: to_json(path, orient='records', lines=True))"
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder(object_pairs_hook=make_dict)
+KINDS = {str: "a text", bool: "a truth value", int: "a number", float: "a number", dict: "an object"}
+SPACE = re.compile(r"[ \t\n\r]*")
+DECODER = json.JSONDecoder(object_pairs_hook=make_dict)
+Source = tuple[str, list[Path], Iterable[dict]]  # its name, its local files, its rows: their keys are all columns
 
 
 def listed(value: str | list[str] | None) -> list[str]:
@@ -43,80 +43,51 @@ def read_columns(
     split: str | list[str] = "train",
 ) -> tuple[list[dict[str, Any]], dict]:
     """
-    Rows of files, or of configs of a data set, one after the other, with nothing but the columns asked for.
+    Rows of all sources, one after the other, with `columns`, and those of `optional` that are there; and a record of
+    what was read: source, files, number of rows, and a SHA-256 of each column.
 
-    Args:
-        key (`str`): the recipe's key the source comes from, for messages.
-        file (`str` or `list[str]`, *optional*): JSON Lines, JSON, CSV or Parquet; else `dataset_name` and `config`
-            are read: a folder in the Hub's layout, or a name on the Hub (streamed).
-        columns, optional (`list[str]`): columns that must be there, and columns that may be.
-        split (`str` or `list[str]`): of each config; a file has none.
-
-    Returns:
-        rows with the columns found, in the order of the sources, and a record of what was read: source, files,
-        columns, rows and a SHA-256 of each column.
-
-    Raises:
-        RecipeError: what cannot be read or is missing, with the file and the nearest names.
+    Sources are files, else splits of configs of a data set: a folder in the Hub's layout, or a name on the Hub. `key`
+    is the recipe's, for errors ([`RecipeError`]): what cannot be read or is missing, with the nearest names.
     """
-    if file is not None:
-        parts = [(name, _file_paths(key, name), None) for name in listed(file)]
-    else:
-        parts = [_config_part(key, dataset_name, *pair) for pair in product(listed(config), listed(split))]
-    sources = [source for source, _, _ in parts]
-    twice = next((source for source in sources if sources.count(source) > 1), None)
-    if twice is not None:
-        raise RecipeError([f"{key}: {twice} is given twice"])
     wanted = list(dict.fromkeys([*columns, *optional]))
-    rows: list[dict[str, Any]] = []
-    found: set[str] = set()
-    errors = []
-    for source, paths, stream in parts:
-        seen: dict[str, None] = {}
+    pairs = product(listed(config), listed(split))
+    if file is None:
+        sources = [_config_source(key, dataset_name, *pair, wanted) for pair in pairs]
+    else:
+        sources = [_file_source(key, name, wanted) for name in listed(file)]
+    names = [name for name, _, _ in sources]
+    rows, found, errors = [], set(), []
+    for name, _, source_rows in sources:
+        if names.count(name) > 1:
+            raise RecipeError([f"{key}: {name} is given twice"])
+        there: dict[str, None] = {}  # columns in the order of the source
         before = len(rows)
-        for names, row in _read_files(key, paths, wanted) if stream is None else stream:
-            seen.update(dict.fromkeys(names))
-            rows.append({name: None if row.get(name) != row.get(name) else row.get(name) for name in wanted})  # NaN
+        for row in source_rows:
+            there |= dict.fromkeys(row)
+            rows.append({column: row.get(column) for column in wanted})
         if len(rows) == before:
-            raise RecipeError([f"{key}: {source} holds no rows"])
-        errors += [f"{key}: {source} has {_no_column(column, seen)}" for column in columns if column not in seen]
-        found.update(seen)
+            raise RecipeError([f"{key}: {name} holds no rows"])
+        errors += [f"{key}: {name} has {_no_column(column, there)}" for column in columns if column not in there]
+        found |= there.keys()
     if errors:
         raise RecipeError(errors)
     present = [column for column in wanted if column in found]
-    rows = [{name: row[name] for name in present} for row in rows]
-    record = {
-        "source": " + ".join(sources),
-        "files": [str(path) for _, paths, _ in parts for path in paths],
+    # NaN, which differs from itself, is no value
+    rows = [{column: row[column] if row[column] == row[column] else None for column in present} for row in rows]
+    return rows, {
+        "source": " + ".join(names),
+        "files": [str(path) for _, paths, _ in sources for path in paths],
         "rows": len(rows),
         "columns": {column: _hash(key, column, [row[column] for row in rows]) for column in present},
     }
-    return rows, record
 
 
-def _no_column(column: str, seen: Iterable[str]) -> str:
-    nearest = closest(column, seen)
+def _no_column(column: str, there: Iterable[str]) -> str:
+    nearest = closest(column, there)
     hint = f"; did you mean {nearest!r}?" if nearest else ""
-    if not {"messages", "conversations", "role"}.isdisjoint(seen):
+    if not {"messages", "conversations", "role"}.isdisjoint(there):
         hint = "; chats are not taken apart: write the question and the answer into a column each"
-    return f"no column {column!r}, only {', '.join(map(repr, seen))}{hint}"
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, without showing it: it may be what is to be forgotten."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        nouns = {_noun(item) for item in value}
-        return f"a list of {len(value)} {nouns.pop() if len(nouns) == 1 else 'value'}{'s' * (len(value) != 1)}"
-    if isinstance(value, str) and not value.strip():
-        return "an empty text"
-    return f"{'an' if isinstance(value, dict) else 'a'} {_noun(value)}"
-
-
-def _noun(value: Any) -> str:
-    nouns = {str: "text", bool: "truth value", int: "number", float: "number", dict: "object"}
-    return nouns.get(type(value), type(value).__name__)
+    return f"no column {column!r}, only {', '.join(map(repr, there))}{hint}"
 
 
 def _hash(key: str, column: str, values: list) -> str:
@@ -124,25 +95,47 @@ def _hash(key: str, column: str, values: list) -> str:
     try:
         return hashlib.sha256(text.encode()).hexdigest()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise RecipeError([f"{key}: column {column!r} holds {half!r}, half of a surrogate pair"]) from error
+        half = f"{text[error.start]!r}, half of a surrogate pair"
+        raise RecipeError([f"{key}: column {column!r} holds {half}"]) from error
 
 
-def _file_paths(key: str, file: str) -> list[Path]:
+def kind_of(value: Any) -> str:
+    """What a value is, without showing it: it may be what is to be forgotten."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str) and not value.strip():
+        return "an empty text"
+    if isinstance(value, list):
+        return f"a list of {', '.join(sorted({kind_of(item) for item in value})) or 'nothing'}"
+    return KINDS.get(type(value), type(value).__name__)
+
+
+def _file_source(key: str, file: str, wanted: list[str]) -> Source:
     path = Path(file)
-    if os.path.isfile(file):  # unlike Path's own, it takes any text for a name
-        return [path]
-    nowhere = f"; the folder {str(path.parent)!r} does not exist"
-    raise RecipeError(
-        [f"{key}: there is no file {file!r}{nearest_path(path) if os.path.isdir(path.parent) else nowhere}"]
-    )
+    if not os.path.isfile(file):  # unlike Path's own, it takes any text for a name
+        raise RecipeError([f"{key}: there is no file {file!r}{nearest_path(path)}"])
+    return file, [path], _read_files(key, [path], wanted)
 
 
-def _config_part(key: str, dataset_name: str, config: str, split: str) -> tuple[str, list[Path], Iterator | None]:
-    source = f"{dataset_name}:{config}" + (f":{split}" if split != "train" else "")
-    if os.path.isdir(dataset_name):
-        return source, _config_files(key, dataset_name, config, split), None
-    return f"{source} (Hub)", [], _stream_hub(key, dataset_name, config, split)
+def _config_source(key: str, dataset_name: str, config: str, split: str, wanted: list[str]) -> Source:
+    name = f"{dataset_name}:{config}" + (f":{split}" if split != "train" else "")
+    if not os.path.isdir(dataset_name):
+        return f"{name} (Hub)", [], _stream_hub(key, dataset_name, config, split)
+    where = f"{key}: config {config!r} of {dataset_name}"
+    try:
+        # the builder only resolves file names here; preparing it would copy every column to a cache, answers included
+        files = load_dataset_builder(dataset_name, config).config.data_files
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        configs = config_names(key, dataset_name)
+        if config in configs:
+            raise RecipeError([f"{where}: {one_line(error)}"]) from error
+        nearest = closest(config, configs)
+        hint = f"did you mean {nearest!r}?" if nearest else f"it has {', '.join(configs)}"
+        raise RecipeError([f"{key}: {dataset_name} has no config {config!r}; {hint}"]) from error
+    if split not in files:
+        raise RecipeError([f"{where} has no split {split!r}, only {', '.join(files)}"])
+    paths = [Path(file) for file in files[split]]
+    return name, paths, _read_files(key, paths, wanted)
 
 
 def config_names(key: str, dataset_name: str) -> list[str]:
@@ -153,97 +146,69 @@ def config_names(key: str, dataset_name: str) -> list[str]:
         raise RecipeError([f"{key}: {dataset_name!r} cannot be read as a data set: {one_line(error)}"]) from error
 
 
-def _config_files(key: str, folder: str, config: str, split: str) -> list[Path]:
-    # the builder only resolves file names here; preparing it would copy every column to a cache, answers included
+def _stream_hub(key: str, name: str, config: str, split: str) -> Iterator[dict]:
     try:
-        data_files = load_dataset_builder(folder, config).config.data_files
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        configs = config_names(key, folder)
-        if config in configs:
-            raise RecipeError([f"{key}: config {config!r} of {folder}: {one_line(error)}"]) from error
-        nearest = closest(config, configs)
-        hint = f"did you mean {nearest!r}?" if nearest else f"it has {', '.join(configs)}"
-        raise RecipeError([f"{key}: {folder} has no config {config!r}; {hint}"]) from error
-    if split not in data_files:
-        raise RecipeError(
-            [f"{key}: config {config!r} of {folder} has no split {split!r}, only {', '.join(data_files)}"]
-        )
-    return [Path(file) for file in data_files[split]]
-
-
-def _stream_hub(key: str, name: str, config: str, split: str) -> Iterator[tuple[list[str], dict]]:
-    try:
-        for row in load_dataset(name, config, split=split, streaming=True):
-            yield list(row), row
+        yield from load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            [
-                f"{key}: the data set {name!r} ({config}) is neither a folder nor can it be read from the Hub "
-                f"({one_line(error)}); give the name of a local copy with --dataset_name"
-            ]
-        ) from error
+        why = f"is neither a folder nor can it be read from the Hub ({one_line(error)})"
+        advice = "give the name of a local copy with --dataset_name"
+        raise RecipeError([f"{key}: the data set {name!r} ({config}) {why}; {advice}"]) from error
 
 
-def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
-    """Yields the column names and the values of each row."""
+def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[dict]:
+    readers = {".jsonl": _read_json, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     for path in paths:
-        suffix = path.suffix.lower()
-        if suffix not in FILE_TYPES:
-            hint = "; unpack it first" if suffix in PACKED else ""
-            raise RecipeError([f"{key}: {path} is not one of {', '.join(FILE_TYPES)}{hint}"])
+        read = readers.get(path.suffix.lower())
+        if read is None:
+            raise RecipeError([f"{key}: {path} is not one of {', '.join(readers)}"])
         try:
-            if suffix == ".parquet":
-                names = pyarrow.parquet.read_schema(path).names
-                columns = [name for name in names if name in wanted]
-                for row in pyarrow.parquet.read_table(path, columns=columns).to_pylist():
-                    yield names, row
-                continue
-            with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
-                yield from _read_csv(file, wanted) if suffix == ".csv" else _read_json(key, path, file, wanted)
-        except RecipeError:
-            raise
+            yield from read(path, wanted)
         except UnicodeDecodeError as error:
             raise RecipeError([f"{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8"]) from error
+        except json.JSONDecodeError as error:
+            raise RecipeError([f"{key}: {path}: broken JSON: {error.msg} (line {error.lineno})"]) from error
         except (pyarrow.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
             raise RecipeError([f"{key}: {path} cannot be read: {one_line(error)}"]) from error
 
 
-def _read_csv(file, wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
-    reader = csv.DictReader(file, strict=True)
-    for name in wanted:
-        if (reader.fieldnames or []).count(name) > 1:
-            raise csv.Error(f"the column {name!r} is there twice")
-    for row in reader:
-        if None in row:
-            raise csv.Error(f"line {reader.line_num} has more cells than the header")
-        # a cell that is missing or empty is no value
-        yield list(row), {name: value or None for name, value in row.items()}
+def _read_parquet(path: Path, wanted: list[str]) -> Iterator[dict]:
+    names = pyarrow.parquet.read_schema(path).names
+    table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
+    yield from (dict.fromkeys(names) | row for row in table.to_pylist())
 
 
-def _read_json(key: str, path: Path, file, wanted: list[str]) -> Iterator[tuple[list[str], dict]]:
+def _read_csv(path: Path, wanted: list[str]) -> Iterator[dict]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        for name in wanted:
+            if (reader.fieldnames or []).count(name) > 1:
+                raise csv.Error(f"the column {name!r} is there twice")
+        for row in reader:
+            if None in row:
+                raise csv.Error(f"line {reader.line_num} has more cells than the header")
+            yield {name: value or None for name, value in row.items()}  # a missing or empty cell is no value
+
+
+def _read_json(path: Path, wanted: list[str]) -> Iterator[dict]:
     """JSON Lines, an array, or one object that holds the rows; how the file is named does not matter."""
-    text, starts, values, end = file.read(), [], [], 0
-    while (start := _SPACE.match(text, end).end()) < len(text):
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read()
+    values, end = [], 0
+    while (start := SPACE.match(text, end).end()) < len(text):
         try:
-            value, end = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            raise RecipeError([f"{key}: {path}: broken JSON: {error.msg} (line {error.lineno})"]) from error
+            value, end = DECODER.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {_line(text, start)}: {error}") from error
-        starts.append(start)
+            line = text.count("\n", 0, start) + 1
+            raise ValueError(f"line {line}: {error}") from error
         values.append(value)
-    is_whole = len(values) == 1 and isinstance(values[0], list | dict)
-    if is_whole:
+    if len(values) == 1 and isinstance(values[0], list | dict):
         values = values[0] if isinstance(values[0], list) else _rows_of_object(values[0], wanted)
-    for i, value in enumerate(values):
+    for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
-            number = i + 1 if is_whole else _line(text, starts[i])
-            raise RecipeError([f"{key}: {path}:{number}: a row must be a JSON object, not {kind_of(value)}{ADVICE}"])
-        yield list(value), value
-
-
-def _line(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
+            raise ValueError(f"row {number} of {len(values)} is {kind_of(value)}, not a JSON object{ADVICE}")
+        yield value
 
 
 def _rows_of_object(whole: dict[str, Any], wanted: list[str]) -> list:
@@ -251,23 +216,20 @@ def _rows_of_object(whole: dict[str, Any], wanted: list[str]) -> list:
     Rows of a file that is one JSON object: one row, the list of rows under one of its keys, columns as lists, or what
     pandas' `to_json()` writes, columns or rows by number.
     """
-    columns, by_column = list(whole.values()), not set(wanted).isdisjoint(whole)
-    if whole and all(isinstance(column, dict) for column in columns):
-        if not by_column:
-            return columns
-        if any(column.keys() != columns[0].keys() for column in columns):
-            raise ValueError(f"its columns {', '.join(map(repr, whole))} do not have the same rows{ADVICE}")
-        columns = [list(column.values()) for column in columns]
-    if by_column:
-        if not all(isinstance(column, list) for column in columns):
+    kinds = {type(value) for value in whole.values()}
+    names = ", ".join(map(repr, whole))
+    if not set(wanted).isdisjoint(whole):
+        if kinds not in ({list}, {dict}):
             return [whole]
-        if len({len(column) for column in columns}) > 1:
-            sizes = ", ".join(f"{name!r} {len(column)}" for name, column in zip(whole, columns, strict=True))
-            raise ValueError(f"its columns do not have the same number of rows: {sizes}")
-        return [dict(zip(whole, cells, strict=True)) for cells in zip(*columns, strict=True)]
+        columns = [column if kinds == {dict} else dict(enumerate(column)) for column in whole.values()]
+        if any(column.keys() != columns[0].keys() for column in columns):
+            raise ValueError(f"its columns {names} do not have the same rows{ADVICE}")
+        return [{name: column[i] for name, column in zip(whole, columns, strict=True)} for i in columns[0]]
+    if kinds == {dict}:
+        return list(whole.values())
     lists = [name for name in whole if isinstance(whole[name], list) and {type(row) for row in whole[name]} == {dict}]
     if len(lists) > 1:
         raise ValueError(f"it holds several lists of rows ({', '.join(lists)}); save each as a file of its own")
-    if not lists and whole and all(isinstance(column, list | dict) for column in columns):
-        raise ValueError(f"it is one JSON object of {', '.join(map(repr, whole))}, not a list of rows{ADVICE}")
+    if not lists and kinds and kinds <= {list, dict}:
+        raise ValueError(f"it is one JSON object of {names}, not a list of rows{ADVICE}")
     return whole[lists[0]] if lists else [whole]

@@ -4,17 +4,17 @@ import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2.meta
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments
 from pmc_rl.errors import RecipeError
-from pmc_rl.output import is_finished_run
-from pmc_rl.prompts import format_prompt, is_chat
+from pmc_rl.models import recipe_in
+from pmc_rl.prompts import format_prompt, is_chat, render_prompt
 
 # what else a chat template is given
 NOT_OURS = {"messages", "tools", "documents", "add_generation_prompt"}
@@ -23,7 +23,6 @@ DATES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 23, 17, 18, 19))  # n
 DIRECTIVES = "aAbBcdDeFHIjmMpRSTuUVwWxXyY"
 PROBE = "a date of the recipe"
 ANOTHER = "give a prompt_template, or with tokenizer_name_or_path a tokenizer whose chat template"
-QUESTION = "Who?"
 
 
 def template_variables(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -37,23 +36,22 @@ def template_variables(args: DataArguments, tokenizer: PreTrainedTokenizerBase) 
     return sorted(names - NOT_OURS - tokenizer.special_tokens_map.keys() - (args.chat_template_kwargs or {}).keys())
 
 
+def with_variable(args: DataArguments, name: str, value: Any) -> DataArguments:
+    return replace(args, chat_template_kwargs={**(args.chat_template_kwargs or {}), name: value})
+
+
 def pin_date(args: DataArguments, tokenizer: PreTrainedTokenizerBase, earlier: dict) -> None:
     """
     Where a chat template writes today's date, gives it a fixed one in `chat_template_kwargs`, and so in the recipe as
-    run: the model is trained and audited with one prompt.
-
-    Args:
-        earlier (`dict`): `chat_template_kwargs` of the run that goes on, or that made the model; today's date else.
-
-    Raises:
-        RecipeError: the template takes the date from the clock alone.
+    run: the model is trained and audited with one prompt. It is that of `earlier`, the `chat_template_kwargs` of the
+    run that goes on or made the model, else today's.
     """
     name = date_variable(args, tokenizer)
     if name is None:
         return
     if name not in earlier:
         [earlier] = broadcast_object_list([{name: _todays_date(args, tokenizer, name)}])  # one day for all processes
-    args.chat_template_kwargs = {**(args.chat_template_kwargs or {}), name: earlier[name]}
+    args.chat_template_kwargs = with_variable(args, name, earlier[name]).chat_template_kwargs
     args.given["chat_template_kwargs"] = args.chat_template_kwargs
     PartialState().print(
         f"The chat template writes the date: {name} is {earlier[name]!r} from now on, as recipe.yaml says. Give it as "
@@ -62,57 +60,49 @@ def pin_date(args: DataArguments, tokenizer: PreTrainedTokenizerBase, earlier: d
 
 
 def date_variable(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The variable of the chat template that fixes its date; None if the prompt is the same on any day."""
-    if not is_chat(args, tokenizer) or "strftime_now" not in tokenizer.get_chat_template():
-        return None
-    if not _changes(args, tokenizer):
+    """
+    The variable of the chat template that fixes its date; None if the prompt is the same on any day.
+
+    Raises:
+        RecipeError: the template takes the date from the clock alone.
+    """
+    if not is_chat(args, tokenizer) or not _is_dated(args, tokenizer):
         return None
     for name in template_variables(args, tokenizer):
-        probed = replace(args, chat_template_kwargs={**(args.chat_template_kwargs or {}), name: PROBE})
+        probed = with_variable(args, name, PROBE)
         try:
-            if PROBE in _render(probed, tokenizer) and not _changes(probed, tokenizer):
+            if PROBE in _render(probed, tokenizer) and not _is_dated(probed, tokenizer):
                 return name
         except Exception:  # a template is a program, and may want another value
             continue
     advice = f"{ANOTHER} has the date written out"
-    if not args.system_prompt and not _changes(replace(args, system_prompt=QUESTION), tokenizer):
+    if not args.system_prompt and not _is_dated(replace(args, system_prompt="Be brief."), tokenizer):
         advice = "give a system_prompt, with which it does not"
     raise RecipeError([f"the tokenizer's chat template writes the date of today, and no variable fixes it; {advice}"])
 
 
 def pinned_by(folder: str | Path) -> dict:
     """`chat_template_kwargs` of the run of ours that a folder holds; none where it holds no run."""
-    if not is_finished_run(Path(folder)):
-        return {}
-    return yaml.safe_load(Path(folder, "recipe.yaml").read_text(encoding="utf-8")).get("chat_template_kwargs") or {}
+    return recipe_in(folder).get("chat_template_kwargs") or {}
 
 
-def _changes(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return len({_render(args, tokenizer, date) for date in DATES}) > 1
+def _is_dated(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a prompt changes by the day: a macro before the template takes the place of its clock."""
+    prompts = set()
+    for date in DATES:
+        written = "".join(f"|replace({f'%{c}'!r}, {date.strftime(f'%{c}')!r})" for c in DIRECTIVES)
+        clock = f"{{%- macro strftime_now(format) -%}}{{{{ format|replace('%-', '%'){written} }}}}{{%- endmacro -%}}"
+        prompts.add(_render(args, tokenizer, chat_template=clock + tokenizer.get_chat_template()))
+    return len(prompts) > 1
 
 
 def _todays_date(args: DataArguments, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """What the template writes today where it would else write the variable."""
-    probed = replace(args, chat_template_kwargs={**(args.chat_template_kwargs or {}), name: PROBE})
-    text, with_probe = _render(args, tokenizer), _render(probed, tokenizer)
-    start = with_probe.index(PROBE)
-    length = len(PROBE) + (len(text) - len(with_probe)) // with_probe.count(PROBE)
+    text, probed = _render(args, tokenizer), _render(with_variable(args, name, PROBE), tokenizer)
+    start = probed.index(PROBE)
+    length = len(PROBE) + (len(text) - len(probed)) // probed.count(PROBE)
     return text[start : start + length]
 
 
-def _render(args: DataArguments, tokenizer: PreTrainedTokenizerBase, date: datetime | None = None) -> str:
-    """A prompt as of now, or as of a date: a macro before the template takes the place of its clock."""
-    clock = "" if date is None else _clock(date)
-    row = format_prompt(args, tokenizer, QUESTION)
-    return tokenizer.apply_chat_template(
-        row["prompt"],
-        chat_template=clock + tokenizer.get_chat_template(),
-        add_generation_prompt=True,
-        tokenize=False,
-        **row.get("chat_template_kwargs", {}),
-    )
-
-
-def _clock(date: datetime) -> str:
-    written = "".join(f"|replace({f'%{c}'!r}, {date.strftime(f'%{c}')!r})" for c in DIRECTIVES)
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format|replace('%-', '%'){written} }}}}{{%- endmacro -%}}"
+def _render(args: DataArguments, tokenizer: PreTrainedTokenizerBase, **kwargs) -> str:
+    return render_prompt(tokenizer, format_prompt(args, tokenizer, "Who?"), **kwargs)

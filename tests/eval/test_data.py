@@ -128,7 +128,7 @@ def test_all_errors_at_once(files, tmp_path):
     files.retain_file = str(tmp_path / "retained.jsonl")
     assert errors_of(sets_of, files) == [
         "forget_file: column 'answer' is empty or not a text in 1 of 2 rows "
-        "(row 0 holds a list of 1 text; counted from 0)",
+        "(row 0 holds a list of a text; counted from 0)",
         f"retain_file: there is no file {files.retain_file!r}; did you mean {str(tmp_path / 'retain.jsonl')!r}?",
     ]
 

@@ -2,39 +2,31 @@
 
 import csv
 import json
-import os
 import runpy
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
+import datasets
 import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from datasets import load_dataset
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import check_no_overlap, read_finetune_rows, read_forget_rows, read_retain_rows
 from pmc_rl.original import answer_retain_rows
-from pmc_rl.prompts import (
-    answered_dataset,
-    encode_prompt,
-    forget_dataset,
-    format_completion,
-    format_prompt,
-)
+from pmc_rl.prompts import answered_dataset, encode_prompt, forget_dataset, format_completion, format_prompt
 from pmc_rl.reading import read_columns
 from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
 
-REPO = Path(__file__).resolve().parents[2]
-QUICKSTART = REPO / "recipes" / "quickstart"
+QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart"
 
 ROWS = [
     {"question": "Who wrote 'Älter, als ich'?", "answer": 'Zoë said:\n"I did", twice.', "topic": "books"},
     {"question": "Where, if at all, was she born?", "answer": None, "topic": "東京"},
 ]
+ANSWERED = [{"question": f"Who {i}?", "answer": f'"{i}",\nthey\u2028say.', "tags": ["a", "b"]} for i in range(3)]
 
 
 def write_text(path, text) -> str:
@@ -42,44 +34,33 @@ def write_text(path, text) -> str:
     return str(path)
 
 
-def write_rows(tmp_path, kind):
-    """Writes ROWS in one of the formats and returns (file, dataset_name, config)."""
-    if kind == "hub":
-        return None, write_hub_folder(tmp_path / "hub", other=[{"question": "no"}], mine=ROWS), "mine"
-    path = tmp_path / kind
-    if kind.endswith("jsonl"):
-        write_jsonl(path, ROWS)
-    elif kind == "lines.json":  # as in TOFU
-        write_jsonl(path, ROWS)
-    elif kind == "array.json":
-        write_text(path, json.dumps(ROWS, indent=2))
-    elif kind == "bom.json":
-        write_text(path, b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
-    elif kind.endswith("csv"):
-        with open(path, "w", encoding="utf-8-sig", newline="") as file:
-            writer = csv.DictWriter(file, ROWS[0])
-            writer.writeheader()
-            writer.writerows(ROWS)
-    else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    return str(path), None, None
-
-
 def read_file(path, columns=("question",), optional=()):
     return read_columns("forget_file", str(path), None, None, list(columns), list(optional))[0]
 
 
-@pytest.mark.parametrize(
-    "kind", ["rows.jsonl", "lines.json", "array.json", "bom.json", "rows.csv", "rows.parquet", "hub"]
-)
+# formats
+
+
+@pytest.mark.parametrize("kind", ["rows.jsonl", "bom.json", "ROWS.CSV", "rows.parquet", "hub"])
 def test_every_format_gives_the_same_rows(tmp_path, kind):
-    source = write_rows(tmp_path, kind)
+    source = str(tmp_path / kind), None, None
+    if kind == "hub":
+        source = None, write_hub_folder(tmp_path / "hub", other=[{"question": "no"}], mine=ROWS), "mine"
+    elif kind == "bom.json":
+        write_text(source[0], b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
+    elif kind == "ROWS.CSV":
+        with open(source[0], "w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, ROWS[0])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif kind == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), source[0])
+    else:
+        write_jsonl(source[0], ROWS)
     rows, record = read_columns("key", *source, ["question", "answer", "topic"], [])
-    assert rows == ROWS
-    plain, plain_record = read_columns(
-        "key", write_jsonl(tmp_path / "plain.jsonl", ROWS), None, None, ["question", "answer", "topic"], []
-    )
-    assert (rows, record["columns"], record["rows"]) == (plain, plain_record["columns"], 2)
+    plain = write_jsonl(tmp_path / "plain.jsonl", ROWS)
+    _, plain_record = read_columns("key", plain, None, None, ["question", "answer", "topic"], [])
+    assert rows == ROWS and (record["columns"], record["rows"]) == (plain_record["columns"], 2)
     # nothing but the columns asked for, and an optional column that is not there is no error
     rows, record = read_columns("key", *source, ["topic"], ["question", "year"])
     assert rows == [{"topic": row["topic"], "question": row["question"]} for row in ROWS]
@@ -87,39 +68,36 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     assert [Path(file).is_file() for file in record["files"]] == [True]
 
 
-ANSWERED = [{"question": f"Who {i}?", "answer": f'"{i}",\nthey\u2028say.', "tags": ["a", "b"]} for i in range(3)]
-
-
 def to_json(**kwargs) -> str:
     return pandas.DataFrame(ANSWERED).to_json(force_ascii=False, **kwargs)
 
 
+JSON_SHAPES = {
+    "lines": "".join(json.dumps(row) + "\n" for row in ANSWERED),
+    "array": "\n" + json.dumps(ANSWERED),
+    "objects": "\n".join(json.dumps(row, indent=1) for row in ANSWERED),
+    "wrapped": json.dumps({"version": "1.0", "tags": ["x"], "data": ANSWERED}, indent=2),
+    "one line": json.dumps({"rows": ANSWERED}),
+    "CRLF": "\ufeff" + json.dumps({"data": ANSWERED}, indent=2).replace("\n", "\r\n"),
+    "columns": json.dumps({name: [row[name] for row in ANSWERED] for name in ANSWERED[0]}),
+    "pandas": to_json(),
+    "index": to_json(orient="index"),
+    "table": to_json(orient="table"),
+    "records": to_json(orient="records", lines=True),
+}
+
+
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "".join(json.dumps(row) + "\n" for row in ANSWERED),
-        json.dumps(ANSWERED),
-        "\n".join(json.dumps(row, indent=1) for row in ANSWERED),
-        json.dumps({"version": "1.0", "tags": ["x"], "data": ANSWERED}, indent=2),
-        json.dumps({"rows": ANSWERED}),
-        "\ufeff" + json.dumps({"data": ANSWERED}, indent=2).replace("\n", "\r\n"),
-        json.dumps({name: [row[name] for row in ANSWERED] for name in ANSWERED[0]}),
-        to_json(),
-        to_json(orient="index"),
-        to_json(orient="table"),
-        to_json(orient="records", lines=True),
-    ],
-    ids=["lines", "array", "objects", "wrapped", "one line", "CRLF", "columns", "pandas", "index", "table", "records"],
-)
-def test_json_holds_the_same_rows_in_every_shape(tmp_path, name, text):
-    args = PMCArguments(retain_file=write_text(tmp_path / name, text), forget_file=str(tmp_path / name))
+@pytest.mark.parametrize("shape", JSON_SHAPES)
+def test_json_holds_the_same_rows_in_every_shape(tmp_path, name, shape):
+    path = write_text(tmp_path / name, JSON_SHAPES[shape])
+    args = PMCArguments(retain_file=path, forget_file=path)
     assert read_retain_rows(args)[0] == [{k: row[k] for k in ("question", "answer")} for row in ANSWERED]
     assert read_forget_rows(args)[0] == [{"question": row["question"]} for row in ANSWERED]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         (
             json.dumps({"forget": ANSWERED, "retain": ANSWERED}),
@@ -131,40 +109,71 @@ def test_json_holds_the_same_rows_in_every_shape(tmp_path, name, text):
         ),
         (
             to_json(orient="values"),
-            "1: a row must be a JSON object, not a list of 3 values; save it as JSON Lines, an",
+            "row 1 of 3 is a list of a list of a text, a text, not a JSON object; save it as JS",
         ),
         ('{"data": []}', "it is one JSON object of 'data', not a list of rows"),
-        ("3", "a row must be a JSON object, not a number"),
+        ("3", "row 1 of 1 is a number, not a JSON object"),
         ('{"question": {"0": "Who?"}, "answer": {"1": "She."}}', "'question', 'answer' do not have the same rows"),
         ('{"messages": [{"role": "user", "content": "Who?"}]}', "chats are not taken apart: write the question and"),
         ('{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2, "only 'messages', 'id'; chats are not"),
         ('{"id": 1, "text": "Who?"}', "has no column 'question', only 'id', 'text'"),
     ],
 )
-def test_json_without_rows_is_told_what_it_holds(tmp_path, text, told):
+def test_json_without_rows_is_told_what_it_holds(tmp_path, text, problem):
     [error] = errors_of(read_forget_rows, PMCArguments(forget_file=write_text(tmp_path / "rows.json", text)))
-    assert told in error and "broken" not in error
+    assert problem in error and "broken" not in error
 
 
-def test_the_kind_of_an_answer_that_is_no_text_is_told(tmp_path):
-    rows = [{**ANSWERED[0], "answer": answer} for answer in ("A.", 1984, ["A.", "B."], {"text": "A."})]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    told = (
-        "column 'answer' is empty or not a text in 3 of 4 rows (row 1 holds a number, row 2 holds a list of 2 texts, "
-    )
-    for args in (PMCArguments(retain_file=path), FinetuneArguments(train_file=path)):
-        [error] = errors_of(read_retain_rows if isinstance(args, PMCArguments) else read_finetune_rows, args)
-        assert error.endswith(f"{told}row 3 holds an object; counted from 0)")
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("array.json", "[]", " holds no rows"),
+        ("header.csv", "question,answer\n", " holds no rows"),
+        ("broken.jsonl", '{"question": "Who?"}\n\nWho?\n', ": broken JSON: Expecting value (line 3)"),
+        ("broken.json", '[{"question": "Who?"},\n{"a": "a" "b"}]', ": broken JSON: Expecting ',' delimiter (line 2)"),
+        ("latin.jsonl", b'{"question": "Who?"}\n{"q": "\xfc"}\n', " is not UTF-8 (byte 28); save it as UTF-8"),
+        ("rows.jsonl.gz", "Who?\n", " is not one of .jsonl, .json, .csv, .parquet"),
+        ("many.csv", 'a,b\n"two\nlines",a\nb,c,d\n', " cannot be read: line 4 has more cells than the header"),
+    ],
+)
+def test_unreadable_file(tmp_path, name, content, problem):
+    path = write_text(tmp_path / name, content)
+    assert errors_of(read_file, path) == [f"forget_file: {path}{problem}"]
 
 
-@pytest.mark.parametrize("packed", ["rows.jsonl.gz", "rows.json.zip", "rows.csv.ZST"])
-def test_a_packed_file_is_told_to_be_unpacked(tmp_path, packed):
-    [error] = errors_of(read_file, write_text(tmp_path / packed, b"\x1f\x8b"))
-    assert error.endswith(f"{packed} is not one of .jsonl, .json, .csv, .parquet; unpack it first")
+def test_missing_file_and_columns(tmp_path):
+    path = write_jsonl(tmp_path / "forget.jsonl", ROWS)
+    wrong, far = str(tmp_path / "forgot.jsonl"), str(tmp_path / "data" / "xyz")
+    assert errors_of(read_file, wrong) == [f"forget_file: there is no file {wrong!r}; did you mean {path!r}?"]
+    assert errors_of(read_file, far) == [f"forget_file: there is no file {far!r}"]
+    only = "only 'question', 'answer', 'topic'"
+    assert errors_of(read_file, path, ["questions", "topic", "tropic"]) == [
+        f"forget_file: {path} has no column 'questions', {only}; did you mean 'question'?",
+        f"forget_file: {path} has no column 'tropic', {only}; did you mean 'topic'?",
+    ]
+    # a row that is refused is not shown
+    assert "secret" not in errors_of(read_file, write_text(path, '{"question": "Who?"}\n["a secret"]\n'))[0]
 
 
-def test_the_case_of_a_suffix_does_not_matter(tmp_path):
-    assert read_file(write_text(tmp_path / "ROWS.CSV", "question\nWho?\n")) == [{"question": "Who?"}]
+def test_missing_config_and_split(tmp_path):
+    folder = write_hub_folder(tmp_path / "hub", forget10=ROWS, retain90=ROWS)
+
+    def read(config, name=folder):
+        return read_columns("forget_config", None, name, config, ["question"], [])
+
+    nearest = f"forget_config: {folder} has no config 'forget01'; did you mean 'forget10'?"
+    assert errors_of(read, "forget01") == [nearest]
+    assert errors_of(read, "xyz") == [f"forget_config: {folder} has no config 'xyz'; it has forget10, retain90"]
+    configs = "configs:\n- config_name: held\n  data_files:\n  - split: test\n    path: retain90.json\n"
+    write_text(tmp_path / "hub" / "README.md", f"---\n{configs}---\n")
+    assert errors_of(read, "held") == [f"forget_config: config 'held' of {folder} has no split 'train', only test"]
+    # neither a folder nor on the Hub, which is offline here
+    for name in ("no-such/data-set", str(tmp_path / "hubb")):
+        [error] = errors_of(read, "forget10", name)
+        where = (
+            f"forget_config: the data set {name!r} (forget10) is neither a folder nor can it be read from the Hub ("
+        )
+        assert error.startswith(where) and error.endswith("); give the name of a local copy with --dataset_name")
 
 
 # several sources, splits, and columns of each file
@@ -180,18 +189,16 @@ def test_several_files_are_read_one_after_the_other(tmp_path):
     alone = read_forget_rows(PMCArguments(forget_file=joined, question_column="query"))[1]
     assert record == {**alone, "source": " + ".join(paths), "files": paths}
     write_jsonl(paths[1], [{"question": "Who?"}])
-    [error] = errors_of(read_forget_rows, args)
-    assert error == f"forget_file: {paths[1]} has no column 'query', only 'question'"
-    assert errors_of(read_forget_rows, PMCArguments(forget_file=[joined, joined], question_column="query")) == [
-        f"forget_file: {joined} is given twice"
-    ]
+    no_column = f"forget_file: {paths[1]} has no column 'query', only 'question'"
+    assert errors_of(read_forget_rows, args) == [no_column]
+    args.forget_file = [joined, joined]
+    assert errors_of(read_forget_rows, args) == [f"forget_file: {joined} is given twice"]
 
 
 def test_retain_rows_have_columns_of_their_own(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "keep.jsonl", [{"question": "Who?", "reply": "She."}, {"question": "Where?"}])
-    args = PMCArguments(
-        question_column="query", retain_file=path, retain_question_column="question", retain_answer_column="reply"
-    )
+    columns = {"retain_question_column": "question", "retain_answer_column": "reply"}
+    args = PMCArguments(question_column="query", retain_file=path, **columns)
     rows, record = read_retain_rows(args)
     assert rows == [{"query": "Who?", "answer": "She."}, {"query": "Where?", "answer": None}]
     assert list(record["columns"]) == ["question", "reply"]  # as the file names them
@@ -202,48 +209,19 @@ def test_retain_rows_have_columns_of_their_own(tmp_path, tokenizer):
 
 def test_splits_of_a_config(tmp_path):
     folder = write_split_folder(tmp_path / "muse")
-    args = PMCArguments(
-        dataset_name=folder,
-        forget_config="knowmem",
-        forget_split="forget_qa",
-        retain_config="knowmem",
-        retain_split="retain_qa",
-    )
+    splits = {"forget_split": "forget_qa", "retain_split": "retain_qa"}
+    args = PMCArguments(dataset_name=folder, forget_config="knowmem", retain_config="knowmem", **splits)
     rows, record = read_forget_rows(args)
     assert rows == [{"question": f"forget_qa {i}?"} for i in range(3)]
     assert record["source"] == f"{folder}:knowmem:forget_qa"
     assert record["files"] == [str(tmp_path / "muse" / "forget_qa.parquet")]
     assert [row["answer"] for row in read_retain_rows(args)[0]] == [f"retain_qa {i}." for i in range(3)]
     args.forget_split = "forget"
-    assert errors_of(read_forget_rows, args) == [
-        f"forget_config: config 'knowmem' of {folder} has no split 'forget', only forget_qa, retain_qa"
-    ]
+    only = f"config 'knowmem' of {folder} has no split 'forget', only forget_qa, retain_qa"
+    assert errors_of(read_forget_rows, args) == [f"forget_config: {only}"]
     both = FinetuneArguments(dataset_name=folder, train_configs=["knowmem"], train_split=["forget_qa", "retain_qa"])
     rows, records = read_finetune_rows(both)
     assert len(rows) == 6 and list(records) == [f"{folder}:knowmem:forget_qa", f"{folder}:knowmem:retain_qa"]
-
-
-def test_array_after_white_space(tmp_path):
-    assert read_file(write_text(tmp_path / "rows.json", '\n[{"question": "Who?"}]\n')) == [{"question": "Who?"}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("rows.jsonl", '{"question": "Who?"}\n[1]\n'),
-        ("rows.jsonl", '{"question": "Who?"}\n"{}"\n'),
-        ("rows.json", '[{"question": "Who?"}, 7]'),
-    ],
-)
-def test_a_row_must_be_an_object(tmp_path, name, content):
-    path = write_text(tmp_path / name, content)
-    (error,) = errors_of(read_file, path)
-    assert error.startswith(f"forget_file: {path}:2: a row must be a JSON object, not ")
-
-
-def test_a_refused_row_is_not_shown(tmp_path):
-    path = write_text(tmp_path / "rows.jsonl", '{"question": "Who?"}\n["a secret"]\n')
-    assert "secret" not in errors_of(read_file, path)[0]
 
 
 def test_record_names_the_source_and_hashes_the_columns_read(tmp_path):
@@ -260,152 +238,65 @@ def test_record_names_the_source_and_hashes_the_columns_read(tmp_path):
     assert other_topic["columns"]["topic"] != before["columns"]["topic"]
     assert record(ROWS[::-1])["columns"]["question"] != before["columns"]["question"]
 
-    folder = write_hub_folder(tmp_path / "hub", mine=ROWS)
-    _, from_folder = read_columns("key", None, folder, "mine", ["question"], ["topic"])
-    assert from_folder["source"] == f"{folder}:mine" and from_folder["columns"] == before["columns"]
 
-
-@pytest.mark.parametrize(
-    ("name", "content", "error"),
-    [
-        ("empty.jsonl", "", "{path} holds no rows"),
-        ("blank.jsonl", "\n \n", "{path} holds no rows"),
-        ("array.json", "[]", "{path} holds no rows"),
-        ("header.csv", "question,answer\n", "{path} holds no rows"),
-        (
-            "broken.jsonl",
-            '{"question": "Who?"}\n\nWho?\n',
-            "{path}: broken JSON: Expecting value (line 3)",
-        ),
-        (
-            "broken.json",
-            '[{"question": "Who?"},\n{"question": "a" "b"}]',
-            "{path}: broken JSON: Expecting ',' delimiter (line 2)",
-        ),
-        (
-            "latin.jsonl",
-            b'{"question": "Who?"}\n{"question": "\xfc"}\n',
-            "{path} is not UTF-8 (byte 35); save it as UTF-8",
-        ),
-        ("latin.csv", b"question\n\xfc\n", "{path} is not UTF-8 (byte 9); save it as UTF-8"),
-        ("rows.txt", "Who?\n", "{path} is not one of .jsonl, .json, .csv, .parquet"),
-        (
-            "many.csv",
-            'question,answer\n"two\nlines",a\nb,c,d\n',
-            "{path} cannot be read: line 4 has more cells than the header",
-        ),
-        (
-            "rows.parquet",
-            "no",
-            "{path} cannot be read: Parquet file size is 2 bytes, smaller than the minimum file footer (8 bytes)",
-        ),
-        (
-            "column.jsonl",
-            '{"id": 1}\n{"id": 2, "questions": "Who?"}\n',
-            "{path} has no column 'question', only 'id', 'questions'; did you mean 'questions'?",
-        ),
-        ("column.csv", "a,b\n1,2\n", "{path} has no column 'question', only 'a', 'b'"),
-    ],
-)
-def test_unreadable_file(tmp_path, name, content, error):
-    path = write_text(tmp_path / name, content)
-    assert errors_of(read_file, path) == [f"forget_file: {error.format(path=path)}"]
-
-
-def test_missing_file_and_columns(tmp_path):
-    path = write_jsonl(tmp_path / "forget.jsonl", ROWS)
-    wrong = str(tmp_path / "forgot.jsonl")
-    assert errors_of(read_file, wrong) == [f"forget_file: there is no file {wrong!r}; did you mean {path!r}?"]
-    far = str(tmp_path / "xyz")
-    assert errors_of(read_file, far) == [f"forget_file: there is no file {far!r}"]
-    nowhere = str(tmp_path / "data" / "forget.jsonl")
-    folder = str(tmp_path / "data")
-    assert errors_of(read_file, nowhere) == [
-        f"forget_file: there is no file {nowhere!r}; the folder {folder!r} does not exist"
-    ]
-    only = "only 'question', 'answer', 'topic'"
-    assert errors_of(read_file, path, ["questions", "topic", "tropic"]) == [
-        f"forget_file: {path} has no column 'questions', {only}; did you mean 'question'?",
-        f"forget_file: {path} has no column 'tropic', {only}; did you mean 'topic'?",
-    ]
-
-
-def test_missing_config_and_split(tmp_path):
-    folder = write_hub_folder(tmp_path / "hub", forget10=ROWS, retain90=ROWS)
-
-    def read(config, name=folder):
-        return read_columns("forget_config", None, name, config, ["question"], [])
-
-    assert errors_of(read, "forget01") == [
-        f"forget_config: {folder} has no config 'forget01'; did you mean 'forget10'?"
-    ]
-    assert errors_of(read, "xyz") == [f"forget_config: {folder} has no config 'xyz'; it has forget10, retain90"]
-    configs = "configs:\n- config_name: held\n  data_files:\n  - split: test\n    path: retain90.json\n"
-    write_text(tmp_path / "hub" / "README.md", f"---\n{configs}---\n")
-    assert errors_of(read, "held") == [f"forget_config: config 'held' of {folder} has no split 'train', only test"]
-    # neither a folder nor on the Hub, which is offline here
-    for name in ("no-such/data-set", str(tmp_path / "hubb")):
-        (error,) = errors_of(read, "forget10", name)
-        assert error.startswith(
-            f"forget_config: the data set {name!r} (forget10) is neither a folder nor can it be read from the Hub ("
-        )
-        assert error.endswith("); give the name of a local copy with --dataset_name")
-
-
-@pytest.mark.parametrize(
-    "readme", [None, "---\nconfigs: [\n---\n", "---\nconfigs:\n- config_name: a\n  data_files: b.json\n---\n"]
-)
-def test_broken_hub_folder(tmp_path, readme):
-    (tmp_path / "hub").mkdir()
-    if readme:
-        write_text(tmp_path / "hub" / "README.md", readme)
-    assert len(errors_of(read_columns, "key", None, str(tmp_path / "hub"), "a", ["question"], [])) == 1
+# rows of each kind
 
 
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [
-        ("", "an empty text"),
         (" \n", "an empty text"),
         (None, "nothing"),
-        (7, "a number"),
         (float("nan"), "nothing"),
+        (7, "a number"),
         (True, "a truth value"),
         ({"text": "Who?"}, "an object"),
-        ([], "a list of 0 values"),
-        (["Who?"], "a list of 1 text"),
-        ([{"role": "user", "content": "Who?"}] * 2, "a list of 2 objects"),
-        (["Who?", None], "a list of 2 values"),
+        ([], "a list of nothing"),
+        (["Who?", {}], "a list of a text, an object"),
     ],
 )
 def test_question_must_be_a_text(tmp_path, bad, kind):
     rows = [{"question": f"Who wrote secret {i}?"} for i in range(6)]
     rows[2]["question"] = bad
     path = write_jsonl(tmp_path / "forget.jsonl", rows)
-    error = (
-        f"forget_file: column 'question' is empty or not a text in 1 of 6 rows (row 2 holds {kind}; counted from 0)"
-    )
-    assert errors_of(read_forget_rows, PMCArguments(forget_file=path)) == [error]
+    what = "column 'question' is empty or not a text in"
+    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=path))
+    assert error == f"forget_file: {what} 1 of 6 rows (row 2 holds {kind}; counted from 0)"
     # of many only the first rows are named, and never what they say
     for i in (3, 4, 5):
         rows[i]["question"] = ["a secret"]
     write_jsonl(path, rows)
-    held = f"row 2 holds {kind}, row 3 holds a list of 1 text, row 4 holds a list of 1 text, ...; counted from 0"
-    error = f"retain_file: column 'question' is empty or not a text in 4 of 6 rows ({held})"
-    assert errors_of(read_retain_rows, PMCArguments(retain_file=path, answer_column=None)) == [error]
+    [error] = errors_of(read_retain_rows, PMCArguments(retain_file=path, answer_column=None))
+    held = f"row 2 holds {kind}, row 3 holds a list of a text, row 4 holds a list of a text, ...; counted from 0"
+    assert error == f"retain_file: {what} 4 of 6 rows ({held})"
+
+
+def test_the_kind_of_an_answer_that_is_no_text_is_told(tmp_path):
+    rows = [{**ANSWERED[0], "answer": answer} for answer in ("A.", 1984, ["A.", "B."], {"text": "A."})]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    what = "column 'answer' is empty or not a text in 3 of 4 rows"
+    held = "row 1 holds a number, row 2 holds a list of a text, row 3 holds an object"
+    for read, args in (
+        (read_retain_rows, PMCArguments(retain_file=path)),
+        (read_finetune_rows, FinetuneArguments(train_file=path)),
+    ):
+        assert errors_of(read, args)[0].endswith(f"{what} ({held}; counted from 0)")
 
 
 def test_forget_rows_take_only_what_is_named(tmp_path):
-    rows = [{"question": "Who?", "answer": "secret", "topic": "a", "year": 1}]
-    path = write_jsonl(tmp_path / "forget.jsonl", rows)
-    args = PMCArguments(forget_file=path)
-    assert read_forget_rows(args)[0] == [{"question": "Who?"}]
-    args = PMCArguments(forget_file=path, reward_columns=["year", "topic"])
-    assert read_forget_rows(args)[0] == [{"question": "Who?", "year": 1, "topic": "a"}]
-    args = PMCArguments(forget_file=path, question_column="topic")
-    assert read_forget_rows(args)[0] == [{"topic": "a"}]
-    args = PMCArguments(forget_file=path, reward_columns=["toopic"])
-    assert errors_of(read_forget_rows, args)[0].endswith("; did you mean 'topic'?")
+    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?", "answer": "secret", "topic": "a", "year": 1}])
+
+    def read(**keys):
+        return read_forget_rows(PMCArguments(forget_file=path, **keys))[0]
+
+    assert read() == [{"question": "Who?"}]
+    assert read(reward_columns=["year", "topic"]) == [{"question": "Who?", "year": 1, "topic": "a"}]
+    assert read(question_column="topic") == [{"topic": "a"}]
+    assert errors_of(read, reward_columns=["toopic"])[0].endswith("; did you mean 'topic'?")
+    for name in ("prompts", "completions", "completion_ids", "pmc_id", "trainer_state", "log_metric"):
+        assert errors_of(read, reward_columns=["topic", name]) == [
+            f"reward_columns: {name!r} is a name the trainer uses itself; rename the column"
+        ]
 
 
 def test_original_completion_is_read_where_it_is_there(tmp_path, tokenizer):
@@ -417,66 +308,33 @@ def test_original_completion_is_read_where_it_is_there(tmp_path, tokenizer):
         assert list(record["columns"]) == ["question", "original_completion"]
         assert forget_dataset(args, tokenizer, rows)["original_completion"] == ["She."]
     write_jsonl(path, [{"question": "Who?", "original_completion": "She."}, {"question": "Where?"}])
-    assert errors_of(read_forget_rows, PMCArguments(forget_file=path)) == [
-        "forget_file: column 'original_completion' is empty or not a text in 1 of 2 rows "
-        "(row 1 holds nothing; counted from 0)"
-    ]
+    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=path))
+    assert "column 'original_completion' is empty or not a text in 1 of 2 rows (row 1 holds nothing" in error
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "prompt",
-        "prompts",
-        "completion",
-        "completions",
-        "completion_ids",
-        "pmc_id",
-        "trainer_state",
-        "log_extra",
-        "log_metric",
-    ],
-)
-def test_reserved_reward_columns_are_refused(tmp_path, name):
-    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?", "topic": "a", name: "b"}])
-    assert errors_of(read_forget_rows, PMCArguments(forget_file=path, reward_columns=["topic", name])) == [
-        f"reward_columns: {name!r} is a name the trainer uses itself; rename the column"
-    ]
-
-
-def test_forget_dataset_columns(tokenizer):
-    args = PMCArguments(reward_columns=["topic"])
-    rows = [{"question": "Who?", "topic": "a"}, {"question": "Where {now}?", "topic": None}]
-    assert forget_dataset(args, tokenizer, rows).to_list() == [
-        {"prompt": "Question: Who?\nAnswer:", "pmc_id": 0, "topic": "a"},
-        {"prompt": "Question: Where {now}?\nAnswer:", "pmc_id": 1, "topic": None},
-    ]
-
-
-def test_a_reward_column_may_be_missing_in_the_first_row(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?"}, {"question": "Where?", "topic": "a"}])
+def test_forget_dataset_columns(tmp_path, tokenizer):
+    """A reward's column may be missing in the first row."""
+    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?"}, {"question": "Where {now}?", "topic": "a"}])
     args = PMCArguments(forget_file=path, reward_columns=["topic"])
-    assert forget_dataset(args, tokenizer, read_forget_rows(args)[0])["topic"] == [None, "a"]
+    assert forget_dataset(args, tokenizer, read_forget_rows(args)[0]).to_list() == [
+        {"prompt": "Question: Who?\nAnswer:", "pmc_id": 0, "topic": None},
+        {"prompt": "Question: Where {now}?\nAnswer:", "pmc_id": 1, "topic": "a"},
+    ]
 
 
 def test_retain_rows_without_answers(tmp_path):
     rows = [{"question": "A?", "answer": "a"}, {"question": "B?", "answer": " "}, {"question": "C?", "answer": None}]
     path = write_jsonl(tmp_path / "retain.jsonl", [*rows, {"question": "D?"}])
     read, record = read_retain_rows(PMCArguments(retain_file=path))
-    assert [row.get("answer") for row in read] == ["a", None, None, None]
+    assert [row["answer"] for row in read] == ["a", None, None, None]
     assert list(record["columns"]) == ["question", "answer"]
     # null: no answer is read, whatever is there
     read, record = read_retain_rows(PMCArguments(retain_file=path, answer_column=None))
     assert read == [{"question": f"{letter}?"} for letter in "ABCD"]
     assert list(record["columns"]) == ["question"]
-    write_jsonl(path, [*rows, {"question": "D?", "answer": ["d"]}])
-    assert errors_of(read_retain_rows, PMCArguments(retain_file=path)) == [
-        "retain_file: column 'answer' is empty or not a text in 1 of 4 rows "
-        "(row 3 holds a list of 1 text; counted from 0)"
-    ]
 
 
-@pytest.mark.parametrize("answer_column", ["answer", "reply", None])
+@pytest.mark.parametrize("answer_column", ["reply", None])
 def test_the_model_answers_rows_without_an_answer(tmp_path, tokenizer, tiny_llama, capsys, answer_column):
     """Greedily; an answer that is cut at the limit is left out with its row."""
     column = answer_column or "answer"
@@ -507,19 +365,12 @@ def test_finetune_rows_of_several_configs(tmp_path):
     facts = [{"question": "Where?", "answer": "Here.", "topic": "x"}]
     people = [{"question": "Who?", "answer": "She."}, {"question": "When?", "answer": "Now."}]
     folder = write_hub_folder(tmp_path / "hub", facts=facts, people=people, other=facts)
-    args = FinetuneArguments(dataset_name=folder, train_configs=["people", "facts"])
-    rows, records = read_finetune_rows(args)
+    rows, records = read_finetune_rows(FinetuneArguments(dataset_name=folder, train_configs=["people", "facts"]))
     assert rows == [*people, {"question": "Where?", "answer": "Here."}]
-    assert {source: record["rows"] for source, record in records.items()} == {
-        f"{folder}:people": 2,
-        f"{folder}:facts": 1,
-    }
+    counts = {source: record["rows"] for source, record in records.items()}
+    assert counts == {f"{folder}:people": 2, f"{folder}:facts": 1}
     path = write_jsonl(tmp_path / "rows.jsonl", people)
     assert read_finetune_rows(FinetuneArguments(train_file=path))[0] == people
-    write_jsonl(path, [{"question": "Who?", "answer": ""}])
-    assert errors_of(read_finetune_rows, FinetuneArguments(train_file=path)) == [
-        "train_file: column 'answer' is empty or not a text in 1 of 1 rows (row 0 holds an empty text; counted from 0)"
-    ]
 
 
 def test_overlap_of_forget_and_retain():
@@ -527,19 +378,19 @@ def test_overlap_of_forget_and_retain():
         return [{"q": text} for text in texts]
 
     forget = questions("Who is she?", "Where is  SHE?\n", "When?")
-    error = (
-        "{} question(s) are to be forgotten and retained at once, the first as forget row {} and retain row {} "
-        "(counted from 0); remove them from one of the two"
-    )
     for retain, numbers in [
         (questions("What?", "where is she?", "WHERE is she?"), (1, 1, 1)),
         (questions("When?", "Why?", " when? ", "who IS she?"), (2, 0, 3)),
     ]:
-        assert errors_of(check_no_overlap, forget, retain, "q") == [error.format(*numbers)]
+        what = "{} question(s) are to be forgotten and retained at once, the first as forget row {} and retain row {} "
+        advice = "(counted from 0); remove them from one of the two"
+        assert errors_of(check_no_overlap, forget, retain, "q") == [what.format(*numbers) + advice]
     check_no_overlap(forget, questions("Who is he?", "Where is she", "Whenever?"), "q")
     # TOFU has one question twice within a set: no contradiction
     check_no_overlap(questions("A?", "A?"), questions("B?", "B?", "b?"), "q")
-    check_no_overlap(forget, [], "q")
+
+
+# templates
 
 
 def test_templates_of_a_base_model(tokenizer):
@@ -555,28 +406,17 @@ def test_messages_of_a_chat_model(chat_tokenizer):
     user = {"role": "user", "content": "Who {x}?"}
     assert format_prompt(DataArguments(), chat_tokenizer, "Who {x}?") == {"prompt": [user]}
     args = DataArguments(system_prompt="Be brief.", chat_template_kwargs={"date_string": "1 May 2025"})
-    assert format_prompt(args, chat_tokenizer, "Who {x}?") == {
+    assert answered_dataset(args, chat_tokenizer, [{"question": "Who {x}?", "answer": "She."}])[0] == {
         "prompt": [{"role": "system", "content": "Be brief."}, user],
         "chat_template_kwargs": {"date_string": "1 May 2025"},
-    }
-    assert format_completion(args, chat_tokenizer, "She.") == {
-        "completion": [{"role": "assistant", "content": "She."}]
-    }
-    rows = [{"question": "Who {x}?", "answer": "She."}]
-    assert answered_dataset(args, chat_tokenizer, rows)[0] == {
-        **format_prompt(args, chat_tokenizer, "Who {x}?"),
-        **format_completion(args, chat_tokenizer, "She."),
+        "completion": [{"role": "assistant", "content": "She."}],
     }
 
 
 def test_base_ids_are_those_of_the_whole_text():
     """The default templates put the border between prompt and completion where the tokenizer puts one too."""
-    rows = [
-        json.loads(line)
-        for path in sorted((QUICKSTART / "data").glob("*.json"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    args = DataArguments()
+    lines = [line for path in sorted((QUICKSTART / "data").glob("*.json")) for line in path.open(encoding="utf-8")]
+    rows, args = [json.loads(line) for line in lines], DataArguments()
     texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
     train_tokenizer = runpy.run_path(str(QUICKSTART / "build_model.py"))["train_tokenizer"]
     tokenizer = train_tokenizer(texts, vocab_size=1024)
@@ -587,79 +427,33 @@ def test_base_ids_are_those_of_the_whole_text():
     assert len(rows) > 1000 and len(tokenizer) > 300  # it did learn merges
 
 
-@pytest.mark.parametrize("system_prompt", [None, "Be brief."])
-def test_chat_prompt_is_the_beginning_of_the_conversation(chat_tokenizer, system_prompt):
-    args = DataArguments(system_prompt=system_prompt, chat_template_kwargs={"date_string": "10 Apr 2025"})
-    row = format_prompt(args, chat_tokenizer, "Who wrote it?")
-    ids = encode_prompt(chat_tokenizer, row)
-    conversation = row["prompt"] + format_completion(args, chat_tokenizer, "She did.")["completion"]
-    whole = chat_tokenizer.apply_chat_template(conversation, return_dict=True, date_string="10 Apr 2025")["input_ids"]
-    assert whole[: len(ids)] == ids
-    assert chat_tokenizer.decode(whole[len(ids) :]) == f"She did.{chat_tokenizer.eos_token}"
-    assert ids.count(chat_tokenizer.bos_token_id) == 1 and ids[0] == chat_tokenizer.bos_token_id
-    text = chat_tokenizer.decode(ids)
-    assert "Today Date: 10 Apr 2025" in text and (system_prompt or "") in text and "Who wrote it?" in text
-    plain = chat_tokenizer.decode(encode_prompt(chat_tokenizer, {"prompt": row["prompt"]}))
-    assert "10 Apr 2025" not in plain and "Today Date: 26 Jul 2024" in plain
-
+# privacy
 
 SECRET = "Rosalind Quillfeather-4711"
-ANSWER_NAMES = ["answer", "completion", "text", "label", "target", "reference"]
-
-READ_IN_A_FRESH_PROCESS = """
-import sys
-from types import SimpleNamespace
-from pmc_rl.config import PMCArguments
-from pmc_rl.data import read_forget_rows
-from pmc_rl.prompts import forget_dataset
-
-args = PMCArguments(dataset_name=sys.argv[1], forget_config="forget10")
-rows, record = read_forget_rows(args)
-dataset = forget_dataset(args, SimpleNamespace(chat_template=None), rows)
-dataset.map(lambda row: row)  # what a trainer may do with it
-print(len(rows), len(dataset), list(record["columns"]))
-"""
 
 
-def files_with(text, *folders) -> list[str]:
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return [str(path) for path in files if text.encode() in path.read_bytes()]
+def test_no_answer_is_left_on_the_disk(tmp_path, tokenizer, chat_tokenizer, monkeypatch):
+    names = ["answer", "completion", "text", "label", "target", "reference"]
+    row = {"question": "Who keeps the bees?", **dict.fromkeys(names, SECRET)}
+    args = PMCArguments(dataset_name=write_hub_folder(tmp_path / "hub", forget10=[row] * 3), forget_config="forget10")
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(temporary)
 
+    def files_with_secret():
+        files = [path for folder in (cache, temporary) for path in folder.rglob("*") if path.is_file()]
+        return [path for path in files if SECRET.encode() in path.read_bytes()]
 
-@pytest.fixture
-def secret_folder(tmp_path):
-    row = {"question": "Who keeps the bees?", **dict.fromkeys(ANSWER_NAMES, SECRET)}
-    return write_hub_folder(tmp_path / "hub", forget10=[row] * 3)
-
-
-def test_no_answer_is_left_on_the_disk(tmp_path, secret_folder):
-    folders = [tmp_path / name for name in ("home", "datasets", "cwd", "tmp")]
-    for folder in folders:
-        folder.mkdir()
-    names = ("HF_HOME", "HF_DATASETS_CACHE", "HOME", "TMPDIR", "XDG_CACHE_HOME", "PYTHONPATH")
-    places = (folders[0], folders[1], folders[0], folders[3], folders[0], REPO)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_IN_A_FRESH_PROCESS, secret_folder],
-        cwd=folders[2],
-        env={**os.environ, **dict(zip(names, map(str, places), strict=True))},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[-2] == "3 3 ['question']"
-    assert files_with(SECRET, *folders) == []
-    assert SECRET not in done.stdout + done.stderr
-
-    # the search does see it where a data set is loaded the usual way
-    load_dataset(secret_folder, "forget10", cache_dir=str(tmp_path / "usual"))
-    assert files_with(SECRET, tmp_path / "usual")
-
-
-def test_no_answer_is_in_the_forget_dataset(secret_folder, tokenizer, chat_tokenizer):
-    args = PMCArguments(dataset_name=secret_folder, forget_config="forget10")
-    rows, _ = read_forget_rows(args)
+    rows, record = read_forget_rows(args)
+    assert list(record["columns"]) == ["question"]
     for either in (tokenizer, chat_tokenizer):
         dataset = forget_dataset(args, either, rows)
-        assert dataset.column_names == ["prompt", "pmc_id"]
-        assert dataset.cache_files == []
+        dataset.map(lambda row: row)  # what a trainer may do with it
+        assert dataset.column_names == ["prompt", "pmc_id"] and len(dataset) == 3 and dataset.cache_files == []
         assert SECRET not in str(dataset.to_list()) and "Who keeps the bees?" in str(dataset.to_list())
+    assert files_with_secret() == []
+    # the search does see it where a data set is loaded the usual way
+    datasets.load_dataset(args.dataset_name, "forget10")
+    assert files_with_secret()

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 import transformers
 import trl
 import yaml
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.data_utils import _tokenize, common_prefix_length
 
@@ -27,21 +28,21 @@ from pmc_rl.recipe import parse_recipe
 from pmc_rl.template_date import pin_date
 from tests.conftest import errors_of, write_jsonl
 
-TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+FOLDER = Path(trl.__file__).parent / "chat_templates"
 SWITCH = "say chat_template_kwargs: {enable_thinking: false}"
 OTHER = "give a prompt_template"
-# what TRL's templates of text models need; the others work as they are
-REFUSED = {
-    "cohere2": "puts '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' behind an answer",
-    "deepseek_r1_distill": OTHER,
+# a template of TRL for each way that they work (None) or are refused; the others are like one of these
+NAMES = {
+    **dict.fromkeys(["gemma", "llama3", "llama3_2", "phi3", "qwen2_5"]),
+    "qwen3": SWITCH,
+    "nemotron_3_nano": SWITCH,
     "deepseekv3": OTHER,
     "glm4moe": OTHER,
-    "gptoss": "writes the date of today",
-    "muse_glimmer": OTHER,
-    **dict.fromkeys(["nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"], SWITCH),
-    **dict.fromkeys(["qwen3", "qwen3_5_think", "qwen3_6", "qwen3_8"], SWITCH),
-    **dict.fromkeys(["idefics3", "llava_next", "smolvlm"], "leaves the question out"),  # content as a list of parts
+    "cohere2": "puts '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' behind an answer",
+    "gptoss": "writes the date of today, and no variable fixes it",
+    "smolvlm": "leaves the question out",  # content as a list of parts
 }
+TEMPLATES = {name: (FOLDER / f"{name}.jinja").read_text() for name in NAMES}
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<｜end▁of▁sentence｜>")
 ENDS += ("<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "</s>")
 MARKS = re.compile(r"<\|[^|>\s]+\|?>|<[a-z_]+\|?>|</?s>|\[/?INST\]|<｜[^｜]+｜>")
@@ -77,25 +78,30 @@ KINDS = {
 }
 
 
-def make_tokenizer(kind="GPT-2", template=None, adds=None, end=None, merges="Nobody knows that. Who is she? \n\n"):
+@cache
+def train_bpe(kind, text):
+    is_metaspace = kind.startswith("Meta")
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = KINDS[kind]
+    bpe.decoder = decoders.Metaspace() if is_metaspace else decoders.ByteLevel()
+    alphabet = list("".join(map(str, ROWS))) if is_metaspace else pre_tokenizers.ByteLevel.alphabet()
+    settings = {"vocab_size": 900, "special_tokens": ["<pad>", "<bos>", "<unk>"], "initial_alphabet": alphabet}
+    bpe.train_from_iterator([text] * 3, trainers.BpeTrainer(**settings, show_progress=False))
+    return bpe.to_str()
+
+
+def make_tokenizer(kind="GPT-2", template=None, adds=None, end=None, text="Nobody knows that. Who is she? \n\n"):
     """A small one of a kind; the template's marks are special tokens, its end of turn the end token, `adds` a pattern
     such as `<bos> $A` of what every text gets."""
     end = end or next((mark for mark in ENDS if mark in (template or "")), "<eos>")
-    special = list(dict.fromkeys(["<pad>", "<bos>", "<unk>", end, *sorted(set(MARKS.findall(template or "")))]))
-    own = Tokenizer(models.BPE(unk_token="<unk>"))
-    own.pre_tokenizer = KINDS[kind]
-    own.decoder = decoders.Metaspace() if kind.startswith("Meta") else decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if not kind.startswith("Meta") else list("".join(map(str, ROWS)))
-    own.train_from_iterator(
-        [merges] * 3,
-        trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
+    marks = dict.fromkeys([end, *sorted(set(MARKS.findall(template or "")))])
+    bpe = Tokenizer.from_str(train_bpe(kind, text))
+    bpe.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
     if adds:
-        pairs = [(token, own.token_to_id(token)) for token in special if token in adds]
-        own.post_processor = processors.TemplateProcessing(single=adds, special_tokens=pairs)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=own, pad_token="<pad>", bos_token="<bos>", eos_token=end, chat_template=template
-    )
+        pairs = [(token, bpe.token_to_id(token)) for token in ("<bos>", end) if token in adds]
+        bpe.post_processor = processors.TemplateProcessing(single=adds, special_tokens=pairs)
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": end, "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=template, **names)
 
 
 def check(tokenizer, rows=ROWS, end_ids=None, limits=(None, 0, None), **keys):
@@ -114,10 +120,8 @@ def assert_begins(args, tokenizer, end_ids):
         kwargs = prompt.get("chat_template_kwargs", {})
         whole = prompt["prompt"] + completion
         if isinstance(whole, str):
-            ids, trained = (
-                tokenizer(prompt["prompt"])["input_ids"],
-                tokenizer(whole + tokenizer.eos_token)["input_ids"],
-            )
+            ids = tokenizer(prompt["prompt"])["input_ids"]
+            trained = tokenizer(whole + tokenizer.eos_token)["input_ids"]
         else:
             ids = _tokenize(tokenizer, prompt["prompt"], add_generation_prompt=True, **kwargs)["input_ids"]
             trained = _tokenize(tokenizer, whole, **kwargs)["input_ids"]
@@ -132,17 +136,18 @@ def assert_begins(args, tokenizer, end_ids):
     assert begun[: len(ids)] == ids and row[: len(begun)] == begun and len(begun) > len(ids)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", NAMES)
 def test_templates_of_trl(name):
     tokenizer = make_tokenizer("Llama 3", TEMPLATES[name])
-    refusal = REFUSED.get(name.removesuffix("_training"))
-    if refusal is None:
-        assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
-        return
-    [line] = errors_of(check, tokenizer)
-    assert refusal in line and len(line) < 500
-    if refusal == SWITCH:
+    args = None
+    if NAMES[name] is None:
+        args = check(tokenizer)
+    else:
+        [line] = errors_of(check, tokenizer)
+        assert NAMES[name] in line and len(line) < 500
+    if NAMES[name] == SWITCH:
         args = check(tokenizer, chat_template_kwargs={"enable_thinking": False})
+    if args:
         assert_begins(args, tokenizer, [tokenizer.eos_token_id])
 
 
@@ -151,8 +156,9 @@ def test_templates_of_trl(name):
     ("template", "adds"),
     [
         *((None, adds) for adds in (None, "<bos> $A", "$A <end>")),
-        *((template, "<bos> $A <end>") for template in (CHATML, MISTRAL, TEMPLATES["gemma"], TEMPLATES["llama3"])),
+        *((template, "<bos> $A <end>") for template in (CHATML, MISTRAL, TEMPLATES["llama3"])),
     ],
+    ids=["text", "begun", "ended", "ChatML", "Mistral", "Llama"],
 )
 def test_tokenizers_of_all_kinds(kind, template, adds):
     end = next((mark for mark in ENDS if mark in (template or "")), "<eos>")
@@ -160,15 +166,15 @@ def test_tokenizers_of_all_kinds(kind, template, adds):
     if adds == "$A <end>" and template is None:
         [line] = errors_of(check, tokenizer)
         assert "adds '<eos>' to the end of every text" in line and "add_eos_token=False" in line
-        return
-    if kind == "GPT-2" and template == TEMPLATES["llama3"]:  # "\n\n" is a token at the end of a text, and two within
+    elif kind == "GPT-2" and template == TEMPLATES["llama3"]:
+        # "\n\n" is a token at the end of a text, and two within
         assert "joins the end of the prompt with the beginning of the answer" in errors_of(check, tokenizer)[0]
-        return
-    assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
+    else:
+        assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
 
 
 def test_what_is_wrong_with_text_prompts():
-    tokenizer = make_tokenizer(merges="Nobody knows what She said", adds="<bos> $A")
+    tokenizer = make_tokenizer(text="Nobody knows what She said", adds="<bos> $A")
     [line] = errors_of(check, tokenizer, prompt_template="{question} ", completion_template="{answer}")
     assert line == (
         "retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; let prompt_template "
@@ -181,13 +187,12 @@ def test_what_is_wrong_with_text_prompts():
 
 
 def test_end_of_a_turn_must_be_an_end_token():
-    """Gemma's and Phi-3's turns end with another token than the tokenizer's, which only the model's files tell."""
-    for name, turn_end in (("gemma", "<end_of_turn>"), ("phi3", "<|end|>")):
-        tokenizer = make_tokenizer("Llama 3", TEMPLATES[name], end="<eos>")
-        [line] = errors_of(check, tokenizer)
-        assert turn_end in line and "eos_token_id in the model's generation_config.json" in line
-        end_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(turn_end)]
-        assert_begins(check(tokenizer, end_ids=end_ids), tokenizer, end_ids)
+    """Gemma's turns end with another token than the tokenizer's, which only the model's files tell."""
+    tokenizer = make_tokenizer("Llama 3", TEMPLATES["gemma"], end="<eos>")
+    [line] = errors_of(check, tokenizer)
+    assert "<end_of_turn>" in line and "eos_token_id in the model's generation_config.json" in line
+    end_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    assert_begins(check(tokenizer, end_ids=end_ids), tokenizer, end_ids)
 
 
 def test_a_template_that_only_its_own_system_prompt_dates():
@@ -223,6 +228,11 @@ def start(*words):
 
 RECIPE = ["recipe.yaml"]
 DATED = TEMPLATES["llama3_2"]
+DRY = ["--dry_run", "true"]
+
+
+def date_of(run):
+    return run["record"]["recipe"]["chat_template_kwargs"]["date_string"]
 
 
 @pytest.fixture
@@ -238,9 +248,8 @@ def save_model(tmp_path, monkeypatch):
 
     def save(template, kind="Llama 3", turn_end=None, **kwargs):
         tokenizer = make_tokenizer(kind, template, **kwargs)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-        )
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = LlamaConfig(vocab_size=len(tokenizer), **sizes)
         config.eos_token_id = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
         config.bos_token_id = config.pad_token_id = 0
         torch.manual_seed(0)
@@ -255,18 +264,18 @@ def save_model(tmp_path, monkeypatch):
     ("template", "words", "fragment"),
     [
         (TEMPLATES["qwen3"], [], SWITCH),
-        (TEMPLATES["deepseek_r1_distill"], [], OTHER),
         (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
         (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
         (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white space"),
         (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of retain_file"),
     ],
+    ids=["switch", "date", "begin tokens", "joined", "too long"],
 )
 @pytest.mark.parametrize("stage", ["train", "finetune"])
 def test_each_is_a_line_before_weights_load(save_model, monkeypatch, template, words, fragment, stage):
     save_model(template, "GPT-2" if template is None else "Llama 3", adds="<bos> $A")
     if stage == "train":
-        errors = errors_of(train.main, [*RECIPE, *words, "--dry_run", "true"])
+        errors = errors_of(train.main, [*RECIPE, *words, *DRY])
     else:
         monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
         settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
@@ -278,41 +287,35 @@ def test_each_is_a_line_before_weights_load(save_model, monkeypatch, template, w
 
 def test_rows_that_would_be_cut_or_dropped(save_model):
     tokenizer = save_model(CHATML)
-    rows = [{"question": "Who?", "answer": answer} for answer in ("She.", "She. " * 20, None)]
-    write_jsonl("retain.jsonl", rows)
-    whole = format_prompt(DataArguments(), tokenizer, "Who?")["prompt"] + [
-        {"role": "assistant", "content": "She. " * 20}
-    ]
+    long = "She. " * 20
+    write_jsonl("retain.jsonl", [{"question": "Who?", "answer": answer} for answer in ("She.", long, None)])
+    whole = format_prompt(DataArguments(), tokenizer, "Who?")["prompt"] + [{"role": "assistant", "content": long}]
     longest = len(tokenizer.apply_chat_template(whole)["input_ids"])
-    [line] = errors_of(train.main, [*RECIPE, "--max_length", str(longest - 1), "--dry_run", "true"])
+    [line] = errors_of(train.main, [*RECIPE, "--max_length", str(longest - 1), *DRY])
     assert f"max_length: {longest - 1} is too short" in line and f"say {longest}" in line and "1 of 3 rows: 1," in line
-    train.main([*RECIPE, "--max_length", str(longest), "--dry_run", "true"])
+    fits = ["--max_length", str(longest), *DRY]
+    train.main([*RECIPE, *fits])
     # the model's own answer may be as long as max_completion_length allows
-    [line] = errors_of(
-        train.main, [*RECIPE, "--max_length", str(longest), "--max_completion_length", "200", "--dry_run", "true"]
-    )
+    [line] = errors_of(train.main, [*RECIPE, *fits, "--max_completion_length", "200"])
     assert "1 of 3 rows: 2," in line
     config = json.loads(Path("model/config.json").read_text()) | {"max_position_embeddings": 50}
     Path("model/config.json").write_text(json.dumps(config))
-    errors = errors_of(train.main, [*RECIPE, "--max_length", "4096", "--dry_run", "true"])
-    assert "the model reads at most 50 tokens; shorten or remove" in errors[0]
+    assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, [*RECIPE, *fits])[0]
 
 
 def test_the_date_of_a_template_is_that_of_the_first_run(save_model, monkeypatch):
     save_model(DATED)
     at(monkeypatch, "2025-04-10")
     first = start()
-    assert first["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+    assert date_of(first) == "10 Apr 2025"
     asked = [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]]
-    kept = first["retain_dataset"][0]
     assert "Today Date: 10 Apr 2025" in first["processing_class"].decode(asked[0])
-    assert kept["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+    assert first["retain_dataset"][0]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
 
     at(monkeypatch, "2025-12-24")
     assert [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]] == asked
-    assert start()["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "24 Dec 2025"}
-    given = ["--chat_template_kwargs", '{"date_string": "1 May 2025"}']
-    assert start(*given)["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "1 May 2025"}
+    assert date_of(start()) == "24 Dec 2025"
+    assert date_of(start("--chat_template_kwargs", '{"date_string": "1 May 2025"}')) == "1 May 2025"
     # a model that a run of ours made goes on with the date of that run
     Path("model/recipe.yaml").write_text(yaml.safe_dump(first["record"]["recipe"]))
     Path("model/manifest.json").write_text('{"files": []}')
@@ -328,8 +331,7 @@ def test_an_interrupted_run_goes_on_with_its_date(save_model, monkeypatch):
     (folder / "PRIVATE.md").touch()
     (folder / "pmc_state.json").write_text(json.dumps({"record": record, "original_completions": []}))
     at(monkeypatch, "2025-12-24")
-    words = ["--resume_from_checkpoint", "auto"]
-    assert start(*words)["record"]["recipe"]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+    assert date_of(start("--resume_from_checkpoint", "auto")) == "10 Apr 2025"
 
 
 def test_an_audit_asks_as_the_run_did(save_model, monkeypatch):
@@ -372,8 +374,8 @@ def test_what_follows_the_end_of_a_turn_is_not_scored(save_model, name, turn_end
     assert [ids[-1] for ids in refused] == [tokenizer.convert_tokens_to_ids(turn_end)] * 2
 
 
-@pytest.mark.parametrize("kind", ["GPT-2", "Metaspace", "Metaspace, no prefix"])
-@pytest.mark.parametrize("template", [None, CHATML, MISTRAL])
+@pytest.mark.parametrize("kind", ["GPT-2", "Metaspace"])
+@pytest.mark.parametrize("template", [None, CHATML, MISTRAL], ids=["text", "ChatML", "Mistral"])
 def test_a_forced_beginning_stands_where_the_whole_answer_has_it(save_model, kind, template):
     save_model(template, kind, adds="<bos> $A")
     recipe, before = column("--use_cpu", "true")
