@@ -11,10 +11,10 @@ from eval.attacks.quantization import load_quantized, quantization_attack, why_n
 from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
+from eval.columns import Outputs
 from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
-from eval.results import Said
 from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.models import load_merged, training_dtype
@@ -50,13 +50,13 @@ class Attacks:
         self.eval_args = eval_args
         self.folder = folder
 
-    def run(self, passes: ModelPasses, model_args: ModelConfig, said: Said) -> dict:
+    def run(self, passes: ModelPasses, model_args: ModelConfig, said: Outputs) -> dict:
         """
         The results of every attack on one model; of those that cannot be run, why.
 
         Args:
             passes, model_args: the model's own, not the recipe's.
-            said ([`~eval.results.Said`]): what the model said so far.
+            said ([`~eval.columns.Outputs`]): what the model said so far.
         """
         if "forget" not in self.data.questions:
             return {name: not_available("there is no question set forget, see what was left out") for name in ATTACKS}
@@ -76,7 +76,7 @@ class Attacks:
             name: run() if name in asked else not_available("attacks does not name it") for name, run in runs.items()
         }
 
-    def _options(self, said: Said) -> dict:
+    def _options(self, said: Outputs) -> dict:
         if "forget" in self.data.missing:
             return not_available(self.data.missing["forget"])
         scored = said.scored["forget"]

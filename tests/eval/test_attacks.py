@@ -27,10 +27,10 @@ from eval.attacks.run import ATTACKS, Attacks
 from eval.attacks.sampling import PLAIN, prefilling_attack, sampling_attack, sampling_settings, worst_by_row
 from eval.attacks.token_shift import CHUNK_TOKENS, chunked, token_shift_attack
 from eval.cache import RowCache
+from eval.columns import AuditData, Outputs, Scored
 from eval.data import QuestionSet
 from eval.metrics.leakage import expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings, TokenScores
-from eval.results import AuditData, Said, Scored
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.models import load_merged
 from pmc_rl.prompts import encode_answers
@@ -624,9 +624,9 @@ def audit_data(**changed) -> AuditData:
     return AuditData(**values | changed)
 
 
-def said(paraphrases=None, wrong=None) -> Said:
+def said(paraphrases=None, wrong=None) -> Outputs:
     answers = [scores_of(1.0), scores_of(2.0), scores_of(3.0, 5.0)]
-    return Said({}, [], {"forget": Scored(answers, paraphrases, wrong)})
+    return Outputs({}, [], {"forget": Scored(answers, paraphrases, wrong)})
 
 
 def run(attacks, passes, what=None, data=None, before=None, model_args=None, **eval_args) -> dict:

@@ -28,7 +28,7 @@ from trl import ModelConfig, SFTTrainer
 import eval.passes
 import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
-from eval.models import Column
+from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
@@ -444,7 +444,7 @@ def column_passes(folder, tokenizer, cache, **model_args):
     model_args = ModelConfig(model_name_or_path=str(folder), **model_args)
     args = PMCConfig(output_dir="unused", use_cpu=True, max_completion_length=8)
     recipe = (DataArguments(), args, model_args, EvalArguments())
-    return Column("after", model_args, tokenizer).passes(recipe, cache)
+    return AuditedModel("after", model_args, tokenizer).passes(recipe, cache)
 
 
 def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, tokenizer, cache, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.columns import AuditData, Outputs, Scored, tofu_numbers
 from eval.data import OptionSet, QuestionSet
 from eval.metrics import tofu
 from eval.metrics.membership import MembershipMetric
@@ -30,7 +31,6 @@ from eval.metrics.tofu import (
     utility_truth_ratio,
 )
 from eval.passes import Answer, TokenScores
-from eval.results import AuditData, Said, Scored, tofu_numbers
 from rewards.rouge import rouge_l_recall
 
 REPO = Path(__file__).resolve().parents[3]
@@ -94,7 +94,7 @@ def scores_of(loss: float) -> TokenScores:
     return TokenScores(np.array([-loss], np.float64), np.array([True]), np.zeros(1), np.ones(1))
 
 
-def said_by(log: dict) -> tuple[AuditData, Said]:
+def said_by(log: dict) -> tuple[AuditData, Outputs]:
     """What an audit has in hands, from the losses and answers that a log stores."""
     questions, options, answers, scored = {}, {}, {}, {}
     for name, rows in log.items():
@@ -109,7 +109,7 @@ def said_by(log: dict) -> tuple[AuditData, Said]:
             [scores_of(row["avg_paraphrased_loss"]) for row in rows],
             [[scores_of(loss) for loss in losses] for losses in wrong],
         )
-    return AuditData(questions, options, {}, None), Said(answers, answers["retain"], scored)
+    return AuditData(questions, options, {}, None), Outputs(answers, answers["retain"], scored)
 
 
 @needs_logs
