@@ -76,11 +76,12 @@ def collect(passes: ModelPasses, data: AuditData) -> Outputs:
     answer_of = dict(zip(asked, passes.answer(asked), strict=True))
     answers = {name: [answer_of[question] for question in rows.questions] for name, rows in data.questions.items()}
 
-    pairs = [(q, text) for rows in data.options.values() for q, texts in rows.texts() for text in texts]
+    options = data.options.values()
+    pairs = [(q, text) for rows in options for i, q in enumerate(rows.questions) for text in rows.texts(i)]
     score_of = dict(zip(pairs, passes.score(*map(list, zip(*pairs, strict=True))), strict=True)) if pairs else {}
 
     def score(rows: OptionSet) -> Scored:
-        scores = [[score_of[question, text] for text in texts] for question, texts in rows.texts()]
+        scores = [[score_of[q, text] for text in rows.texts(i)] for i, q in enumerate(rows.questions)]
         return Scored(
             answers=[row[0] for row in scores],
             paraphrases=[row[1] for row in scores] if rows.paraphrases else None,

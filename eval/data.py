@@ -48,11 +48,10 @@ class OptionSet:
     paraphrases: list[str] | None
     wrong: list[list[str]] | None
 
-    def texts(self) -> list[tuple[str, list[str]]]:
-        """Each question with its answer, paraphrase and wrong answers, as far as there are any."""
-        parts = [[[text] for text in self.answers], [[text] for text in self.paraphrases or []], self.wrong or []]
-        rows = zip(*filter(None, parts), strict=True)
-        return [(question, sum(row, [])) for question, row in zip(self.questions, rows, strict=True)]
+    def texts(self, i: int) -> list[str]:
+        """The answer of row i, its paraphrase and its wrong answers, as far as there are any."""
+        paraphrase = [self.paraphrases[i]] if self.paraphrases else []
+        return [self.answers[i], *paraphrase, *(self.wrong[i] if self.wrong else [])]
 
 
 @dataclass

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.errors import RecipeError, did_you_mean, one_line
@@ -26,16 +25,11 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 def _task_manager():
     from lm_eval.tasks import TaskManager  # optional, and slow to import
 
-    return TaskManager()  # reads the YAML files of 15,000 tasks: some ten seconds
+    return TaskManager()  # reads 15,000 YAML files: some ten seconds
 
 
 def check_tasks(tasks: list[str]) -> None:
-    """
-    Loads tasks (names of tasks, groups or tags of lm-eval, or paths of YAML files) with their data, before any model.
-
-    Raises:
-        RecipeError: lm-eval is not installed, or a task is unknown, cannot be loaded or is there twice.
-    """
+    """Refuses tasks (names of tasks, groups or tags, paths of YAML files) that cannot be loaded with their data."""
     if find_spec("lm_eval") is None:
         raise RecipeError(["lm_eval_tasks: the package lm-eval is not installed; pip install -e '.[lm-eval]'"])
     manager = _task_manager()
@@ -61,10 +55,7 @@ def check_tasks(tasks: list[str]) -> None:
 
 
 def general_ability(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-    batch_size: int = BATCH_SIZE,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: list[str], batch_size: int = BATCH_SIZE
 ) -> dict[str, dict[str, float]]:
     """
     Runs tasks on a model where it is, its adapter not merged; `batch_size` is halved where memory is too small.
