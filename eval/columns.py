@@ -249,14 +249,21 @@ class Judge:
     95th percentile of its own perplexity on held-out answers.
     """
 
-    name: str
     passes: ModelPasses
     limit: float
+
+    def perplexities(self, questions: list[str], texts: list[str]) -> list[float | None]:
+        """Of each answer; None of an empty one."""
+        pairs = [pair for pair in zip(questions, texts, strict=True) if pair[1]]
+        if not pairs:
+            return [None] * len(texts)
+        scores = iter(self.passes.score(*map(list, zip(*pairs, strict=True)), "perplexity of answers"))
+        return [float(np.exp(next(scores).loss)) if text else None for text in texts]
 
 
 def make_judge(passes: ModelPasses, outputs: Outputs) -> Judge:
     losses = [row.loss for row in outputs.scored["holdout"].answers if row.loss is not None]
-    return Judge(passes.name, passes, float(np.exp(np.percentile(losses, 95))))
+    return Judge(passes, float(np.exp(np.percentile(losses, 95))))
 
 
 def kind_numbers(data: AuditData, outputs: Outputs, judge: Judge | None, reward_kwargs: dict[str, dict]) -> dict:
@@ -268,11 +275,11 @@ def kind_numbers(data: AuditData, outputs: Outputs, judge: Judge | None, reward_
     given = [reward_kwargs.get(f"rewards.refusal.{name}", {}) for name in ("refusal", "fading_refusal")]
     refusals = {key: [text for kwargs in given for text in kwargs.get(key, ())] for key in ("phrases", "patterns")}
     retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
-    limit = None if judge is None else judge.limit
+    limit = judge.limit if judge else None
     numbers = {}
     for name in (name for name in FORGET_SETS if name in data.questions):
         rows, texts = data.questions[name], outputs.texts(name)
-        perplexities = _perplexities(judge, rows.questions, texts)
+        perplexities = judge.perplexities(rows.questions, texts) if judge else [None] * len(texts)
         known = [value for value in perplexities if value is not None]
         answered = zip(rows.questions, rows.answers, texts, perplexities, strict=True)
         kinds = [answer_kind(*answer, limit, retained, **refusals) for answer in answered]
@@ -283,12 +290,3 @@ def kind_numbers(data: AuditData, outputs: Outputs, judge: Judge | None, reward_
             "kind_by_row": dict(zip(rows.rows, kinds, strict=True)),
         }
     return numbers
-
-
-def _perplexities(judge: Judge | None, questions: list[str], texts: list[str]) -> list[float | None]:
-    """Perplexity of each answer under the judge; None without one, and of an empty answer."""
-    pairs = [pair for pair in zip(questions, texts, strict=True) if pair[1]]
-    if judge is None or not pairs:
-        return [None] * len(texts)
-    scores = iter(judge.passes.score(*map(list, zip(*pairs, strict=True)), "perplexity of answers"))
-    return [float(np.exp(next(scores).loss)) if text else None for text in texts]

@@ -180,8 +180,8 @@ class Reader:
         rows, record = self.rows(source, name, question, [answer])
         numbers = list(rows)
         if name == "retain" and len(rows) > RETAIN_DRAWS:
-            draws = np.random.default_rng(RETAIN_SEED).integers(0, len(rows), RETAIN_DRAWS)
-            numbers = [numbers[i] for i in draws]
+            random = np.random.default_rng(RETAIN_SEED)
+            numbers = [numbers[i] for i in random.integers(0, len(rows), RETAIN_DRAWS)]
         return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
 
     def option_set(self, name: str) -> tuple[OptionSet, dict]:
@@ -204,13 +204,10 @@ class Reader:
             draws = np.random.default_rng(RETAIN_SEED).permutation(len(rows))[:RETAIN_DRAWS]
             rows = [rows[i] for i in sorted(draws)]
 
-        def column(name: str) -> list | None:
-            return [row[name] for row in rows] if name in record["columns"] else None
-
-        paraphrases = column(source.answer if name in FACTS else "paraphrased_answer")
-        return OptionSet(
-            column(source.question), column(source.answer), paraphrases, column("perturbed_answer")
-        ), record
+        paraphrase = source.answer if name in FACTS else "paraphrased_answer"
+        columns = (source.question, source.answer, paraphrase, "perturbed_answer")
+        parts = [[row[key] for row in rows] if key in record["columns"] else None for key in columns]
+        return OptionSet(*parts), record
 
 
 def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 
 from eval.attacks.sampling import worst_by_row
 from eval.data import AuditData
-from eval.passes import ModelPasses, SamplingSettings
+from eval.passes import ModelPasses
 from rewards.text import words
 
 Interval = list[float] | None  # of 95 %: lower and upper end; None of fewer than two rows
@@ -17,9 +17,7 @@ ByRow = dict[int, float]  # by the row's number in its file
 
 
 class NotAvailable(TypedDict):
-    """In place of numbers that cannot be had: the reason, and never 0."""
-
-    not_available: str
+    not_available: str  # why there are no numbers: never 0 in their place
 
 
 class Summary(TypedDict):
@@ -29,9 +27,7 @@ class Summary(TypedDict):
     missing: int  # rows without a value, not in the mean
 
 
-class SetNumbers(TypedDict):
-    """Greedy answers to one question set."""
-
+class SetNumbers(TypedDict):  # greedy answers to one question set
     rougeL_recall: float
     rougeL_recall_interval: Interval
     change_interval: Interval  # of the paired difference from the model before
@@ -51,9 +47,7 @@ class MembershipAttack(TypedDict):
     non_members: int
 
 
-class Sampled(TypedDict):
-    """Answers to each question drawn many times: recall of the truth."""
-
+class Sampled(TypedDict):  # answers to each question drawn many times: recall of the truth
     worst_case: Summary  # of the best sample of each question
     mean: Summary
     quantiles: dict[str, float]
@@ -68,9 +62,7 @@ class Prefilled(Sampled):
     greedy_by_row: ByRow
 
 
-class Relearned(TypedDict):
-    """Lists have an entry for each of `steps`, the first before any step."""
-
+class Relearned(TypedDict):  # lists have an entry for each of `steps`, the first before any step
     steps: list[int]
     recall: list[float]
     recall_by_row: list[ByRow]
@@ -90,9 +82,7 @@ class Quantized(TypedDict):
     n: int
 
 
-class Attacks(TypedDict):
-    """By attack, and below it by what was done."""
-
+class Attacks(TypedDict):  # by attack, and below it by what was done
     sampling: dict[str, Sampled] | NotAvailable
     prefilling: dict[str, Prefilled | NotAvailable] | NotAvailable
     options: dict | NotAvailable  # of eval/attacks/options.py
@@ -202,12 +192,7 @@ def forget_rows(data: AuditData, texts: dict[str, list[str]], results: dict[str,
 
 
 def worst_texts(
-    passes: ModelPasses,
-    data: AuditData,
-    greedy: list[str],
-    sampling: dict,
-    settings: dict[str, SamplingSettings],
-    count: int,
+    passes: ModelPasses, data: AuditData, greedy: list[str], sampling: dict, settings: dict, count: int
 ) -> list[dict] | None:
     """The questions that leak most under sampling, with the sample that leaks; from the cache, the worst first."""
     if "forget" not in data.questions or not available(sampling):

@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
         "models": {column.name: published(column.folder) for column in columns},
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
         "verdicts": {name: verdict(results[name], results["before"], results.get("retain_only")) for name in audited},
-        "judge": None if judge is None else {"model": judge.name, "perplexity_limit": judge.limit},
+        "judge": None if judge is None else {"model": judge.passes.name, "perplexity_limit": judge.limit},
         "left_out": published(data.left_out),
         "read": {part: published_read(records) for part, records in data.read.items()},
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},

@@ -268,10 +268,11 @@ def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_
 def test_a_row_is_computed_once(speaker, tokenizer, cache):
     questions = [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]  # one question twice, and a paraphrase that is the answer
     answers = [*ANSWERS, ANSWERS[0], ANSWERS[2]]
-    sizes = watch(speaker)
+    sizes, loads = watch(speaker.train()), []
     passes = make(speaker, tokenizer, cache)
+    passes.load = lambda: loads.append(1) or speaker
     first = numbers(passes.score(questions, answers))
-    assert sum(sizes) == 8 and first[0] == first[7] and first[1] != first[8]
+    assert sum(sizes) == 8 and not speaker.training and first[0] == first[7] and first[1] != first[8]
     assert numbers(passes.score(questions[3:] + questions[:3], answers[3:] + answers[:3])) == first[3:] + first[:3]
     greedy, samples = passes.answer(questions), passes.sample(questions, 3, PLAIN)
     assert sum(sizes) == 8 + 7 + 3 * 9
@@ -284,40 +285,26 @@ def test_a_row_is_computed_once(speaker, tokenizer, cache):
     many = passes.sample(questions, 5, PLAIN)
     assert sum(sizes) == 8 + 7 + 5 * 9 and [texts[:3] for texts in many] == samples
     assert again.sample(questions, 1, PLAIN) == [texts[:1] for texts in many]
-    passes.score([QUESTIONS[3]], ["somebody else"])
-    assert sum(sizes) == 8 + 7 + 5 * 9 + 1
-
-
-def test_a_model_is_loaded_once_and_can_be_let_go(tiny_llama, tokenizer, cache):
-    loads = []
-    passes = make(tiny_llama.train(), tokenizer, cache)
-    passes.load = lambda: loads.append(1) or tiny_llama
-    passes.score(QUESTIONS[:2], ANSWERS[:2])
-    passes.score(QUESTIONS, ANSWERS)
-    assert len(loads) == 1 and not tiny_llama.training
-    passes.release()
-    passes.score(QUESTIONS, ANSWERS)
     assert len(loads) == 1
-    passes.answer(QUESTIONS[:1])
-    assert len(loads) == 2
+    passes.release()
+    passes.score(questions, answers)
+    assert len(loads) == 1  # the cache still answers
+    passes.score([QUESTIONS[3]], ["somebody else"])
+    assert sum(sizes) == 8 + 7 + 5 * 9 + 1 and len(loads) == 2
 
 
-@pytest.mark.parametrize("stage", ["score", "sample"])
-def test_a_stopped_audit_continues(monkeypatch, speaker, tokenizer, cache, tmp_path, stage):
-    calls = {
-        "score": lambda passes: numbers(passes.score(QUESTIONS, ANSWERS)),
-        "sample": lambda passes: passes.sample(QUESTIONS, 1, PLAIN),
-    }
-    limit(monkeypatch, "TOKENS_PER_BATCH", 2 * longest(answer_rows(tokenizer)))
+def test_a_stopped_audit_continues(speaker, tokenizer, cache, tmp_path):
+    def sample(cache):
+        return make(speaker, tokenizer, cache, generation_batch_size=2).sample(QUESTIONS, 1, PLAIN)
+
     whole = watch(speaker)
-    expected = calls[stage](make(speaker, tokenizer, RowCache(tmp_path / "other"), generation_batch_size=2))
+    expected = sample(RowCache(tmp_path / "other"))
     assert whole == [2, 2, 2, 1]
     watch(speaker, batches=2)
     with pytest.raises(KeyboardInterrupt):
-        calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2))
+        sample(cache)
     rest = watch(speaker)
-    assert calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2)) == expected
-    assert sum(rest) == len(QUESTIONS) - 4
+    assert sample(cache) == expected and sum(rest) == len(QUESTIONS) - 4
 
 
 def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
