@@ -124,9 +124,9 @@ def without_rows(value):
     return value
 
 
-def recall_by_row(column: Column, name: str = "forget") -> ByRow:
-    """Recall of each greedy answer to a set; empty where the set was not asked."""
-    return column["sets"][name]["recall_by_row"] if name in column["sets"] else {}
+def recall_by_row(column: Column) -> ByRow:
+    """Recall of each greedy answer to the questions to forget; empty where they were not asked."""
+    return column["sets"]["forget"]["recall_by_row"] if "forget" in column["sets"] else {}
 
 
 def leakage_by_measure(column: Column, rows: Collection[int] | None = None) -> dict[Way, float]:
