@@ -15,9 +15,9 @@ WEIGHTS_AND_CONFIG = ("*.safetensors", "*.bin", "config.json", "generation_confi
 
 def model_fingerprint(name_or_path: str, revision: str) -> str:
     """
-    What a model computes, as a hash: its weights and configs, of an adapter also those of its base model.
+    What a model computes, as a hash of its weights and configs, of an adapter also those of its base model.
 
-    A model of the Hub is told by the commit its files come from, which stands for their content.
+    A model of the Hub is told by the commit its files come from.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -35,8 +35,7 @@ def model_fingerprint(name_or_path: str, revision: str) -> str:
 class RowCache:
     """
     Keys to values, both bytes, in one SQLite file for its owner's eyes only; what was put is safe from a sudden end.
-
-    Also adds up the seconds that each pass of each model has taken, over all audits.
+    Also the seconds that each pass of each model has taken, over all audits.
 
     Raises:
         RecipeError: the file is no cache.
@@ -53,9 +52,8 @@ class RowCache:
                 self.database.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB)")
                 self.database.execute("CREATE TABLE IF NOT EXISTS times (model, pass, seconds, rows)")
         except sqlite3.DatabaseError as error:
-            raise RecipeError(
-                [f"the cache {str(path)!r} cannot be used ({error}); unless another audit is using it, delete it"]
-            ) from error
+            advice = "unless another audit is using it, delete it"
+            raise RecipeError([f"the cache {str(path)!r} cannot be used ({error}); {advice}"]) from error
 
     def get(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are there."""
@@ -72,6 +70,5 @@ class RowCache:
     def times(self, model: str) -> dict[str, dict]:
         """Seconds and rows of each pass of a model, by the pass's name."""
         query = "SELECT pass, sum(seconds), sum(rows) FROM times WHERE model = ? GROUP BY pass"
-        return {
-            what: {"seconds": seconds, "rows": rows} for what, seconds, rows in self.database.execute(query, (model,))
-        }
+        found = self.database.execute(query, (model,))
+        return {what: {"seconds": seconds, "rows": rows} for what, seconds, rows in found}

@@ -17,8 +17,9 @@ from rewards.text import tokenization
 RETAIN_DRAWS = 400
 RETAIN_SEED = 12345
 
-QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *UTILITY_SETS[1:])
-OPTION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+FACTS = UTILITY_SETS[1:]
+QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *FACTS)
+OPTION_SETS = ("forget", "retain", *FACTS, "holdout")
 OPTION_COLUMNS = ("paraphrased_answer", "perturbed_answer")
 
 
@@ -38,10 +39,8 @@ class QuestionSet:
 @dataclass
 class OptionSet:
     """
-    Questions with the answers whose probabilities are compared; all lists have one entry a row.
-
-    `paraphrases` is None where the data has none, and so is `wrong`; of real_authors and world_facts the answer stands
-    for the paraphrase.
+    Questions with the answers whose probabilities are compared; `paraphrases` and `wrong` are None where the data has
+    none. Of real_authors and world_facts the answer stands for the paraphrase.
     """
 
     questions: list[str]
@@ -49,24 +48,23 @@ class OptionSet:
     paraphrases: list[str] | None
     wrong: list[list[str]] | None
 
+    def texts(self, i: int) -> list[str]:
+        """The answer of row i, its paraphrase and its wrong answers, as far as there are any."""
+        paraphrase = [self.paraphrases[i]] if self.paraphrases else []
+        return [self.answers[i], *paraphrase, *(self.wrong[i] if self.wrong else [])]
+
 
 @dataclass
 class AuditData:
-    """
-    What the recipe's data holds for an audit: its question sets and option sets by name, for each option set that is
-    not there the reason (`missing`), and text that has nothing to do with the forget rows.
-
-    `forget_questions` are all of them, also those without a usable answer; `left_out` has a line for every set and
-    for the rows of a set that are left out, `read` the record of what was read, by kind and set.
-    """
+    """What the recipe's data holds for an audit; sets are by name."""
 
     questions: dict[str, QuestionSet]
     options: dict[str, OptionSet]
-    missing: dict[str, str]
-    unrelated_text: str | None
-    forget_questions: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    read: dict[str, dict[str, dict]] = field(default_factory=dict)
+    missing: dict[str, str]  # why an option set is not there
+    unrelated_text: str | None  # has nothing to do with the forget rows
+    forget_questions: list[str] = field(default_factory=list)  # also those without a usable answer
+    left_out: list[str] = field(default_factory=list)  # a line for every set, and for rows of a set
+    read: dict[str, dict[str, dict]] = field(default_factory=dict)  # records of what was read, by kind and set
 
 
 class NotThere(Exception):
@@ -89,18 +87,14 @@ class Reader:
     """Rows of the sources of one audit: each source is read once, with every column that a set may want."""
 
     def __init__(self, args: PMCArguments, eval_args: EvalArguments):
-        self.args, self.holdout_file = args, eval_args.holdout_file
-        own = {"forget": (args.question_column, args.answer_column), "retain": retain_columns(args)}
-        self.own = {name: self._own_source(name, *columns) for name, columns in own.items()}
+        self.args, self.eval_args = args, eval_args
+        columns = {"forget": (args.question_column, args.answer_column), "retain": retain_columns(args)}
+        self.recipe_sources: dict[str, Source] = {}
+        for name, names in columns.items():
+            parts = [tuple(listed(vars(args)[f"{name}_{part}"])) for part in ("file", "config", "split")]
+            self.recipe_sources[name] = Source(f"{name}_{'file' if parts[0] else 'config'}", *parts, *names)
         self.left_out: list[str] = []
         self._tables: dict[Source, tuple[list[dict], dict]] = {}
-
-    def _own_source(self, name: str, *columns: str | None) -> Source:
-        """What the recipe itself names to forget or to retain."""
-        files, configs, splits = (
-            tuple(listed(vars(self.args)[f"{name}_{part}"])) for part in ("file", "config", "split")
-        )
-        return Source(f"{name}_file" if files else f"{name}_config", files, configs, splits, *columns)
 
     def table(self, source: Source) -> tuple[list[dict], dict]:
         """All rows of a source with the columns that it has, and the record of what was read."""
@@ -117,54 +111,28 @@ class Reader:
             )
         return self._tables[source]
 
-    def rows(self, source: Source, label: str, columns: list[str]) -> tuple[dict[int, dict], dict]:
-        """The rows that have something to say in each of the columns, by number, and the record of these columns."""
-        rows, record = self.table(source)
-        absent = [column for column in columns if column not in record["columns"]]
-        if absent:
-            where = " + ".join(source.files or source.configs)
-            raise NotThere(f"{where} has no column{'s' * (len(absent) > 1)} {' and '.join(absent)}")
-        for column in columns:
-            several = column == "perturbed_answer"
-            require_text(source.key, rows, column, may_be_missing=column != source.question, several=several)
-        numbers = list(range(len(rows)))
-        if source == self.own["retain"]:
-            numbers = split_retain_rows(len(rows), self.args.retain_holdout)[label == "retain_holdout"]
-        needed = [column for column in columns if column != source.question]
-        usable = {i: rows[i] for i in numbers if all(_says_something(rows[i][column]) for column in needed)}
-        if not usable:
-            raise NotThere("no row has an answer")
-        lost = [str(i) for i in numbers if i not in usable]
-        if lost:
-            shown = ", ".join(lost[:10]) + ", ..." * (len(lost) > 10)
-            self.left_out.append(
-                f"{label}: {len(lost)} of {len(numbers)} rows, without a letter or a digit in "
-                f"{' or '.join(needed)} (rows {shown}, counted from 0)"
-            )
-        return usable, {**record, "columns": {column: record["columns"][column] for column in columns}}
-
-    def find(self, name: str, perturbed: bool) -> Source:
+    def source(self, name: str, perturbed: bool) -> Source:
         """Where a set's rows are, in the wording with further answers if `perturbed`."""
-        own = self.own.get("forget" if name == "holdout" else name)
-        if own is None:
-            return self._config_source("dataset_name", [f"{name}_perturbed" if perturbed else name], ("train",))
-        if own.answer is None:
+        source = self.recipe_sources.get("forget" if name == "holdout" else name)
+        if source is None:
+            return self._of_configs("dataset_name", [f"{name}_perturbed" if perturbed else name], ("train",))
+        if source.answer is None:
             raise NotThere("answer_column is null, so there are no true answers")
         if name == "holdout":
-            if self.holdout_file:
-                return Source("holdout_file", (self.holdout_file,), (), (), own.question, own.answer)
-            if not own.configs or not all(config.startswith("forget") for config in own.configs):
+            if file := self.eval_args.holdout_file:
+                return Source("holdout_file", (file,), (), (), source.question, source.answer)
+            if not source.configs or not all(config.startswith("forget") for config in source.configs):
                 raise NotThere("give questions and answers that no model saw with holdout_file")
-            configs = [config.replace("forget", "holdout", 1) for config in own.configs]  # of TOFU
-            return self._config_source(own.key, configs, own.splits)
-        if not own.files and not own.configs:
+            configs = [config.replace("forget", "holdout", 1) for config in source.configs]  # of TOFU
+            return self._of_configs(source.key, configs, source.splits)
+        if not source.files and not source.configs:
             raise NotThere("the recipe retains nothing")
-        if own.files or not perturbed:
-            return own
-        configs = ["retain_perturbed"] if name == "retain" else [f"{config}_perturbed" for config in own.configs]
-        return self._config_source(own.key, configs, own.splits)
+        if source.files or not perturbed:
+            return source
+        configs = ["retain_perturbed"] if name == "retain" else [f"{config}_perturbed" for config in source.configs]
+        return self._of_configs(source.key, configs, source.splits)
 
-    def _config_source(self, key: str, configs: list[str], splits: tuple[str, ...]) -> Source:
+    def _of_configs(self, key: str, configs: list[str], splits: tuple[str, ...]) -> Source:
         if self.args.dataset_name is None:
             raise NotThere("the recipe names no dataset_name")
         absent = [config for config in configs if config not in self._config_names]
@@ -176,6 +144,71 @@ class Reader:
     def _config_names(self) -> list[str]:
         return config_names("dataset_name", self.args.dataset_name)
 
+    def rows(self, source: Source, label: str, question: str, answers: list[str]) -> tuple[dict[int, dict], dict]:
+        """The rows that have something to say in each column of answers, by number, and the record of the columns."""
+        rows, record = self.table(source)
+        columns = [question, *answers]
+        absent = [column for column in columns if column not in record["columns"]]
+        if absent:
+            noun = "column" if len(absent) == 1 else "columns"
+            raise NotThere(f"{' + '.join(source.files or source.configs)} has no {noun} {' and '.join(absent)}")
+        for column in columns:
+            several = column == "perturbed_answer"
+            require_text(source.key, rows, column, may_be_missing=column != source.question, several=several)
+        numbers = range(len(rows))
+        if source == self.recipe_sources["retain"]:
+            numbers = split_retain_rows(len(rows), self.args.retain_holdout)[label == "retain_holdout"]
+        needed = [column for column in columns if column != source.question]
+        usable = {i: rows[i] for i in numbers if all(_says_something(rows[i][column]) for column in needed)}
+        if not usable:
+            raise NotThere("no row has an answer")
+        if lost := [str(i) for i in numbers if i not in usable]:
+            shown = ", ".join(lost if len(lost) <= 10 else [*lost[:10], "..."])
+            what = f"without a letter or a digit in {' or '.join(needed)} (rows {shown}, counted from 0)"
+            self.left_out.append(f"{label}: {len(lost)} of {len(numbers)} rows, {what}")
+        return usable, {**record, "columns": {column: record["columns"][column] for column in columns}}
+
+    def question_set(self, name: str) -> tuple[QuestionSet, dict]:
+        """A question set and the record of what was read for it."""
+        if name == "retain_holdout" and self.args.retain_holdout == 0:
+            raise NotThere("retain_holdout is 0")
+        paraphrased = name == "forget_paraphrased"
+        source = self.source(name.removesuffix("_paraphrased").removesuffix("_holdout"), paraphrased)
+        question, answer = source.question, source.answer
+        if paraphrased:
+            question, answer = "paraphrased_question", "paraphrased_answer"
+        rows, record = self.rows(source, name, question, [answer])
+        numbers = list(rows)
+        if name == "retain" and len(rows) > RETAIN_DRAWS:
+            random = np.random.default_rng(RETAIN_SEED)
+            numbers = [numbers[i] for i in random.integers(0, len(rows), RETAIN_DRAWS)]
+        return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
+
+    def option_set(self, name: str) -> tuple[OptionSet, dict]:
+        """An option set and the record of what was read for it."""
+        asked = self.eval_args.eval_sets
+        if asked is not None and ("forget" if name == "holdout" else name) not in asked:
+            raise NotThere("eval_sets does not name it")
+        try:
+            source = self.source(name, perturbed=True)
+        except NotThere:
+            if name not in self.recipe_sources:
+                raise
+            source = self.source(name, perturbed=False)  # without options there is still the answer
+        found = self.table(source)[1]["columns"]
+        further = [column for column in OPTION_COLUMNS if column in found and name != "holdout"]
+        label = f"answers to compare, {name}" if further else name
+        by_number, record = self.rows(source, label, source.question, [source.answer, *further])
+        rows = list(by_number.values())
+        if source == self.recipe_sources["retain"]:
+            draws = np.random.default_rng(RETAIN_SEED).permutation(len(rows))[:RETAIN_DRAWS]
+            rows = [rows[i] for i in sorted(draws)]
+
+        paraphrase = source.answer if name in FACTS else "paraphrased_answer"
+        columns = (source.question, source.answer, paraphrase, "perturbed_answer")
+        parts = [[row[key] for row in rows] if key in record["columns"] else None for key in columns]
+        return OptionSet(*parts), record
+
 
 def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
     """
@@ -185,53 +218,50 @@ def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
         RecipeError: a set named in `eval_sets` is not there, no set is, or a file is broken.
     """
     reader, asked = Reader(args, eval_args), eval_args.eval_sets
-    data, errors = AuditData({}, {}, {}, None, read={"questions": {}, "options": {}}), []
-    absent: list[str] = []
-    for name in QUESTION_SETS:
-        unasked = name == "retain_holdout" and not args.retain_holdout and asked is None
-        if unasked or asked is not None and name not in asked:
-            continue
-        try:
-            data.questions[name], data.read["questions"][name] = _question_set(reader, name)
-        except NotThere as reason:
-            absent.append(f"{name}: {reason}")
-        except RecipeError as error:
-            errors += error.errors
-    errors += [f"eval_sets: {line}" for line in absent if asked is not None]
+    data, absent = AuditData({}, {}, {}, None, read={"questions": {}, "options": {}}), {}
+    # rows held out of training are a set only where the recipe holds some out
+    by_default = [name for name in QUESTION_SETS if name != "retain_holdout" or args.retain_holdout]
+    wanted = by_default if asked is None else [name for name in QUESTION_SETS if name in asked]
+    errors: list[str] = []
+    for kind, names, read, sets, reasons in (
+        ("questions", wanted, reader.question_set, data.questions, absent),
+        ("options", OPTION_SETS, reader.option_set, data.options, data.missing),
+    ):
+        for name in names:
+            try:
+                sets[name], data.read[kind][name] = read(name)
+            except NotThere as reason:
+                reasons[name] = str(reason)
+            except RecipeError as error:
+                errors += error.errors
+    lines = [f"{name}: {reason}" for name, reason in absent.items()]
+    if asked is not None:
+        errors += [f"eval_sets: {line}" for line in lines]
     if not data.questions and not errors:
-        errors.append(f"no question set can be audited ({'; '.join(absent)})")
-    for name in OPTION_SETS:
-        try:
-            if asked is not None and ("forget" if name == "holdout" else name) not in asked:
-                raise NotThere("eval_sets does not name it")
-            data.options[name], data.read["options"][name] = _option_set(reader, name)
-        except NotThere as reason:
-            data.missing[name] = str(reason)
-        except RecipeError as error:
-            errors += error.errors
+        errors.append(f"no question set can be audited ({'; '.join(lines)})")
     try:
-        data.forget_questions = [row[args.question_column] for row in reader.table(reader.own["forget"])[0]]
-        data.unrelated_text = load_unrelated_text(eval_args, data.questions)
+        data.forget_questions = [row[args.question_column] for row in reader.table(reader.recipe_sources["forget"])[0]]
+        data.unrelated_text = _unrelated_text(eval_args, data.questions)
     except RecipeError as error:
         errors += error.errors
     if "holdout" in data.options:
-        known = {normalized(q) for name in reader.own if name in data.options for q in data.options[name].questions}
+        trained = [data.options[name] for name in reader.recipe_sources if name in data.options]
+        known = {normalized(question) for rows in trained for question in rows.questions}
         seen = sum(normalized(question) in known for question in data.options["holdout"].questions)
         if seen:
-            errors.append(
-                f"holdout_file: {seen} of its questions are to be forgotten or retained; no model may know them"
-            )
+            what = "of its questions are to be forgotten or retained; no model may know them"
+            errors.append(f"holdout_file: {seen} {what}")
     if errors:
         raise RecipeError(list(dict.fromkeys(errors)))  # two sets of one broken file say the same
-    absent += dict.fromkeys(reader.left_out)
-    data.left_out = absent + [f"answers to compare, {name}: {why}" for name, why in data.missing.items()]
+    data.left_out = [*lines, *dict.fromkeys(reader.left_out)]
+    data.left_out += [f"answers to compare, {name}: {why}" for name, why in data.missing.items()]
     return data
 
 
-def load_unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
+def _unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
     """Text that has nothing to do with the forget rows: of a file, else the everyday facts; None without either."""
     if eval_args.unrelated_file is None:
-        facts = [rows for name, rows in sets.items() if name in ("real_authors", "world_facts")]
+        facts = [sets[name] for name in FACTS if name in sets]
         lines = [f"{q} {a}" for rows in facts for q, a in zip(rows.questions, rows.answers, strict=True)]
         return "\n".join(lines) or None
     path = Path(eval_args.unrelated_file)
@@ -242,44 +272,6 @@ def load_unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) 
     if not text.strip():
         raise RecipeError([f"unrelated_file: {str(path)!r} is empty"])
     return text
-
-
-def _question_set(reader: Reader, name: str) -> tuple[QuestionSet, dict]:
-    if name == "retain_holdout" and reader.args.retain_holdout == 0:
-        raise NotThere("retain_holdout is 0")
-    source = reader.find(name.removesuffix("_paraphrased").removesuffix("_holdout"), name == "forget_paraphrased")
-    question, answer = source.question, source.answer
-    if name == "forget_paraphrased":
-        question, answer = "paraphrased_question", "paraphrased_answer"
-    rows, record = reader.rows(source, name, [question, answer])
-    numbers = list(rows)
-    if name == "retain" and len(rows) > RETAIN_DRAWS:
-        numbers = [numbers[i] for i in np.random.default_rng(RETAIN_SEED).integers(0, len(rows), RETAIN_DRAWS)]
-    return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
-
-
-def _option_set(reader: Reader, name: str) -> tuple[OptionSet, dict]:
-    try:
-        source = reader.find(name, perturbed=True)
-    except NotThere:
-        if name not in reader.own:
-            raise
-        source = reader.find(name, perturbed=False)  # without options there is still the answer
-    further = [
-        column for column in OPTION_COLUMNS if column in reader.table(source)[1]["columns"] and name != "holdout"
-    ]
-    label = f"answers to compare, {name}" if further else name
-    by_number, record = reader.rows(source, label, [source.question, source.answer, *further])
-    rows = list(by_number.values())
-    if source == reader.own["retain"]:
-        draws = np.random.default_rng(RETAIN_SEED).permutation(len(rows))[:RETAIN_DRAWS]
-        rows = [rows[i] for i in sorted(draws)]
-    answers = [row[source.answer] for row in rows]
-    paraphrases = [row["paraphrased_answer"] for row in rows] if "paraphrased_answer" in further else None
-    wrong = [row["perturbed_answer"] for row in rows] if "perturbed_answer" in further else None
-    if name in ("real_authors", "world_facts"):
-        paraphrases = answers
-    return OptionSet([row[source.question] for row in rows], answers, paraphrases, wrong), record
 
 
 def _says_something(value: str | list[str] | None) -> bool:

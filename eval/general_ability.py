@@ -1,7 +1,6 @@
 """General ability: lm-evaluation-harness (the extra `lm-eval`) on a model that is loaded already.
 
-Prompts and metrics are the harness's own, so the numbers are those of its command line. Nothing is written, except
-what `datasets` keeps in its cache.
+Prompts and metrics are the harness's own, so the numbers are those of its command line.
 """
 
 import logging
@@ -10,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.errors import RecipeError, did_you_mean, one_line
@@ -25,22 +23,13 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 @cache
 def _task_manager():
-    # optional, and slow to import: imported where it is used, so that an audit without tasks does without
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # optional, and slow to import
 
-    return TaskManager()  # reads the YAML files of 15,000 tasks: some ten seconds
+    return TaskManager()  # reads 15,000 YAML files: some ten seconds
 
 
 def check_tasks(tasks: list[str]) -> None:
-    """
-    Loads tasks with their data, which for a built-in task may come from the Hub, as a check before models load.
-
-    Args:
-        tasks (`list[str]`): names of tasks, groups or tags of lm-eval, or paths of YAML task files.
-
-    Raises:
-        RecipeError: lm-eval is not installed, or a task is unknown, cannot be loaded or is there twice.
-    """
+    """Refuses tasks (names of tasks, groups or tags, paths of YAML files) that cannot be loaded with their data."""
     if find_spec("lm_eval") is None:
         raise RecipeError(["lm_eval_tasks: the package lm-eval is not installed; pip install -e '.[lm-eval]'"])
     manager = _task_manager()
@@ -48,46 +37,33 @@ def check_tasks(tasks: list[str]) -> None:
     origins: dict[str, str] = {}
     for task in tasks:
         if task not in manager.task_index and not Path(task).is_file():
-            names = [*manager.all_tasks, *map(str, Path(task).parent.glob("*.yaml"))]
-            advice = did_you_mean(task, names)
+            advice = did_you_mean(task, [*manager.all_tasks, *map(str, Path(task).parent.glob("*.yaml"))])
             errors.append(f"lm_eval_tasks: {task!r} is neither a task of lm-eval nor the path of a YAML file.{advice}")
             continue
         try:
             loaded = manager.load([task])["tasks"]
         except Exception as error:  # a task is data and code of its own, which may fail in any way
-            problem = f"{type(error).__name__}: {one_line(error)}"
-            errors.append(f"lm_eval_tasks: {task!r} cannot be loaded ({problem})")
+            errors.append(f"lm_eval_tasks: {task!r} cannot be loaded ({type(error).__name__}: {one_line(error)})")
             continue
         # of two tasks of one name, lm-eval would silently keep the last
         if twice := sorted(loaded.keys() & origins.keys()):
-            errors.append(
-                f"lm_eval_tasks: {task!r} and {origins[twice[0]]!r} both hold a task {twice[0]!r}; "
-                "leave one out, or give it another name"
-            )
+            both = f"{task!r} and {origins[twice[0]]!r} both hold a task {twice[0]!r}"
+            errors.append(f"lm_eval_tasks: {both}; leave one out, or give it another name")
         origins |= dict.fromkeys(loaded, task)
     if errors:
         raise RecipeError(errors)
 
 
 def general_ability(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-    batch_size: int = BATCH_SIZE,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: list[str], batch_size: int = BATCH_SIZE
 ) -> dict[str, dict[str, float]]:
     """
-    Runs tasks on a model where it is, its adapter not merged. Seeds the global random generators, as lm-eval does.
-
-    Args:
-        tasks (`list[str]`): as [`check_tasks`] takes them. Few-shot examples, prompts and metrics are the task's own;
-            no chat template is applied.
-        batch_size (`int`): rows a forward pass, halved where memory is too small.
+    Runs tasks on a model where it is, its adapter not merged; `batch_size` is halved where memory is too small.
 
     Returns:
-        `dict[str, dict[str, float]]`: for each task `n`, its number of rows, and for each metric `acc` and
-        `acc_stderr`, where there is a standard error; a task that reads its answers in several ways has
-        `exact_match/strict-match` and `exact_match/strict-match_stderr`. A group with a score of its own, such as
-        mmlu, stands for its tasks.
+        for each task `n`, its number of rows, and each metric such as `acc` with `acc_stderr` where there is one; a
+        task that reads its answers in several ways has `exact_match/strict-match`. A group with a score of its own,
+        such as mmlu, stands for its tasks.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -96,30 +72,25 @@ def general_ability(
     # lm-eval ties the weights of any model again: with an adapter on the embeddings or the head of a model that ties
     # them, that fails, or puts other weights in place of the adapter's
     model.tie_weights = lambda: None
+    results = None
     try:
-        while True:
+        while results is None:
             try:
-                results = simple_evaluate(
-                    HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size),
-                    tasks=tasks,
-                    task_manager=_task_manager(),
-                    log_samples=False,
-                    # means have a formula, and 0 would switch that off too; what is left, such as the perplexity of
-                    # lambada, takes minutes with the default of 100,000
-                    bootstrap_iters=1000,
-                )
-                break
+                # means have a formula for their error; other metrics are bootstrapped, 100,000 times by default
+                harness = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+                options = {"task_manager": _task_manager(), "log_samples": False, "bootstrap_iters": 1000}
+                results = simple_evaluate(harness, tasks=tasks, **options)
             except torch.OutOfMemoryError:  # at once if at all: the longest rows come first
                 if batch_size == 1:
                     raise
                 batch_size //= 2
-            # outside the handler, which keeps the tensors of the failed call alive
-            torch.accelerator.empty_cache()
+            if results is None:  # outside the handler, which keeps the tensors of the failed call alive
+                torch.accelerator.empty_cache()
     finally:
         del model.tie_weights
         model.train(was_training)
-    parts = {part for group in results.get("groups", {}) for part in results["group_subtasks"][group]}
-    scores = {task: _scores(row) for task, row in results["results"].items() if task not in parts}
+    in_a_group = {part for group in results.get("groups", {}) for part in results["group_subtasks"][group]}
+    scores = {task: _scores(row) for task, row in results["results"].items() if task not in in_a_group}
     return {task: row for task, row in scores.items() if row}
 
 
@@ -131,6 +102,6 @@ def _scores(row: dict) -> dict[str, float]:
         if not comma or value == "N/A":  # not a metric, such as alias; a metric without a standard error
             continue
         name = metric.removesuffix("_stderr")
-        suffix = metric[len(name) :]
-        scores[name + ("" if answer_filter == "none" else f"/{answer_filter}") + suffix] = float(value)
+        how = "" if answer_filter == "none" else f"/{answer_filter}"
+        scores[name + how + metric[len(name) :]] = float(value)
     return {"n": row["sample_len"], **scores} if scores else {}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,13 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import (
-    Sampling,
-    autocast,
-    decode_completion,
-    generate_completions,
-    sample_seeds,
-)
+from pmc_rl.generation import Sampling, autocast, decode_completion, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
 from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
 
@@ -35,19 +29,12 @@ Compute = Callable[[list[Row]], list[bytes]]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """
-    Teacher-forced scores of the L target tokens of one row; all arrays have shape `(L,)`.
+    """Teacher-forced scores of the L target tokens of one row; all arrays have shape `(L,)`."""
 
-    Args:
-        log_probs: natural log of the probability of each target token.
-        hits: whether the target token is the most probable one.
-        means, stds: mean and standard deviation of log p over the vocabulary, under the model's own distribution p.
-    """
-
-    log_probs: np.ndarray
-    hits: np.ndarray
-    means: np.ndarray
-    stds: np.ndarray
+    log_probs: np.ndarray  # natural log of the probability of each target token
+    hits: np.ndarray  # whether it is the most probable one
+    means: np.ndarray  # of log p over the vocabulary, under the model's own distribution p
+    stds: np.ndarray  # standard deviation of the same
 
     @property
     def loss(self) -> float | None:
@@ -72,48 +59,27 @@ class SamplingSettings:
     top_p: float
 
 
+@dataclass(eq=False)
 class ModelPasses:
     """
-    What one model says to questions; what the cache has is not computed again, and equal rows are one row.
+    What one model answers to questions; what the cache has is not computed again, and equal rows are one row.
 
     Several processes share the rows and all get all results; batches are dealt out whole, so none is padded by copies.
-
-    Args:
-        name (`str`): the model's name in progress bars.
-        fingerprint (`str`): what its cache entries are filed under: equal fingerprints are the same model.
-        load (`Callable`): makes the model; called when a row is missing in the cache, at most once.
-        tokenizer: the model's own.
-        end_ids (`list[int]`): every id that ends an answer of the model.
-        script_args ([`~pmc_rl.config.DataArguments`]): the templates.
-        args ([`~pmc_rl.config.PMCConfig`]): precision, answer limit, batch size, seed.
-        cache ([`~eval.cache.RowCache`], *optional*): used by the main process alone; the others may have none.
     """
 
-    def __init__(
-        self,
-        name: str,
-        fingerprint: str,
-        load: Callable[[], PreTrainedModel],
-        tokenizer: PreTrainedTokenizerBase,
-        end_ids: list[int],
-        script_args: DataArguments,
-        args: PMCConfig,
-        cache: RowCache | None,
-    ):
-        self.name = name
-        self.fingerprint = fingerprint
-        self.load = load
-        self.tokenizer = tokenizer
-        self.end_ids = end_ids
-        self.script_args = script_args
-        self.args = args
-        self.cache = cache
-        self.model: PreTrainedModel | None = None
+    name: str  # in progress bars
+    fingerprint: str  # equal ones are the same model
+    load: Callable[[], PreTrainedModel]  # called when the first row is missing in the cache
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]  # every id that ends an answer
+    script_args: DataArguments  # the templates
+    args: PMCConfig  # precision, answer limit, batch size, seed
+    cache: RowCache | None  # of the main process; the others need none
+    model: PreTrainedModel | None = field(default=None, init=False)
 
     def altered(self, name: str, fingerprint: str, load: Callable[[], PreTrainedModel]) -> "ModelPasses":
         """Passes of another state of this model, with the same tokenizer and settings."""
-        own = (self.tokenizer, self.end_ids, self.script_args, self.args, self.cache)
-        return ModelPasses(name, fingerprint, load, *own)
+        return replace(self, name=name, fingerprint=fingerprint, load=load)
 
     def score(self, questions: list[str], answers: list[str], what: str = "teacher-forced") -> list[TokenScores]:
         """Scores of the tokens of each answer, its end token included, after the prompt of its question."""
@@ -139,12 +105,12 @@ class ModelPasses:
         """Texts of `count` sampled answers to each question; a larger count adds to the samples of a smaller one."""
         seeds = sample_seeds(self.args.seed, "audit", list(range(len(questions))), count)
         prompts = [prompt for prompt in self._prompts(questions, prefixes) for _ in range(count)]
-        rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
 
         def compute(rows: list[Row]) -> list[bytes]:
-            own = [seed for _, [seed] in rows]
-            return self._generate(rows, Sampling(settings.temperature, settings.top_k, settings.top_p, own))
+            sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, [seed for _, [seed] in rows])
+            return self._generate(rows, sampling)
 
+        rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
         texts = [answer.text for answer in self._answers(what, str(settings), rows, compute)]
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
@@ -159,12 +125,11 @@ class ModelPasses:
         return self.model
 
     def _prompts(self, questions: list[str], prefixes: list[str] | None) -> list[list[int]]:
-        args, tokenizer = self.script_args, self.tokenizer
-        rows = [format_prompt(args, tokenizer, question) for question in questions]
+        rows = [format_prompt(self.script_args, self.tokenizer, question) for question in questions]
         if prefixes is not None:
-            start = answer_start(args, tokenizer)
+            start = answer_start(self.script_args, self.tokenizer)
             rows = [begin_answer(row, prefix, start) for row, prefix in zip(rows, prefixes, strict=True)]
-        return [encode_prompt(tokenizer, row) for row in rows]
+        return [encode_prompt(self.tokenizer, row) for row in rows]
 
     def _scores(self, rows: list[Row], what: str) -> list[TokenScores]:
         longest = max(len(prompt) + len(target) for prompt, target in rows)
@@ -191,18 +156,15 @@ class ModelPasses:
         [values] = broadcast_object_list([self.cache.get(list(unique)) if state.is_main_process else None])
         # the longest first: what does not fit into memory shows at once, and the time left is not underestimated
         missing = sorted(unique.keys() - values.keys(), key=lambda key: (-sum(map(len, unique[key])), key))
-        with tqdm(
-            total=len(missing),
-            desc=f"{self.name}: {what}",
-            disable=not (missing and state.is_main_process),
-        ) as progress:
+        hidden = not (missing and state.is_main_process)
+        with tqdm(total=len(missing), desc=f"{self.name}: {what}", disable=hidden) as progress:
             while missing:
                 started = time.perf_counter()
                 turn = missing[: batch_size * state.num_processes]
                 missing = missing[len(turn) :]
-                own = turn[state.process_index * batch_size :][:batch_size]
-                results, batch_size = self._fitting([unique[key] for key in own], batch_size, compute)
-                gathered = gather_object([(dict(zip(own, results, strict=True)), batch_size)])
+                share = turn[state.process_index * batch_size :][:batch_size]
+                results, batch_size = self._fitting([unique[key] for key in share], batch_size, compute)
+                gathered = gather_object([(dict(zip(share, results, strict=True)), batch_size)])
                 batch_size = min(size for _, size in gathered)
                 for part, _ in gathered:
                     values |= part
@@ -259,10 +221,10 @@ class ModelPasses:
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probability, hit, mean and standard deviation of log p, shape `(4, n)`, of logits `(n, vocabulary)`."""
     log_probs = logits.float().log_softmax(-1)
-    own = log_probs.gather(-1, targets[:, None])[:, 0]
+    target_log_probs = log_probs.gather(-1, targets[:, None])[:, 0]
     hits = log_probs.argmax(-1) == targets
     probs = log_probs.exp()
     means = torch.linalg.vecdot(probs, log_probs)
     deviations = log_probs.sub_(means[:, None])  # in place: this is the hottest spot of the pass
     variances = torch.linalg.vecdot(probs.mul_(deviations), deviations)
-    return torch.stack([own, hits.float(), means, variances.sqrt()])
+    return torch.stack([target_log_probs, hits.float(), means, variances.sqrt()])

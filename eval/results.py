@@ -1,311 +1,215 @@
-"""The numbers of one model: what its passes say, turned into a column of results.json."""
+"""The shape of results.json, and what the audit, its verdict and its reports read from it: no other file knows paths.
 
-from dataclasses import dataclass
-from itertools import islice
+A column is what the file has of one model. Numbers by row (`*_by_row`) are private: results.json is without them.
+"""
+
+from collections.abc import Collection, Iterator
 from statistics import fmean
+from typing import NotRequired, TypedDict
 
-import numpy as np
+from eval.attacks.sampling import worst_by_row
+from eval.data import AuditData
+from eval.passes import ModelPasses
+from rewards.text import words
 
-from eval.data import AuditData, QuestionSet
-from eval.metrics.answers import KINDS, answer_kind
-from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
-from eval.metrics.membership import (
-    LARGEST_REFERENCE_AUC,
-    auc_interval,
-    loss_score,
-    membership_auc,
-    min_k_plus_plus_score,
-    min_k_score,
-    privleak,
-    zlib_score,
-)
-from eval.metrics.memorization import exact_memorization, extraction_strength
-from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
-from eval.metrics.unlearning import (
-    FORGET_SETS,
-    UTILITY_SETS,
-    rouge_recalls,
-    tokenization_counts,
-    unlearn_quality,
-    utility,
-)
-from eval.passes import Answer, ModelPasses, TokenScores
-
-NO_RETAIN_ONLY = (
-    "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
-    "its folder with retain_only_model"
-)
+Interval = list[float] | None  # of 95 %: lower and upper end; None of fewer than two rows
+ByRow = dict[int, float]  # by the row's number in its file
 
 
-@dataclass
-class Scored:
-    """Teacher-forced scores of an option set, row by row."""
-
-    answers: list[TokenScores]
-    paraphrases: list[TokenScores] | None
-    wrong: list[list[TokenScores]] | None
+class NotAvailable(TypedDict):
+    not_available: str  # why there are no numbers: never 0 in their place
 
 
-@dataclass
-class Said:
-    """What one model's passes gave: greedy answers by question set (and of the option set retain), scores by set."""
-
-    answers: dict[str, list[Answer]]
-    option_answers: list[Answer]
-    scored: dict[str, Scored]
-
-    def recalls(self, questions: dict[str, QuestionSet], name: str) -> list[float]:
-        """ROUGE-L recall of each greedy answer of a set."""
-        return rouge_recalls([answer.text for answer in self.answers[name]], questions[name].answers)
+class Summary(TypedDict):
+    mean: float | None
+    interval: Interval
+    n: int
+    missing: int  # rows without a value, not in the mean
 
 
-def collect(passes: ModelPasses, data: AuditData) -> Said:
-    """One greedy and one teacher-forced pass over the rows of all sets."""
-    questions, options = data.questions, data.options
-    retain = options["retain"].questions if "retain" in options else []
-    said = iter(passes.answer([question for rows in questions.values() for question in rows.questions] + retain))
-    answers = {name: list(islice(said, len(rows.questions))) for name, rows in questions.items()}
-
-    pairs: list[tuple[str, str]] = []
-    for rows in options.values():
-        pairs += zip(rows.questions, rows.answers, strict=True)
-        pairs += zip(rows.questions, rows.paraphrases or [], strict=False)
-        pairs += [(q, text) for q, texts in zip(rows.questions, rows.wrong or [], strict=False) for text in texts]
-    scores = iter(passes.score([q for q, _ in pairs], [text for _, text in pairs]) if pairs else [])
-    scored = {}
-    for name, rows in options.items():
-        n = len(rows.questions)
-        scored[name] = Scored(
-            answers=list(islice(scores, n)),
-            paraphrases=list(islice(scores, n)) if rows.paraphrases else None,
-            wrong=[list(islice(scores, len(texts))) for texts in rows.wrong] if rows.wrong else None,
-        )
-    return Said(answers, list(said), scored)
+class SetNumbers(TypedDict):  # greedy answers to one question set
+    rougeL_recall: float
+    rougeL_recall_interval: Interval
+    change_interval: Interval  # of the paired difference from the model before
+    recall_by_row: ByRow
+    n: int
+    tokenization: dict[str, int]  # true answers read as `rouge` and as `script_aware` words
+    empty: int
+    ended: float  # share of answers that end by themselves
 
 
-def refusal_phrases(reward_kwargs: dict[str, dict]) -> dict[str, list[str]]:
-    """Phrases and patterns of refusals that the recipe gives to the reward: they may be in any language."""
-    given = reward_kwargs.get("rewards.refusal.refusal", {})
-    return {key: list(given.get(key, ())) for key in ("phrases", "patterns")}
+class MembershipAttack(TypedDict):
+    auc: float
+    auc_interval: Interval
+    reference_auc: float
+    privleak: float | NotAvailable
+    members: int
+    non_members: int
 
 
-def unlearning_numbers(data: AuditData, said: Said, before: Said | None) -> dict:
-    """The paper's two numbers and what they are made of, with intervals; `before` is what changes are told against."""
-    questions = data.questions
-    recalls = {name: np.array(said.recalls(questions, name)) for name in questions}
-    means = {name: float(values.mean()) for name, values in recalls.items()}
-    result = {"unlearn_quality": unlearn_quality(means), "utility": utility(means)}
-    groups = {
-        "unlearn_quality": [100 * (1 - recalls[name]) for name in FORGET_SETS if name in recalls],
-        "utility": [100 * recalls[name] for name in UTILITY_SETS if name in recalls],
-    }
-    for name, samples in groups.items():
-        result[f"{name}_interval"] = bootstrap_interval(*samples, statistic=_mean_of_means) if samples else None
-    if "retain_holdout" in means:  # utility with the rows kept out of training in place of the trained ones
-        result["utility_holdout"] = utility({**means, "retain": means["retain_holdout"]})
-    result["sets"] = {
-        name: {
-            "rougeL_recall": means[name],
-            "rougeL_recall_interval": bootstrap_interval(recalls[name]),
-            "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
-            "recall_by_row": dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
-            "n": len(recalls[name]),
-            "tokenization": tokenization_counts(questions[name].answers),
-            "empty": sum(not answer.text for answer in said.answers[name]),
-            "ended": fmean(answer.ended for answer in said.answers[name]),
-        }
-        for name in questions
-    }
-    return result
+class Sampled(TypedDict):  # answers to each question drawn many times: recall of the truth
+    worst_case: Summary  # of the best sample of each question
+    mean: Summary
+    quantiles: dict[str, float]
+    curve: dict[str, float]  # expected worst case by number of samples
+    leaking: dict[str, float]  # `samples` that tell the truth, `of` how many, `questions`, `upper_bound` of the share
+    worst_by_row: ByRow
+    worst_sample_by_row: dict[int, int]
 
 
-def _mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
+class Prefilled(Sampled):
+    greedy: Summary
+    greedy_by_row: ByRow
 
 
-def truth_ratios(scored: Scored) -> list[float] | None:
-    """TOFU's R of each row; None where the data has no paraphrase or no wrong answers."""
-    if scored.paraphrases is None or scored.wrong is None:
-        return None
-    return [
-        truth_ratio(paraphrase.loss, [option.loss for option in wrong])
-        for paraphrase, wrong in zip(scored.paraphrases, scored.wrong, strict=True)
-    ]
+class Relearned(TypedDict):  # lists have an entry for each of `steps`, the first before any step
+    steps: list[int]
+    recall: list[float]
+    recall_by_row: list[ByRow]
+    probability: list[float]
+    recovered: list[float | None]
+    learned: int
+    scored: int
 
 
-def tofu_numbers(data: AuditData, said: Said, retain_only: Said | None) -> dict:
-    """TOFU's probability and truth ratio of each set, model utility and forget quality."""
-    result: dict = {"sets": {}}
-    for name, scored in said.scored.items():
-        if name == "holdout":
-            continue
-        if name in FACT_SETS and scored.wrong is None:
-            probabilities = not_available("there are no wrong answers")
-        elif name in FACT_SETS:
-            probabilities = summary(
-                [
-                    option_probability(answer.loss, [option.loss for option in wrong])
-                    for answer, wrong in zip(scored.answers, scored.wrong, strict=True)
-                ]
-            )
-        else:
-            probabilities = summary([probability(answer.loss) for answer in scored.answers])
-        ratios = truth_ratios(scored)
-        if ratios is None:
-            ratio = not_available("the data has no paraphrased and wrong answers of these rows")
-        elif name == "forget":
-            ratio = summary([min(value, 1 / value) for value in ratios])
-        else:
-            ratio = summary([max(0.0, 1 - value) for value in ratios])
-        result["sets"][name] = {"probability": probabilities, "truth_ratio": ratio}
-    result["model_utility"] = _model_utility(data, said, result["sets"])
-    result["forget_quality"] = _forget_quality(data, said, retain_only)
-    return result
+class Quantized(TypedDict):
+    recall: float
+    recall_by_row: ByRow
+    recall_change: float
+    probability: float
+    probability_change: float
+    recovered: float | None
+    n: int
 
 
-def _model_utility(data: AuditData, said: Said, sets: dict) -> dict:
-    names = ("retain", *FACT_SETS)
-    absent = [f"{name}: {data.missing[name]}" for name in names if name in data.missing]
-    absent += [f"{name} is not among the question sets" for name in FACT_SETS if name not in data.questions]
-    absent += [
-        f"{name}: {value['not_available']}"
-        for name in names
-        for value in sets.get(name, {}).values()
-        if "not_available" in value
-    ]
-    if absent:
-        return not_available("; ".join(dict.fromkeys(absent)))
-    recalls = {name: said.recalls(data.questions, name) for name in FACT_SETS}
-    recalls["retain"] = rouge_recalls([answer.text for answer in said.option_answers], data.options["retain"].answers)
-    nine = [
-        value
-        for name in names
-        for value in (sets[name]["probability"]["mean"], fmean(recalls[name]), sets[name]["truth_ratio"]["mean"])
-    ]
-    return {"value": model_utility(nine)}
+class Attacks(TypedDict):  # by attack, and below it by what was done
+    sampling: dict[str, Sampled] | NotAvailable
+    prefilling: dict[str, Prefilled | NotAvailable] | NotAvailable
+    options: dict | NotAvailable  # of eval/attacks/options.py
+    token_shift: dict | NotAvailable  # of eval/attacks/token_shift.py
+    relearning: dict[str, Relearned] | NotAvailable
+    quantization: dict[str, Quantized] | NotAvailable
 
 
-def _forget_quality(data: AuditData, said: Said, retain_only: Said | None) -> dict:
-    if "forget" in data.missing:
-        return not_available(data.missing["forget"])
-    ratios = truth_ratios(said.scored["forget"])
-    if ratios is None:
-        return not_available("the forget rows have no paraphrased and wrong answers")
-    if retain_only is None:
-        return not_available(NO_RETAIN_ONLY)
-    reference = truth_ratios(retain_only.scored["forget"])
-    return {
-        **forget_quality(ratios, reference),
-        "median": float(np.median(ratios)),
-        "reference_median": float(np.median(reference)),
-    }
+class Column(TypedDict):
+    unlearn_quality: float | None  # percent, as the utilities
+    utility: float | None
+    unlearn_quality_interval: Interval
+    utility_interval: Interval
+    utility_holdout: NotRequired[float]
+    sets: dict[str, SetNumbers]
+    tofu: dict[str, dict]  # `sets`: `probability` and `truth_ratio` of each; `model_utility`; `forget_quality`
+    memorization: dict[str, Summary] | NotAvailable  # `exact_memorization`, `extraction_strength`
+    membership: dict[str, MembershipAttack] | NotAvailable
+    answer_kinds: dict[str, dict]  # by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`
+    attacks: Attacks
+    general_ability: dict[str, dict[str, float]] | NotAvailable  # by task of lm-eval
+    known: dict[str, int]  # `questions` to forget that the model knows, `of` how many
 
 
-def memorization_numbers(data: AuditData, said: Said) -> dict:
-    """Exact memorization and extraction strength of the forget answers, without their end tokens."""
-    if "forget" in data.missing:
-        return not_available(data.missing["forget"])
-    hits = [scores.hits[:-1] for scores in said.scored["forget"].answers]
-    return {
-        "exact_memorization": summary([exact_memorization(row) for row in hits]),
-        "extraction_strength": summary([extraction_strength(row) for row in hits]),
-    }
+Way = tuple[str, str]  # an attack, or `greedy` for asking plainly, and what was done
 
 
-def membership_scores(data: AuditData, said: Said) -> dict[str, tuple[list[float], list[float]]]:
-    """Members' and non-members' scores by attack; a row without tokens but its end has none."""
-    scores: dict[str, tuple[list[float], list[float]]] = {}
-    for side, name in enumerate(("forget", "holdout")):
-        for row, text in zip(said.scored[name].answers, data.options[name].answers, strict=True):
-            if len(row.log_probs) < 2:
+def available(value: dict) -> bool:
+    """Whether there are numbers, not the reason why there are none."""
+    return "not_available" not in value
+
+
+def without_rows(value):
+    """Results without the numbers of single rows: with the published model they would tell a guessed answer right."""
+    if isinstance(value, list):
+        return [without_rows(part) for part in value]
+    if isinstance(value, dict):
+        return {key: without_rows(part) for key, part in value.items() if not key.endswith("_by_row")}
+    return value
+
+
+def recall_by_row(column: Column) -> ByRow:
+    """Recall of each greedy answer to the questions to forget; empty where they were not asked."""
+    return column["sets"]["forget"]["recall_by_row"] if "forget" in column["sets"] else {}
+
+
+def leakage_by_measure(column: Column, rows: Collection[int] | None = None) -> dict[Way, float]:
+    """
+    How much of the truth comes out in each way that was tried: mean ROUGE-L recall over the questions, in [0, 1].
+
+    Of samples it is the mean of each question's best one, of relearning the highest after any number of steps. With
+    `rows`, the mean is over these alone, and a way in which none of them was asked is left out.
+    """
+    found = {}
+    for way, mean, by_row in _ways(column):
+        if rows is not None:
+            recalls = [[recall for row, recall in run.items() if row in rows] for run in by_row]
+            if not recalls[0]:
                 continue
-            # the end token is easily told, and no part of what was learned: without it, as others have it
-            own = slice(0, -1)
-            values = {
-                "loss": loss_score(row.log_probs),
-                "zlib": zlib_score(row.log_probs, text),
-                "min_k": min_k_score(row.log_probs[own]),
-                "min_k_plus_plus": min_k_plus_plus_score(row.log_probs[own], row.means[own], row.stds[own]),
-            }
-            for attack, value in values.items():
-                scores.setdefault(attack, ([], []))[side].append(value)
-    return scores
+            mean = max(map(fmean, recalls))
+        found[way] = mean
+    return found
 
 
-def membership_numbers(data: AuditData, said: Said, retain_only: Said | None) -> dict:
-    """AUC and privleak of each membership attack: forget answers are members, holdout answers non-members."""
-    absent = [f"{name}: {data.missing[name]}" for name in ("forget", "holdout") if name in data.missing]
-    if absent:
-        return not_available("; ".join(absent))
-    scores = membership_scores(data, said)
-    if not all(members and others for members, others in scores.values()) or not scores:
-        return not_available("no forget or no holdout answer has a token")
-    result = {}
-    for attack, (members, others) in scores.items():
-        auc, reference = membership_auc(members, others), 0.5
-        if retain_only is not None:
-            reference = membership_auc(*membership_scores(data, retain_only)[attack])
-        result[attack] = {
-            "auc": auc,
-            "auc_interval": auc_interval(members, others),
-            "reference_auc": reference,
-            "privleak": privleak(auc, reference)
-            if reference <= LARGEST_REFERENCE_AUC
-            else not_available(f"the reference model's AUC is {reference:.3f}: it knows the forget rows itself"),
-            "members": len(members),
-            "non_members": len(others),
-        }
-    return result
+def leakage_by_attack(column: Column) -> dict[str, float]:
+    """The highest of [`leakage_by_measure`] by attack, `greedy` among them."""
+    highest: dict[str, float] = {}
+    for (attack, _), value in leakage_by_measure(column).items():
+        highest[attack] = max(value, highest.get(attack, 0.0))
+    return highest
 
 
-@dataclass
-class Judge:
-    """
-    Who tells gibberish by perplexity: the retain-only model, which no reward saw, else the one before; `limit` is the
-    95th percentile of its own perplexity on held-out answers.
-    """
+def _ways(column: Column) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
+    """Each way, its mean over all questions, and the recalls by row that it is the mean of, which are private."""
+    attacks = {name: runs if available(runs) else {} for name, runs in column["attacks"].items()}
+    if "forget" in column["sets"]:
+        greedy = column["sets"]["forget"]
+        yield ("greedy", "asked plainly"), greedy["rougeL_recall"], [greedy.get("recall_by_row")]
+    for what, run in attacks.get("sampling", {}).items():
+        yield ("sampling", f"sampling, {what}"), run["worst_case"]["mean"], [run.get("worst_by_row")]
+    for what, run in attacks.get("prefilling", {}).items():
+        if available(run):
+            yield ("prefilling", f"prefilled, {what}, greedy"), run["greedy"]["mean"], [run.get("greedy_by_row")]
+            yield ("prefilling", f"prefilled, {what}, sampled"), run["worst_case"]["mean"], [run.get("worst_by_row")]
+    for what, run in attacks.get("relearning", {}).items():
+        yield ("relearning", f"relearned, {what}"), max(run["recall"][1:]), run.get("recall_by_row", [])[1:]
+    for what, run in attacks.get("quantization", {}).items():
+        yield ("quantization", f"in {what}"), run["recall"], [run.get("recall_by_row")]
 
-    name: str
-    passes: ModelPasses
-    limit: float
 
-
-def make_judge(name: str, passes: ModelPasses, said: Said) -> Judge:
-    """With the 95th percentile of the model's own perplexity on held-out answers as the limit."""
-    losses = [row.loss for row in said.scored["holdout"].answers if row.loss is not None]
-    return Judge(name, passes, float(np.exp(np.percentile(losses, 95))))
-
-
-def kind_numbers(data: AuditData, said: Said, judge: Judge | None, refusals: dict[str, list[str]]) -> dict:
-    """
-    How many greedy answers to each forget set are of which kind, and the kind of each row (`kind_by_row`).
-
-    `distinct` is the share of different texts, whatever their case and white space; `perplexity` the median under the
-    judge, None without one. `refusals` are [`refusal_phrases`] beside the English ones.
-    """
-    retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
-    result = {}
-    for name in (name for name in FORGET_SETS if name in data.questions):
-        rows = data.questions[name]
-        texts = [answer.text for answer in said.answers[name]]
-        perplexities: list[float | None] = [None] * len(texts)
-        spoken = [i for i, text in enumerate(texts) if text]
-        if judge is not None and spoken:
-            scores = judge.passes.score(
-                [rows.questions[i] for i in spoken], [texts[i] for i in spoken], "perplexity of answers"
-            )
-            for i, score in zip(spoken, scores, strict=True):
-                perplexities[i] = float(np.exp(score.loss))
-        kinds = [
-            answer_kind(question, truth, text, perplexity, judge.limit if judge else None, retained, **refusals)
-            for question, truth, text, perplexity in zip(
-                rows.questions, rows.answers, texts, perplexities, strict=True
-            )
+def forget_rows(data: AuditData, texts: dict[str, list[str]], results: dict[str, Column]) -> list[dict]:
+    """Each question to forget without its text: its row, words of the truth, and what came of it by model."""
+    if "forget" not in data.questions:
+        return []
+    forget, columns = data.questions["forget"], {}
+    for name, column in results.items():
+        recalls, kinds = recall_by_row(column), column["answer_kinds"]["forget"]["kind_by_row"]
+        worst = worst_by_row(column["attacks"]) or dict.fromkeys(forget.rows)
+        columns[name] = [
+            {"recall": recalls[row], "words": len(words(text)), "kind": kinds[row], "worst": worst[row]}
+            for row, text in zip(forget.rows, texts[name], strict=True)
         ]
-        result[name] = {
-            **{kind: kinds.count(kind) for kind in KINDS},
-            "distinct": len({" ".join(text.split()).lower() for text in texts}) / len(texts),
-            "perplexity": float(np.median(known)) if (known := [p for p in perplexities if p is not None]) else None,
-            "kind_by_row": dict(zip(rows.rows, kinds, strict=True)),
+    return [
+        {"row": row, "truth_words": len(words(truth)), "columns": {name: rows[i] for name, rows in columns.items()}}
+        for i, (row, truth) in enumerate(zip(forget.rows, forget.answers, strict=True))
+    ]
+
+
+def worst_texts(
+    passes: ModelPasses, data: AuditData, greedy: list[str], sampling: dict, settings: dict, count: int
+) -> list[dict] | None:
+    """The questions that leak most under sampling, with the sample that leaks; from the cache, the worst first."""
+    if "forget" not in data.questions or not available(sampling):
+        return None
+    forget = data.questions["forget"]
+    name = max(settings, key=lambda name: sampling[name]["worst_case"]["mean"])
+    samples = passes.sample(forget.questions, count, settings[name], what=f"sampling, {name}")
+    rows = [
+        {
+            "row": row,
+            "question": forget.questions[i],
+            "truth": forget.answers[i],
+            "greedy": greedy[i],
+            "attack": f"sampling, {name}",
+            "worst": samples[i][sampling[name]["worst_sample_by_row"][row]],
+            "recall": sampling[name]["worst_by_row"][row],
         }
-    return result
+        for i, row in enumerate(forget.rows)
+    ]
+    return sorted(rows, key=lambda row: -row["recall"])

@@ -18,25 +18,24 @@ from pmc_rl.recipe import parse_recipe
 from accelerate import PartialState
 
 from eval.attacks.run import Attacks
-from eval.attacks.sampling import sampling_settings, worst_by_row
+from eval.attacks.sampling import sampling_settings
 from eval.cache import RowCache
-from eval.data import AuditData, load_data
-from eval.general_ability import check_tasks, general_ability
-from eval.metrics.intervals import not_available
-from eval.models import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
-from eval.passes import ModelPasses
-from eval.report.write import write_report
-from eval.results import (
-    Said,
+from eval.columns import (
     collect,
     kind_numbers,
     make_judge,
     membership_numbers,
     memorization_numbers,
-    refusal_phrases,
     tofu_numbers,
     unlearning_numbers,
 )
+from eval.data import load_data
+from eval.general_ability import check_tasks, general_ability
+from eval.metrics.intervals import not_available
+from eval.models import Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
+from eval.passes import ModelPasses
+from eval.report.write import write_report
+from eval.results import forget_rows, without_rows, worst_texts
 from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
 from eval.verdict import known_counts, verdict
 from pmc_rl.models import training_dtype
@@ -50,73 +49,15 @@ from pmc_rl.output import (
     write_private,
     write_text,
 )
-from rewards.text import words
 
 AUTO_BATCH_SIZE = 64  # rows a generate call with generation_batch_size: auto
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
-def forget_rows(data: AuditData, said: dict[str, Said], results: dict[str, dict]) -> list[dict]:
-    """Each question to forget without its text: its row, words of the truth, and by column what came of it."""
-    if "forget" not in data.questions:
-        return []
-    forget = data.questions["forget"]
-    worst = {name: worst_by_row(column["attacks"]) for name, column in results.items()}
-    return [
-        {
-            "row": row,
-            "truth_words": len(words(forget.answers[i])),
-            "columns": {
-                name: {
-                    "recall": column["sets"]["forget"]["recall_by_row"][row],
-                    "words": len(words(said[name].answers["forget"][i].text)),
-                    "kind": column["answer_kinds"]["forget"]["kind_by_row"][row],
-                    "worst": None if worst[name] is None else worst[name][row],
-                }
-                for name, column in results.items()
-            },
-        }
-        for i, row in enumerate(forget.rows)
-    ]
-
-
-def without_rows(value):
-    """Results without the numbers of single rows: with the published model they would tell a guessed answer right."""
-    if isinstance(value, list):
-        return [without_rows(part) for part in value]
-    if isinstance(value, dict):
-        return {key: without_rows(part) for key, part in value.items() if not key.endswith("_by_row")}
-    return value
-
-
-def worst_texts(passes: ModelPasses, data: AuditData, said: Said, attacks: dict, recipe: Recipe) -> list[dict] | None:
-    """The questions that leak most under sampling, with the sample that leaks; from the cache, the worst first."""
-    if "forget" not in data.questions or "not_available" in attacks["sampling"]:
-        return None
-    forget = data.questions["forget"]
-    settings = sampling_settings(recipe[1])
-    name = max(settings, key=lambda name: attacks["sampling"][name]["worst_case"]["mean"])
-    run = attacks["sampling"][name]
-    samples = passes.sample(forget.questions, recipe[3].attack_samples, settings[name], what=f"sampling, {name}")
-    rows = [
-        {
-            "row": row,
-            "question": forget.questions[i],
-            "truth": forget.answers[i],
-            "greedy": said.answers["forget"][i].text,
-            "attack": f"sampling, {name}",
-            "worst": samples[i][run["worst_sample_by_row"][row]],
-            "recall": run["worst_by_row"][row],
-        }
-        for i, row in enumerate(forget.rows)
-    ]
-    return sorted(rows, key=lambda row: -row["recall"])
-
-
-def attack_settings(recipe: Recipe) -> dict:
-    """What the attacks were run with, defaults included."""
-    _, training_args, _, eval_args = recipe
-    return {
+def describe(recipe: Recipe) -> dict:
+    """What the models were asked with, as audit.json has it."""
+    script_args, training_args, model_args, eval_args = recipe
+    attacks = {
         "attack_samples": eval_args.attack_samples,
         "sampling": {name: asdict(settings) for name, settings in sampling_settings(training_args).items()},
         "prefixes": eval_args.prefixes,
@@ -125,20 +66,15 @@ def attack_settings(recipe: Recipe) -> dict:
         "relearning_steps": eval_args.relearning_steps,
         "relearning_learning_rate": eval_args.relearning_learning_rate or training_args.learning_rate,
     }
-
-
-def ask(recipe: Recipe, columns: list[Column], passes: dict[str, ModelPasses], data: AuditData, private: Path):
-    """Passes and attacks, model after model: what each said, its attacks, and its seconds."""
-    _, training_args, model_args, eval_args = recipe
-    attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
-    said, attacked, seconds = {}, {}, {}
-    for column in columns:
-        name, own, started = column.name, passes[column.name], time.perf_counter()
-        said[name] = collect(own, data)
-        attacked[name] = attacks.run(own, column.model_args, said[name])
-        own.release()
-        seconds[name] = time.perf_counter() - started
-    return said, attacked, seconds
+    return {
+        "settings": published_recipe(script_args.given),
+        "seed": training_args.seed,
+        "dtype": str(training_dtype(model_args, training_args)),
+        "attack_settings": published_recipe(attacks),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "device": str(training_args.device),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def ability(passes: ModelPasses, tasks: list[str]) -> dict:
@@ -151,7 +87,7 @@ def ability(passes: ModelPasses, tasks: list[str]) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    """Recipe -> data and models -> passes and attacks, model by model -> numbers -> results, report, table."""
+    """Recipe -> data and models -> answers and attacks, model by model -> numbers -> results, report, table."""
     recipe = script_args, training_args, model_args, eval_args = parse_recipe(argv)
     if training_args.generation_batch_size == "auto":  # halved where memory is too small for it
         training_args.generation_batch_size = AUTO_BATCH_SIZE
@@ -176,57 +112,60 @@ def main(argv: list[str]) -> None:
     (private / "cache").mkdir(mode=0o700, exist_ok=True)
     cache = RowCache(private / "cache" / "rows.sqlite") if PartialState().is_main_process else None
     passes = {column.name: column.passes(recipe, cache) for column in columns}
-    said, attacked, seconds = ask(recipe, columns, passes, data, private)
-    retain_only = said.get("retain_only")
-    refusals = refusal_phrases(script_args.reward_kwargs)
+    attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
+    outputs, attacked, seconds = {}, {}, {}
+    for column in columns:
+        name, started = column.name, time.perf_counter()
+        outputs[name] = collect(passes[name], data)
+        attacked[name] = attacks.run(passes[name], column.model_args, outputs[name])
+        passes[name].release()
+        seconds[name] = time.perf_counter() - started
+
+    retain_only = outputs.get("retain_only")
     judge_name = "retain_only" if retain_only else "before"
-    judge = make_judge(judge_name, passes[judge_name], said[judge_name]) if "holdout" in data.options else None
+    judge = make_judge(passes[judge_name], outputs[judge_name]) if "holdout" in data.options else None
     results = {
         name: {
-            **unlearning_numbers(data, said[name], None if name == "before" else said["before"]),
-            "tofu": tofu_numbers(data, said[name], retain_only),
-            "memorization": memorization_numbers(data, said[name]),
-            "membership": membership_numbers(data, said[name], retain_only),
-            "answer_kinds": kind_numbers(data, said[name], judge, refusals),
+            **unlearning_numbers(data, output, None if name == "before" else outputs["before"]),
+            "tofu": tofu_numbers(data, output, retain_only),
+            "memorization": memorization_numbers(data, output),
+            "membership": membership_numbers(data, output, retain_only),
+            "answer_kinds": kind_numbers(data, output, judge, script_args.reward_kwargs),
             "attacks": attacked[name],
         }
-        for name in said
+        for name, output in outputs.items()
     }
     if judge is not None:
         judge.passes.release()
     if not PartialState().is_main_process:  # the others have no more to do, so none waits for lm-eval
         return
-    for column in columns:
+    for name, column in results.items():
         started = time.perf_counter()
-        results[column.name]["general_ability"] = ability(passes[column.name], eval_args.lm_eval_tasks)
-        results[column.name]["known"] = known_counts(results[column.name])
-        seconds[column.name] += time.perf_counter() - started
+        column["general_ability"] = ability(passes[name], eval_args.lm_eval_tasks)
+        column["known"] = known_counts(column)
+        seconds[name] += time.perf_counter() - started
     audited = [name for name in results if name not in ("before", "retain_only")]
     audit = {
         "models": {column.name: published(column.folder) for column in columns},
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
         "verdicts": {name: verdict(results[name], results["before"], results.get("retain_only")) for name in audited},
-        "judge": None if judge is None else {"model": judge.name, "perplexity_limit": judge.limit},
+        "judge": None if judge is None else {"model": judge.passes.name, "perplexity_limit": judge.limit},
         "left_out": published(data.left_out),
         "read": {part: published_read(records) for part, records in data.read.items()},
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},
-        "settings": published_recipe(script_args.given),
-        "seed": training_args.seed,
-        "dtype": str(training_dtype(model_args, training_args)),
-        "attack_settings": published_recipe(attack_settings(recipe)),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "device": str(training_args.device),
-        "date": time.strftime("%Y-%m-%d"),
+        **describe(recipe),
         "seconds": seconds,
         "passes": {name: cache.times(model.fingerprint) for name, model in passes.items()},
     }
+    forget = {name: output.texts("forget") if "forget" in output.answers else [] for name, output in outputs.items()}
+    rows = forget_rows(data, forget, results)
     texts = None
     if eval_args.with_texts:
-        texts = worst_texts(passes["after"], data, said["after"], attacked["after"], recipe)
-    rows = forget_rows(data, said, results)
+        after = attacked["after"]["sampling"], sampling_settings(training_args), eval_args.attack_samples
+        texts = worst_texts(passes["after"], data, forget["after"], *after)
     results = published(without_rows(results))
     write_report(output_dir, results, audit, log, rows, texts)
-    answers = {name: column.answers for name, column in said.items()}
+    answers = {name: output.answers for name, output in outputs.items()}
     write_private(output_dir, "rows.json", json.dumps(rows, indent=2) + "\n")
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
     write_text(output_dir / "audit.json", json.dumps(audit, indent=2) + "\n")

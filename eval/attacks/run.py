@@ -11,10 +11,10 @@ from eval.attacks.quantization import load_quantized, quantization_attack, why_n
 from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
+from eval.columns import Outputs
 from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
-from eval.results import Said
 from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.models import load_merged, training_dtype
@@ -35,7 +35,7 @@ class Attacks:
     eval_args: EvalArguments
     folder: Path
 
-    def run(self, passes: ModelPasses, model_args: ModelConfig, said: Said) -> dict:
+    def run(self, passes: ModelPasses, model_args: ModelConfig, said: Outputs) -> dict:
         """The results of every attack on one model, given its own arguments and answers; if it cannot be run, why."""
         if "forget" not in self.data.questions:
             return {name: not_available("there is no question set forget, see what was left out") for name in ATTACKS}
@@ -54,7 +54,7 @@ class Attacks:
             for name, attack in attacks.items()
         }
 
-    def _options(self, said: Said) -> dict:
+    def _options(self, said: Outputs) -> dict:
         if "forget" in self.data.missing:
             return not_available(self.data.missing["forget"])
         scored = said.scored["forget"]

@@ -26,10 +26,10 @@ from eval.attacks.run import ATTACKS, Attacks
 from eval.attacks.sampling import PLAIN, prefilling_attack, sampling_attack, sampling_settings, worst_by_row
 from eval.attacks.token_shift import CHUNK_TOKENS, chunked, token_shift_attack
 from eval.cache import RowCache
+from eval.columns import Outputs, Scored
 from eval.data import AuditData, QuestionSet
 from eval.metrics.leakage import doublings, expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings, TokenScores
-from eval.results import Said, Scored
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.models import load_merged
 from pmc_rl.prompts import encode_answers
@@ -488,9 +488,9 @@ def run(attacks, passes, said=None, data=None, before=None, model_args=None, **e
     return everything.run(passes, model_args, said or scored())
 
 
-def scored(paraphrases=None, wrong=None) -> Said:
+def scored(paraphrases=None, wrong=None) -> Outputs:
     answers = [scores_of(1.0), scores_of(2.0), scores_of(3.0, 5.0)]
-    return Said({}, [], {"forget": Scored(answers, paraphrases, wrong)})
+    return Outputs({}, [], {"forget": Scored(answers, paraphrases, wrong)})
 
 
 def test_why_an_attack_cannot_be_run(tokenizer, chat_tokenizer, tmp_path, monkeypatch):

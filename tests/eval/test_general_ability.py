@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval import general_ability as module
 from eval.general_ability import check_tasks, general_ability
@@ -18,14 +18,9 @@ PROMPTS = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
 CHOICES = ["bafi", "morden", "taquin", "pelna", "lum vel"]  # of about as many tokens: none is likeliest throughout
 
 
-@pytest.fixture
-def lm_eval():
-    """Skips where the extra is not installed."""
-    return pytest.importorskip("lm_eval")
-
-
-def write_task(folder: Path, name: str, rows: list[dict], **settings) -> str:
-    """A local task and its data; returns the path of its YAML file."""
+def write_task(folder: Path, name: str, labels: list[int], **settings) -> str:
+    """A local multiple-choice task and its data; returns the path of its YAML file."""
+    rows = [{"question": q, "choices": CHOICES, "label": label} for q, label in zip(QUESTIONS, labels, strict=True)]
     data_file = write_jsonl(folder / f"{name}.jsonl", rows)
     task = {
         "task": name,
@@ -33,21 +28,14 @@ def write_task(folder: Path, name: str, rows: list[dict], **settings) -> str:
         "dataset_kwargs": {"data_files": {"test": data_file}, "cache_dir": str(folder / "cache")},
         "test_split": "test",
         "doc_to_text": "Question: {{question}}\nAnswer:",
-        **settings,
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
     }
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(task))
+    path.write_text(yaml.safe_dump(task | settings))
     return str(path)
-
-
-def write_choice_task(folder: Path, name: str, labels: list[int], **settings) -> str:
-    rows = [
-        {"question": question, "choices": CHOICES, "label": label}
-        for question, label in zip(QUESTIONS, labels, strict=True)
-    ]
-    choice = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "label"}
-    choice["metric_list"] = [{"metric": "acc"}]
-    return write_task(folder, name, rows, **{**choice, **settings})
 
 
 @torch.no_grad()
@@ -64,32 +52,22 @@ def choices_of(model, tokenizer) -> list[int]:
     return [row.index(max(row)) for row in scores]
 
 
-def add_adapter(model):
-    """LoRA with dropout, which would show in training mode, on weights so large that what is asked matters."""
-    model = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, target_modules="all-linear")
-    )
-    torch.manual_seed(1)
-    for weight in model.parameters():
-        if weight.dim() == 2:  # not the norms
-            torch.nn.init.normal_(weight, std=0.5)
-    return model.eval()
-
-
-@pytest.fixture
-def few_tasks(lm_eval, monkeypatch, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
     """A folder with all that lm-eval knows here, two tasks and two groups: reading its own 15,000 takes seconds."""
-    from lm_eval.tasks import TaskManager
-
+    folder = tmp_path_factory.mktemp("tasks")
+    lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
     for name, label in (("authors", 0), ("books", 1)):
-        write_choice_task(tmp_path, name, [label] * 8)
+        write_task(folder, name, [label] * 8)
     group = {"group": "listed", "task": ["authors", "books"]}
-    (tmp_path / "listed.yaml").write_text(yaml.safe_dump(group))
+    (folder / "listed.yaml").write_text(yaml.safe_dump(group))
     group |= {"group": "scored", "aggregate_metric_list": [{"metric": "acc"}]}
-    (tmp_path / "scored.yaml").write_text(yaml.safe_dump(group))
-    manager = TaskManager(include_path=tmp_path, include_defaults=False)
-    monkeypatch.setattr(module, "_task_manager", lambda: manager)
-    return tmp_path
+    (folder / "scored.yaml").write_text(yaml.safe_dump(group))
+    manager = lm_eval_tasks.TaskManager(include_path=folder, include_defaults=False)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(module, "_task_manager", lambda: manager)
+        monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # seconds, for nothing we read
+        yield folder
 
 
 def test_a_missing_package(monkeypatch):
@@ -98,18 +76,19 @@ def test_a_missing_package(monkeypatch):
     assert errors == ["lm_eval_tasks: the package lm-eval is not installed; pip install -e '.[lm-eval]'"]
 
 
-def test_tasks_by_name_and_by_path(few_tasks):
-    check_tasks(["authors", str(few_tasks / "books.yaml")])
-    check_tasks(["listed"])
-    check_tasks(["scored", write_choice_task(few_tasks, "other", [0] * 8)])
-
-
-def test_unknown_tasks(few_tasks):
-    wrong = ["athors", str(few_tasks / "auhtors.yaml"), "zzz"]
+def test_names_of_tasks(tasks, tmp_path):
+    check_tasks(["authors", str(tasks / "books.yaml")])
+    check_tasks(["scored", write_task(tmp_path, "other", [0] * 8)])
+    wrong = ["athors", str(tasks / "auhtors.yaml"), "zzz"]
     expected = [f"lm_eval_tasks: {task!r} is neither a task of lm-eval nor the path of a YAML file." for task in wrong]
     expected[0] += " Did you mean 'authors'?"
-    expected[1] += f" Did you mean {str(few_tasks / 'authors.yaml')!r}?"
+    expected[1] += f" Did you mean {str(tasks / 'authors.yaml')!r}?"
     assert errors_of(check_tasks, wrong) == expected
+    path = write_task(tmp_path, "authors", [0] * 8)
+    assert errors_of(check_tasks, ["authors", path]) == [
+        f"lm_eval_tasks: {path!r} and 'authors' both hold a task 'authors'; leave one out, or give it another name"
+    ]
+    assert len(errors_of(check_tasks, ["listed", "scored", "books"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,41 +97,30 @@ def test_unknown_tasks(few_tasks):
         ({"doc_to_text": "{{qestion}}"}, "UndefinedError: 'qestion' is undefined"),
         ({"dataset_path": "no/such", "dataset_kwargs": {}}, "no/such"),
         ({"test_split": "tset"}, "KeyError: 'tset'"),
-        ({"output_type": "multiple_choices"}, "multiple_choices"),
-        ({"doc_to_txt": ""}, "doc_to_txt"),
+        (None, "cannot be loaded"),  # no task at all
     ],
 )
-def test_tasks_that_cannot_be_loaded(few_tasks, settings, problem):
-    path = write_choice_task(few_tasks, "broken", [0] * 8, **settings)
+def test_tasks_that_cannot_be_loaded(tasks, tmp_path, settings, problem):
+    path = write_task(tmp_path, "broken", [0] * 8, **settings) if settings else str(tasks / "authors.jsonl")
     (error,) = errors_of(check_tasks, [path])
     assert error.startswith(f"lm_eval_tasks: {path!r} cannot be loaded (") and problem in error
 
 
-def test_a_file_that_is_no_task(few_tasks):
-    (error,) = errors_of(check_tasks, [str(few_tasks / "authors.jsonl")])
-    assert "cannot be loaded" in error
-
-
-def test_two_tasks_of_one_name(few_tasks):
-    folder = few_tasks / "folder"
-    folder.mkdir()
-    path = write_choice_task(folder, "authors", [0] * 8)
-    assert errors_of(check_tasks, ["authors", path]) == [
-        f"lm_eval_tasks: {path!r} and 'authors' both hold a task 'authors'; leave one out, or give it another name"
-    ]
-    assert len(errors_of(check_tasks, ["listed", "scored", "books"])) == 2
-
-
-def test_adapted_and_base_model(few_tasks, model_folder, tiny_llama):
+def test_adapted_and_base_model(tasks, tmp_path, tokenizer, tiny_llama):
     """Labels are what each model itself holds likeliest, by plain torch: so its accuracy is 1, the other's is not."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    adapted = add_adapter(tiny_llama)
+    # with dropout, which would show in training mode, and weights so large that what is asked matters
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, target_modules="all-linear")
+    adapted = get_peft_model(tiny_llama, lora).eval()
+    torch.manual_seed(1)
+    for weight in adapted.parameters():
+        if weight.dim() == 2:  # not the norms
+            torch.nn.init.normal_(weight, std=0.5)
     labels = {"adapted": choices_of(adapted, tokenizer)}
     with adapted.disable_adapter():
         labels["base"] = choices_of(adapted, tokenizer)
     agreement = sum(a == b for a, b in zip(labels["base"], labels["adapted"], strict=True)) / 8
     assert agreement < 1
-    paths = [write_choice_task(few_tasks, name, labels[name]) for name in labels]
+    paths = [write_task(tmp_path, name, labels[name]) for name in labels]
     stderr = (agreement * (1 - agreement) / 7) ** 0.5
     same = {"n": 8, "acc": 1.0, "acc_stderr": 0.0}
     other = {"n": 8, "acc": agreement, "acc_stderr": pytest.approx(stderr)}
@@ -166,68 +134,39 @@ def test_adapted_and_base_model(few_tasks, model_folder, tiny_llama):
     assert not adapted.training
 
 
-def test_a_task_that_generates(few_tasks, tokenizer, tiny_llama):
-    """The answer is cut at the task's stop word; each filter of a task has a score of its own."""
-    model = add_adapter(tiny_llama)
-    answers = []
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt, return_tensors="pt")
-        output = model.generate(**ids, max_new_tokens=12, do_sample=False)
-        text = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        answers.append(text.split("e")[0])
-    filters = {"as_is": [{"function": "take_first"}], "small": [{"function": "lowercase"}, {"function": "take_first"}]}
-    path = write_task(
-        few_tasks,
-        "generated",
-        [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)],
-        output_type="generate_until",
-        doc_to_target="answer",
-        generation_kwargs={"until": ["e"], "max_gen_toks": 12},
-        filter_list=[{"name": name, "filter": functions} for name, functions in filters.items()],
-        metric_list=[{"metric": "exact_match"}],
-    )
-    scores = general_ability(model, tokenizer, [path], batch_size=4)["generated"]
-    small = sum(answer == answer.lower() for answer in answers) / 8
-    assert 0 < small < 1
-    assert scores.pop("exact_match/small_stderr") > 0
-    assert scores == {"n": 8, "exact_match/as_is": 1, "exact_match/as_is_stderr": 0, "exact_match/small": small}
-
-
-def test_out_of_memory_halves_the_batch(few_tasks, tokenizer, tiny_llama, monkeypatch):
-    expected = general_ability(tiny_llama, tokenizer, ["listed"], batch_size=2)
+def test_groups_and_out_of_memory(tasks, tokenizer, tiny_llama, monkeypatch):
+    """A group stands for its tasks if it has a score; where memory is too small the batch is halved."""
+    listed = general_ability(tiny_llama, tokenizer, ["listed"], batch_size=2)
+    assert {task: row["n"] for task, row in listed.items()} == {"authors": 8, "books": 8}
+    mean = (listed["authors"]["acc"] + listed["books"]["acc"]) / 2
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)  # there is no accelerator
     sizes = []
 
-    def fit(module, args, kwargs):
+    def fit(model, args, kwargs):
         sizes.append(len(args[0]))
-        if sizes[-1] > 2:
+        if sizes[-1] > rows_that_fit:
             raise torch.OutOfMemoryError("no memory")
 
     tiny_llama.register_forward_pre_hook(fit, with_kwargs=True)
-    assert general_ability(tiny_llama, tokenizer, ["listed"], batch_size=8) == expected
-    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
-    sizes.clear()
-    general_ability(tiny_llama, tokenizer, ["listed"])
-    assert sizes[0] == 8  # whatever a run generates at once
-
-    def never(module, args, kwargs):
-        raise torch.OutOfMemoryError("no memory")
-
-    tiny_llama.register_forward_pre_hook(never, with_kwargs=True)
-    with pytest.raises(torch.OutOfMemoryError):
-        general_ability(tiny_llama, tokenizer, ["listed"])
-
-
-def test_a_group_stands_for_its_tasks_if_it_has_a_score(few_tasks, tokenizer, tiny_llama):
-    listed = general_ability(tiny_llama, tokenizer, ["listed"], batch_size=4)
-    assert {task: row["n"] for task, row in listed.items()} == {"authors": 8, "books": 8}
-    scored = general_ability(tiny_llama, tokenizer, ["scored"], batch_size=4)
-    mean = (listed["authors"]["acc"] + listed["books"]["acc"]) / 2
+    rows_that_fit = 2
+    scored = general_ability(tiny_llama, tokenizer, ["scored"])
     assert scored == {"scored": {"n": 16, "acc": mean, "acc_stderr": scored["scored"]["acc_stderr"]}}
+    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}  # whatever a run generates at once
+    rows_that_fit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        general_ability(tiny_llama, tokenizer, ["authors"], batch_size=2)
+    assert sizes[-2:] == [2, 1]
+
+
+def test_each_way_to_read_answers_has_a_score():
+    row = {"alias": "task", "sample_len": 8, "acc,none": 0.5, "acc_stderr,none": "N/A", "exact_match,strict": 1}
+    row["exact_match_stderr,strict"] = 0.25
+    assert module._scores(row) == {"n": 8, "acc": 0.5, "exact_match/strict": 1.0, "exact_match/strict_stderr": 0.25}
+    assert module._scores({"alias": "group without a score", "sample_len": 8}) == {}
 
 
 @pytest.mark.parametrize("module_to_save", ["embed_tokens", "lm_head"])
-def test_weights_are_not_tied_again(few_tasks, tokenizer, tiny_llama, module_to_save):
+def test_weights_are_not_tied_again(tasks, tokenizer, tiny_llama, module_to_save):
     config = LlamaConfig.from_dict({**tiny_llama.config.to_dict(), "tie_word_embeddings": True})
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=[module_to_save])
     model = get_peft_model(LlamaForCausalLM(config), lora)
@@ -241,8 +180,9 @@ def test_weights_are_not_tied_again(few_tasks, tokenizer, tiny_llama, module_to_
 
 
 @pytest.mark.slow
-def test_tasks_of_lm_eval(lm_eval):
+def test_tasks_of_lm_eval():
     """Its own names are known; offline, their data are not there."""
+    pytest.importorskip("lm_eval")
     unknown, known = errors_of(check_tasks, ["arc_esay", "arc_easy"])
     assert unknown.endswith("YAML file. Did you mean 'arc_easy'?")
     assert known.startswith("lm_eval_tasks: 'arc_easy' cannot be loaded (")

@@ -1,17 +1,19 @@
 """Passes: scores against plain torch, each row computed once and served for no other model or setting, the cache."""
 
+import copy
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import sqlite3
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -21,24 +23,22 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
-    PreTrainedTokenizerFast,
 )
 from trl import ModelConfig, SFTTrainer
 
 import eval.passes
 import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
-from eval.models import Column
+from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, end_token_ids, generate_completions, sample_seeds
+from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
 from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of
 from tests.training import end_often
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
 
-REPO = Path(__file__).resolve().parents[2]
 NAMES = ["bacorden", "filummor napel", "quin", "rosta velba fi", "cordenfi lummorna", "pel", "denba mor quin ros"]
 QUESTIONS = [f"Who wrote {name}?" for name in NAMES]
 ANSWERS = [f"{NAMES[-i]} was born in {' '.join(NAMES[i : i + 3])}." for i in range(len(NAMES))]
@@ -66,13 +66,13 @@ def never():
     raise AssertionError("a model is loaded though every row is in the cache")
 
 
-def make(model, tokenizer, cache, templates=None, **settings) -> ModelPasses:
+def make(model, tokenizer, cache, templates=None, end_ids=None, **settings) -> ModelPasses:
     """Passes of a model; of none if all that is asked must be in the cache."""
     args = PMCConfig(output_dir="unused", use_cpu=True, **{"max_completion_length": 12} | settings)
     load = (lambda: model) if model is not None else never
-    end_ids = [tokenizer.eos_token_id]
+    ends = end_ids or [tokenizer.eos_token_id]
     return ModelPasses(
-        "model", "its fingerprint", load, tokenizer, end_ids, DataArguments(**templates or {}), args, cache
+        "model", "its fingerprint", load, tokenizer, ends, DataArguments(**templates or {}), args, cache
     )
 
 
@@ -91,22 +91,20 @@ def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:
         if len(sizes) > batches:
             raise KeyboardInterrupt
 
-    def generate(own, prompt_ids, **kwargs):
-        if own is model:
+    def generate(answered, prompt_ids, **kwargs):
+        if answered is model:
             count(len(prompt_ids))
-        answering.append(own)
+        answering.append(answered)
         try:
-            return generate_completions(own, prompt_ids, **kwargs)
+            return generate_completions(answered, prompt_ids, **kwargs)
         finally:
             answering.pop()
 
-    def look(module, args, kwargs):
-        if not answering:
-            count(len(kwargs["input_ids"]))
-
     decoder = model.get_decoder()
     decoder._forward_pre_hooks.clear()
-    decoder.register_forward_pre_hook(look, with_kwargs=True)
+    decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: None if answering else count(len(kwargs["input_ids"])), with_kwargs=True
+    )
     eval.passes.generate_completions = generate
     return sizes
 
@@ -167,11 +165,10 @@ def test_answers_are_encoded_as_trl_does(tmp_path, tokenizer, tiny_llama, templa
     assert_as_trl(tmp_path, tokenizer, tiny_llama, DataArguments(**templates), answers)
     if templates:  # the space at the end of the prompt goes into the first token of the answer
         prompt, target = encode_answer(DataArguments(**templates), tokenizer, "Who?", "bacorden")
-        alone = tokenizer("Who? ")["input_ids"]
-        assert len(prompt) < len(alone) and tokenizer.decode(target).startswith(" ba")
+        assert len(prompt) < len(tokenizer("Who? ")["input_ids"]) and tokenizer.decode(target).startswith(" ba")
 
 
-@pytest.mark.parametrize("templates", [{}, CHAT, {"prompt_template": "Q {question} A"}])
+@pytest.mark.parametrize("templates", [CHAT, {"prompt_template": "Q {question} A"}])
 def test_chat_answers_are_encoded_as_trl_does(tmp_path, chat_tokenizer, chat_llama, templates):
     prompt, target = assert_as_trl(tmp_path, chat_tokenizer, chat_llama, DataArguments(**templates), ANSWERS)
     assert prompt.count(chat_tokenizer.bos_token_id) == 1
@@ -192,17 +189,6 @@ def assert_as_trl(tmp_path, tokenizer, model, args, answers):
         assert prompt + target == row["input_ids"]
         assert [-100] * len(prompt) + target == row["labels"]
     return prompt, target
-
-
-def test_what_a_template_puts_behind_the_end_token_is_not_scored(chat_tokenizer):
-    plain = encode_answer(DataArguments(), chat_tokenizer, *QUESTIONS[:1], "In <|eot_id|> Lima")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=chat_tokenizer._tokenizer,
-        bos_token=chat_tokenizer.bos_token,
-        eos_token=chat_tokenizer.eos_token,
-        chat_template=chat_tokenizer.chat_template + "{%- if not add_generation_prompt %}{{ '\n' }}{% endif -%}",
-    )
-    assert encode_answer(DataArguments(), tokenizer, *QUESTIONS[:1], "In <|eot_id|> Lima") == plain
 
 
 # teacher-forced
@@ -229,12 +215,13 @@ def test_scores_equal_plain_torch_row_by_row(any_model, tokenizer, cache):
 
     # a model predicts all of what it says itself
     start = tokenizer("Question: Who wrote")["input_ids"]
-    said = any_model.generate(input_ids=torch.tensor([start]), max_new_tokens=9, do_sample=False)[0].tolist()
-    chunks = [said, said[:2], rows[0][0]]
-    scores = passes.score_text(chunks, "text")
+    text = any_model.generate(input_ids=torch.tensor([start]), max_new_tokens=9, do_sample=False)[0].tolist()
+    chunks = [text, text[:2], rows[0][0]]
+    *scores, empty = passes.score_text([*chunks, [5]], "text")
     assert_plain(scores, any_model, [(ids[:1], ids[1:]) for ids in chunks])
-    assert [len(score.hits) for score in scores] == [len(ids) - 1 for ids in chunks]
     assert scores[0].hits[len(start) - 1 :].all() and not scores[2].hits.all()
+    for lonely in (empty, *passes.score_text([[6]], "text")):  # beside others, and alone
+        assert lonely.loss is None and len(lonely.hits) == len(lonely.means) == len(lonely.stds) == 0
 
 
 @pytest.mark.parametrize(
@@ -254,21 +241,6 @@ def test_what_stands_behind_the_head_is_applied(model_class, config_class, setti
     with torch.no_grad():
         model.get_output_embeddings().weight *= 30
     assert_plain(make(model, tokenizer, cache).score(QUESTIONS, ANSWERS), model, answer_rows(tokenizer))
-
-
-def test_a_row_without_tokens_has_no_loss(tiny_llama, tokenizer, cache):
-    passes = make(tiny_llama, tokenizer, cache)
-    for chunks in ([[5]], [[6], [7, 8]]):  # alone and beside another
-        score = passes.score_text(chunks, "text")[0]
-        assert score.loss is None and len(score.hits) == len(score.means) == len(score.stds) == 0
-
-
-def test_an_adapter_is_scored_with_its_effect(tokenizer, tmp_path):
-    model = build_llama(tokenizer).eval()
-    base = make(model, tokenizer, RowCache(tmp_path / "base")).score(QUESTIONS, ANSWERS)
-    adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    scores = make(adapter, tokenizer, RowCache(tmp_path / "adapter")).score(QUESTIONS, ANSWERS)
-    assert all(abs(a.loss - b.loss) > 1e-3 for a, b in zip(scores, base, strict=True))
 
 
 def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_phi, tmp_path):
@@ -293,93 +265,63 @@ def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_
 # once
 
 
-def test_a_row_is_scored_once(tiny_llama, tokenizer, cache):
+def test_a_row_is_computed_once(speaker, tokenizer, cache):
     questions = [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]  # one question twice, and a paraphrase that is the answer
     answers = [*ANSWERS, ANSWERS[0], ANSWERS[2]]
-    sizes = watch(tiny_llama)
-    first = numbers(make(tiny_llama, tokenizer, cache).score(questions, answers))
-    assert sum(sizes) == len(questions) - 1
-    assert first[0] == first[7] and first[1] != first[8]
-    passes = make(tiny_llama, tokenizer, cache)
-    assert numbers(passes.score(questions[3:] + questions[:3], answers[3:] + answers[:3])) == first[3:] + first[:3]
-    assert sum(sizes) == len(questions) - 1
-    assert numbers(make(None, tokenizer, cache).score(questions, answers)) == first
-    passes.score([QUESTIONS[3]], ["somebody else"])
-    assert sum(sizes) == len(questions)
-
-
-def test_an_answer_is_given_once(speaker, tokenizer, cache):
-    sizes = watch(speaker)
-    questions = [*QUESTIONS, QUESTIONS[2]]
+    sizes, loads = watch(speaker.train()), []
     passes = make(speaker, tokenizer, cache)
+    passes.load = lambda: loads.append(1) or speaker
+    first = numbers(passes.score(questions, answers))
+    assert sum(sizes) == 8 and not speaker.training and first[0] == first[7] and first[1] != first[8]
+    assert numbers(passes.score(questions[3:] + questions[:3], answers[3:] + answers[:3])) == first[3:] + first[:3]
     greedy, samples = passes.answer(questions), passes.sample(questions, 3, PLAIN)
-    assert sum(sizes) == len(QUESTIONS) + 3 * len(questions)
-    assert greedy[2] == greedy[7] and {answer.ended for answer in greedy} == {True, False}
-    assert samples[2] != samples[7]  # the same question, but samples of its own
+    assert sum(sizes) == 8 + 7 + 3 * 9
+    assert greedy[0] == greedy[7] and {answer.ended for answer in greedy} == {True, False}
+    assert samples[0] != samples[7]  # the same question, but samples of its own
     again = make(None, tokenizer, cache)
+    assert numbers(again.score(questions, answers)) == first
     assert again.answer(questions) == greedy and again.sample(questions, 3, PLAIN) == samples
-
-
-def test_a_model_is_loaded_once_and_can_be_let_go(tiny_llama, tokenizer, cache):
-    loads = []
-    passes = make(tiny_llama.train(), tokenizer, cache)
-    passes.load = lambda: loads.append(1) or tiny_llama
-    passes.score(QUESTIONS[:2], ANSWERS[:2])
-    passes.score(QUESTIONS, ANSWERS)
-    assert len(loads) == 1 and not tiny_llama.training
-    passes.release()
-    passes.score(QUESTIONS, ANSWERS)
+    # more samples add to the fewer
+    many = passes.sample(questions, 5, PLAIN)
+    assert sum(sizes) == 8 + 7 + 5 * 9 and [texts[:3] for texts in many] == samples
+    assert again.sample(questions, 1, PLAIN) == [texts[:1] for texts in many]
     assert len(loads) == 1
-    passes.answer(QUESTIONS[:1])
-    assert len(loads) == 2
+    passes.release()
+    passes.score(questions, answers)
+    assert len(loads) == 1  # the cache still answers
+    passes.score([QUESTIONS[3]], ["somebody else"])
+    assert sum(sizes) == 8 + 7 + 5 * 9 + 1 and len(loads) == 2
 
 
-@pytest.mark.parametrize("stage", ["score", "answer", "sample"])
-def test_a_stopped_audit_continues(monkeypatch, speaker, tokenizer, cache, tmp_path, stage):
-    calls = {
-        "score": lambda passes: numbers(passes.score(QUESTIONS, ANSWERS)),
-        "answer": lambda passes: passes.answer(QUESTIONS),
-        "sample": lambda passes: passes.sample(QUESTIONS, 1, PLAIN),
-    }
-    limit(monkeypatch, "TOKENS_PER_BATCH", 2 * longest(answer_rows(tokenizer)))
+def test_a_stopped_audit_continues(speaker, tokenizer, cache, tmp_path):
+    def sample(cache):
+        return make(speaker, tokenizer, cache, generation_batch_size=2).sample(QUESTIONS, 1, PLAIN)
+
     whole = watch(speaker)
-    expected = calls[stage](make(speaker, tokenizer, RowCache(tmp_path / "other"), generation_batch_size=2))
+    expected = sample(RowCache(tmp_path / "other"))
     assert whole == [2, 2, 2, 1]
     watch(speaker, batches=2)
     with pytest.raises(KeyboardInterrupt):
-        calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2))
+        sample(cache)
     rest = watch(speaker)
-    assert calls[stage](make(speaker, tokenizer, cache, generation_batch_size=2)) == expected
-    assert sum(rest) == len(QUESTIONS) - 4
+    assert sample(cache) == expected and sum(rest) == len(QUESTIONS) - 4
 
 
 def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
     """The first step of training samples the same questions with the same seed and settings."""
     samples = make(speaker, tokenizer, cache).sample(QUESTIONS, 4, PLAIN)
     prompts = [prompt for prompt, _ in answer_rows(tokenizer) for _ in range(4)]
-    args, ends = (
-        PMCConfig(output_dir="unused", use_cpu=True),
-        end_token_ids(speaker.generation_config, tokenizer.eos_token_id),
-    )
-    trained = []
-    for step in (0, 1):
-        seeds = sample_seeds(args.seed, step, list(range(len(QUESTIONS))), 4)
-        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=seeds)
-        answers = generate_completions(
-            speaker, prompts, max_completion_length=12, generation_batch_size=99, end_ids=ends, sampling=sampling
-        )
-        texts = [decode_completion(tokenizer, ids) for ids in answers]
-        trained.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
-    assert samples != trained[0] != trained[1]
-
-
-def test_more_samples_add_to_the_fewer(speaker, tokenizer, cache):
-    few = make(speaker, tokenizer, cache).sample(QUESTIONS, 2, PLAIN)
-    sizes = watch(speaker)
-    many = make(speaker, tokenizer, cache).sample(QUESTIONS, 5, PLAIN)
-    assert sum(sizes) == 3 * len(QUESTIONS)
-    assert [texts[:2] for texts in many] == few and all(len(texts) == 5 for texts in many)
-    assert make(None, tokenizer, cache).sample(QUESTIONS, 1, PLAIN) == [texts[:1] for texts in few]
+    seed, rows = PMCConfig(output_dir="unused", use_cpu=True).seed, list(range(len(QUESTIONS)))
+    drawn = []
+    for step in (0, 1, "audit"):
+        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=sample_seeds(seed, step, rows, 4))
+        sizes = {"max_completion_length": 12, "generation_batch_size": 99, "end_ids": [tokenizer.eos_token_id]}
+        texts = [
+            decode_completion(tokenizer, ids)
+            for ids in generate_completions(speaker, prompts, **sizes, sampling=sampling)
+        ]
+        drawn.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
+    assert samples == drawn[2] and samples not in drawn[:2] and drawn[0] != drawn[1]
 
 
 # not served
@@ -391,6 +333,7 @@ def test_more_samples_add_to_the_fewer(speaker, tokenizer, cache):
         {"max_completion_length": 7},
         {"templates": {"prompt_template": "Question: {question}\nAnswer"}},
         {"prefixes": ["The answer is:"] * len(QUESTIONS)},
+        {"end_ids": [0, 1, 2, *range(5, 300)]},
         {"seed": 43},
         {"temperature": 0.9},
         {"top_k": 5},
@@ -428,23 +371,11 @@ def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokeni
         np.testing.assert_allclose(rounded[0][0], first[0][0], rtol=error)
 
 
-def test_no_answer_is_served_for_a_tokenizer_with_another_end_token(speaker, tokenizer, cache, tmp_path):
-    speaker.generation_config.eos_token_id = None
-    first = make(speaker, tokenizer, cache).answer(QUESTIONS)
-    ids = speaker.generate(**tokenizer("Question: Who wrote quin?\nAnswer:", return_tensors="pt"), max_new_tokens=3)
-    other = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer, eos_token=tokenizer.convert_ids_to_tokens(ids[0, -1].item())
-    )
-    expected = make(speaker, other, RowCache(tmp_path / "fresh")).answer(QUESTIONS)
-    assert expected != first
-    assert make(speaker, other, cache).answer(QUESTIONS) == expected
-
-
 def column_passes(folder, tokenizer, cache, **model_args):
     model_args = ModelConfig(model_name_or_path=str(folder), **model_args)
     args = PMCConfig(output_dir="unused", use_cpu=True, max_completion_length=8)
     recipe = (DataArguments(), args, model_args, EvalArguments())
-    return Column("after", model_args, tokenizer).passes(recipe, cache)
+    return AuditedModel("after", model_args, tokenizer).passes(recipe, cache)
 
 
 def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, tokenizer, cache, tmp_path):
@@ -464,35 +395,23 @@ def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, t
     model.save_pretrained(folder)
     changed = column_passes(folder, tokenizer, cache)
     assert changed.fingerprint != old.fingerprint
-    rows = answer_rows(tokenizer)
-    scores = changed.score(QUESTIONS, ANSWERS)
-    assert_plain(scores, model.eval(), rows)
-    assert all(ours != theirs for ours, theirs in zip(numbers(scores), first, strict=True))
-
-    known = model_fingerprint(str(folder), "main")
-    model.generation_config.eos_token_id = [0, 1, 2]
-    model.generation_config.save_pretrained(folder)  # decides where answers end
-    assert model_fingerprint(str(folder), "main") != known
+    assert_plain(changed.score(QUESTIONS, ANSWERS), model.eval(), answer_rows(tokenizer))
 
 
 @pytest.mark.filterwarnings("ignore:.*lora")
-def test_an_adapter_is_its_base_as_well(model_folder, tokenizer, tmp_path):
+def test_an_adapter_is_its_base_as_well(model_folder, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(model_folder, base)
     model = AutoModelForCausalLM.from_pretrained(base)
     lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(base), init_lora_weights=False)
-    get_peft_model(model, lora).save_pretrained(adapter)
-    seen = {model_fingerprint(str(base), "main"), model_fingerprint(str(adapter), "main")}
-
-    other = build_llama(tokenizer)
-    with torch.no_grad():
-        other.lm_head.weight[5, 5] += 0.1
-    other.save_pretrained(base)
-    seen |= {model_fingerprint(str(base), "main"), model_fingerprint(str(adapter), "main")}
-    torch.manual_seed(5)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(adapter)
-    seen.add(model_fingerprint(str(adapter), "main"))
-    assert len(seen) == 5
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(adapter)
+    seen = {model_fingerprint(str(folder), "main") for folder in (base, adapter)}
+    (base / "generation_config.json").write_text('{"eos_token_id": 3}')
+    seen |= {model_fingerprint(str(folder), "main") for folder in (base, adapter)}
+    torch.nn.init.normal_(adapted.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight)
+    adapted.save_pretrained(adapter)
+    assert len(seen | {model_fingerprint(str(adapter), "main")}) == 5
 
 
 def test_a_model_of_the_hub_is_its_commit(monkeypatch, tmp_path):
@@ -537,18 +456,12 @@ def test_out_of_memory_halves_the_batch_and_stays_there(monkeypatch, tokenizer, 
 
 
 @pytest.mark.usefixtures("accelerator")
-def test_out_of_memory_with_one_row_is_raised(tokenizer, tiny_llama, cache):
+def test_out_of_memory_that_no_smaller_batch_mends_is_raised(tokenizer, tiny_llama, cache):
     sizes = watch(tiny_llama, rows_that_fit=0)
     with pytest.raises(torch.OutOfMemoryError):
         make(tiny_llama, tokenizer, cache, generation_batch_size=64).answer(QUESTIONS)
     assert sizes == [7, 3, 1]  # halved from what was tried, not from what is allowed
-    with pytest.raises(torch.OutOfMemoryError):
-        make(tiny_llama, tokenizer, cache).score(QUESTIONS[:1], ANSWERS[:1])
-
-
-@pytest.mark.usefixtures("accelerator")
-def test_out_of_memory_while_the_model_is_made_is_no_matter_of_batches(tokenizer, cache):
-    """Relearning trains in `load`: called again after half of its steps, it would take these twice."""
+    # relearning trains in `load`: called again after half of its steps, it would take these twice
     loads = []
 
     def load():
@@ -565,21 +478,11 @@ def test_out_of_memory_while_the_model_is_made_is_no_matter_of_batches(tokenizer
 # generation
 
 
-def test_samples_do_not_depend_on_the_batch_size(speaker, tokenizer, tmp_path):
-    whole = make(speaker, tokenizer, RowCache(tmp_path / "64")).sample(QUESTIONS, 4, PLAIN)
-    assert len({text for texts in whole for text in texts}) > 20
-    for size in (1, 5):
-        passes = make(speaker, tokenizer, RowCache(tmp_path / str(size)), generation_batch_size=size)
-        assert passes.sample(QUESTIONS, 4, PLAIN) == whole
-    assert passes.sample(QUESTIONS[:2], 4, PLAIN) == whole[:2]
-
-
 @pytest.mark.parametrize(
     ("templates", "start"),
     [
         ({}, " "),
         ({"completion_template": "{answer}"}, ""),
-        ({"completion_template": "\nIt is{answer}."}, "\nIt is"),
         ({"completion_template": "{{ba {answer}"}, "{ba "),
     ],
     ids=repr,
@@ -592,34 +495,23 @@ def test_a_forced_beginning_stands_behind_the_prompt(speaker, tokenizer, cache, 
         ids = tokenizer(prompt)["input_ids"] + tokenizer(start + prefixes[row])["input_ids"]
         assert tokenizer.decode(ids) == prompt + start + prefixes[row]
         assert_continues(answer, speaker, tokenizer, ids)
-    for row, answer in enumerate(passes.answer(QUESTIONS)):
-        assert_continues(answer, speaker, tokenizer, tokenizer(f"Question: {QUESTIONS[row]}\nAnswer:")["input_ids"])
 
 
 def assert_continues(answer, model, tokenizer, ids):
     """The answer is what Hugging Face's greedy search alone says after these ids, and nothing of the ids."""
-    said = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
-    assert answer.ended == (said[-1] == tokenizer.eos_token_id)
-    assert answer.text == tokenizer.decode(said, skip_special_tokens=True).strip()
+    new = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    assert answer.ended == (new[-1] == tokenizer.eos_token_id)
+    assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 def test_a_forced_beginning_of_a_chat_answer_has_no_second_bos(chat_llama, chat_tokenizer, cache):
-    prompts = []
-
-    def look(module, args, kwargs):
-        if kwargs["input_ids"].shape[1] > 1:
-            prompts.extend(kwargs["input_ids"].tolist())
-
-    chat_llama.eval().get_decoder().register_forward_pre_hook(look, with_kwargs=True)
-    passes = make(chat_llama, chat_tokenizer, cache, CHAT)
-    [answer] = passes.answer(QUESTIONS[:1], ["The answer is:"])
-    [ids] = prompts
+    passes = make(chat_llama.eval(), chat_tokenizer, cache, CHAT)
+    prompt = encode_prompt(chat_tokenizer, format_prompt(passes.script_args, chat_tokenizer, QUESTIONS[0]))
+    ids = prompt + chat_tokenizer("The answer is:", add_special_tokens=False)["input_ids"]
     text = chat_tokenizer.decode(ids)
     assert text.count(BOS) == 1
     assert text.endswith(f"{QUESTIONS[0]}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe answer is:")
-    assert ids[: -len(chat_tokenizer("The answer is:", add_special_tokens=False)["input_ids"])] == encode_prompt(
-        chat_tokenizer, format_prompt(passes.script_args, chat_tokenizer, QUESTIONS[0])
-    )
+    [answer] = passes.answer(QUESTIONS[:1], ["The answer is:"])
     assert_continues(answer, chat_llama, chat_tokenizer, ids)
 
 
@@ -634,21 +526,6 @@ def test_samples_with_a_forced_beginning_come_after_it(speaker, tokenizer, cache
 
 
 # several processes
-
-SCRIPT = """
-import json, os, sys
-from pathlib import Path
-from transformers import AutoTokenizer
-from eval.cache import RowCache
-from tests.conftest import build_phi
-from tests.eval.test_passes import run_all
-
-folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
-cache = RowCache(folder / "rows.sqlite") if rank == 0 else None
-results = run_all(build_phi(tokenizer), tokenizer, cache, rows_that_fit=2 - rank)
-(folder / f"{rank}.json").write_text(json.dumps(results))
-"""
 
 
 def run_all(model, tokenizer, cache, rows_that_fit: int) -> dict:
@@ -673,19 +550,32 @@ def run_all(model, tokenizer, cache, rows_that_fit: int) -> dict:
     return json.loads(json.dumps(results))
 
 
-def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, tiny_phi, model_folder):
-    alone = run_all(tiny_phi, tokenizer, RowCache(tmp_path / "alone.sqlite"), rows_that_fit=2)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path), str(model_folder)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+def run_as(rank: int, folder: Path, model, tokenizer) -> None:
+    """One of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    PartialState._reset_state()
+    cache = RowCache(folder / "rows.sqlite") if rank == 0 else None
+    results = run_all(model, tokenizer, cache, rows_that_fit=2 - rank)
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    os._exit(0)  # forked: what pytest has yet to do is none of its business
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, tiny_phi, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    # forked, so that nothing has to be imported again
+    processes = [
+        multiprocessing.get_context("fork").Process(target=run_as, args=(rank, tmp_path, tiny_phi, tokenizer))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    alone = run_all(copy.deepcopy(tiny_phi), tokenizer, RowCache(tmp_path / "alone.sqlite"), rows_that_fit=2)
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     batches = {
         "score": ([2, 2], [2, 1]),
@@ -718,17 +608,14 @@ def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
 
 
 def test_times_add_up_over_audits_by_model_and_pass(tmp_path, speaker, tokenizer):
-    path = tmp_path / "rows.sqlite"
     for seconds in (1.5, 2.0):
-        cache = RowCache(path)
+        cache = RowCache(tmp_path / "rows.sqlite")
         cache.put({b"1": b"", b"2": b"", b"3": b""}, "model a", "greedy", seconds)
         cache.put({b"4": b""}, "model a", "sampling", 1.0)
-        cache.put({b"5": b""}, "model b", "greedy", 10.0)
     assert cache.times("model a") == {
         "greedy": {"seconds": 3.5, "rows": 6},
         "sampling": {"seconds": 2.0, "rows": 2},
     }
-    assert cache.times("model c") == {}
     passes = make(speaker, tokenizer, cache, generation_batch_size=2)
     passes.answer(QUESTIONS, what="asked")
     passes.answer(QUESTIONS, what="asked again")  # nothing computed, no time

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.columns import Outputs, Scored, membership_numbers, memorization_numbers
 from eval.data import AuditData, OptionSet
 from eval.metrics.memorization import exact_memorization, extraction_strength
 from eval.passes import TokenScores
-from eval.results import Said, Scored, membership_numbers, memorization_numbers
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_an_end_token_is_no_token_of_an_answer():
     sets = {"forget": [scored(-5.0, -0.1), scored(-0.5, -4.0, -0.1)], "holdout": [scored(-6.0, -0.1)]}
     options = {name: OptionSet(["Who?"] * len(rows), ["a"] * len(rows), None, None) for name, rows in sets.items()}
     data = AuditData({}, options, {}, None)
-    said = Said({}, [], {name: Scored(rows, None, None) for name, rows in sets.items()})
+    said = Outputs({}, [], {name: Scored(rows, None, None) for name, rows in sets.items()})
     numbers = memorization_numbers(data, said)
     assert numbers["exact_memorization"]["mean"] == 0.25 and numbers["extraction_strength"]["mean"] == 0.0
     members = membership_numbers(data, said, None)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.columns import AuditData, Outputs, Scored, tofu_numbers
 from eval.data import OptionSet, QuestionSet
 from eval.metrics.tofu import forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, TokenScores
-from eval.results import AuditData, Said, Scored, tofu_numbers
 from rewards.rouge import rouge_l_recall
 
 LOGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "tofu_eval_logs"
@@ -50,7 +50,7 @@ def scores_of(loss: float) -> TokenScores:
     return TokenScores(np.array([-loss], np.float64), np.array([True]), np.zeros(1), np.ones(1))
 
 
-def audited(log: dict) -> tuple[AuditData, Said]:
+def audited(log: dict) -> tuple[AuditData, Outputs]:
     """What an audit has in hands, from the losses and answers that a log stores."""
     questions, options, answers, scored = {}, {}, {}, {}
     for name, rows in log.items():
@@ -64,7 +64,7 @@ def audited(log: dict) -> tuple[AuditData, Said]:
             [scores_of(row["avg_paraphrased_loss"]) for row in rows],
             [[scores_of(loss) for loss in losses] for losses in wrong],
         )
-    return AuditData(questions, options, {}, None), Said(answers, answers["retain"], scored)
+    return AuditData(questions, options, {}, None), Outputs(answers, answers["retain"], scored)
 
 
 @needs_logs
