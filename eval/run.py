@@ -25,7 +25,7 @@ from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
 from eval.models import Column, Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
 from eval.passes import ModelPasses
-from eval.report.write import write_report
+from eval.report.report import write_report
 from eval.results import (
     Said,
     collect,
