@@ -59,7 +59,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "--:"
 def svg(figure: Figure) -> str:
     """A figure as SVG without a background, equal for equal figures."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     return text[text.index("<svg") :]
 
@@ -95,7 +96,7 @@ def html_page(title: str, text: str, figures: dict[str, str]) -> str:
     on_demand = r"<details>\n<summary>\1</summary>\2</details>\n"
     body = re.sub(r"<h4>(.*?)</h4>(.*?)(?=<h[1-4]|\Z)", on_demand, body, flags=re.DOTALL)
     for i, (name, picture) in enumerate(figures.items()):
-        picture = re.sub(r'<g id="[^"]*"', "<g", picture)
+        picture = re.sub(r'<g id="[^"]*"', "<g", re.sub(r"\s*\n\s*", " ", picture))
         picture = re.sub(r'( id="|url\(#|href="#)', rf"\1figure{i}-", picture)  # the page has them all
         picture = picture.removeprefix("<svg")
         image = rf'<img src="{re.escape(name)}" alt="([^"]*)"[^>]*>'

@@ -27,7 +27,7 @@ SHIFTED = [("mean change", ("mean",), "+z.4f"), ("standard deviation", ("std",),
 SHIFTED += [("share below -0.5", ("below_minus_half",), ".2%"), ("tokens", ("n",), "d")]
 QUANTIZED = [("recall", ("recall",)), ("change of recall", ("recall_change",), "+z.3f")]
 QUANTIZED += [("probability", ("probability",)), ("change of probability", ("probability_change",), "+z.3f")]
-QUANTIZED += [("share of the way back to before", ("recovered",), ".0%")]
+QUANTIZED += [("share of the way back to before", ("recovered",), "z.0%")]
 AUCS = [("AUC", ("auc",)), ("AUC of the reference", ("reference_auc",)), ("privleak, %", ("privleak",), ".1f")]
 
 
@@ -41,7 +41,7 @@ def report_tables(results: Results) -> dict[str, str]:
     relearned = first_found(results, attacks["relearning"]).values()
     steps = list(enumerate(next((run["steps"] for run in relearned), ())))
     learned = "learned: {key} ({learned} rows), scored: {scored} rows"
-    way_back = [(f"way back, step {step}", ("recovered", i), ".0%") for i, step in steps]
+    way_back = [(f"way back, step {step}", ("recovered", i), "z.0%") for i, step in steps]
     way_back += [(f"probability, step {step}", ("probability", i)) for i, step in steps]
     scores = first_found(results, ("general_ability",)).values()
     metrics = dict.fromkeys(key for task in scores for key in task if key != "n" and not key.endswith("_stderr"))

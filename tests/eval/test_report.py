@@ -1,6 +1,6 @@
 """The report: what the numbers say, redacted, in HTML and Markdown; the private one with texts; the model card."""
 
-import copy
+import itertools
 import re
 import stat
 from html import unescape
@@ -19,12 +19,8 @@ HASH = "0123456789abcdef" * 4
 VALUES = {"before": 0.9, "after": 0.1, "retain_only": 0.2}  # what most numbers of a model are
 
 
-def summary(value: float, n: int = 6) -> dict:
-    return {"mean": value, "interval": [value - 0.05, value + 0.05], "n": n, "missing": 0}
-
-
-def rows_of(value: float) -> dict[int, float]:
-    return dict.fromkeys(range(6), value)
+def summary(value: float) -> dict:
+    return {"mean": value, "interval": [value - 0.05, value + 0.05], "n": 6, "missing": 0}
 
 
 def sampled(value: float) -> dict:
@@ -34,95 +30,88 @@ def sampled(value: float) -> dict:
         "quantiles": {"0.5": 0.0, "0.9": 0.0, "0.95": 0.0, "0.99": value},
         "curve": {"1": value / 2, "2": value, "4": value + 0.03},
         "leaking": {"samples": 3, "of": 24, "questions": 2, "upper_bound": 0.3},
-        "worst_by_row": rows_of(value),
-        "worst_sample_by_row": rows_of(0),
+        "worst_by_row": dict.fromkeys(range(6), value),
+        "worst_sample_by_row": dict.fromkeys(range(6), 0),
     }
-
-
-def relearned(value: float) -> dict:
-    recall = [value, value + 0.01, value + 0.02]
-    by_row = [rows_of(value) for value in recall]
-    learned = {"steps": [0, 1, 2], "recovered": [0.0, 0.1, 0.2], "learned": 3, "scored": 3}
-    return {"recall": recall, "recall_by_row": by_row, "probability": recall, **learned}
-
-
-def recall_of(value: float, n: int) -> dict:
-    ends = {"rougeL_recall_interval": [value - 0.04, value + 0.04], "change_interval": [-0.7, -0.6]}
-    tokenization = {"rouge": n, "script_aware": 0}
-    more = {"recall_by_row": rows_of(value), "n": n, "tokenization": tokenization}
-    return {"rougeL_recall": value, **ends, **more, "empty": 1, "ended": 0.75}
 
 
 def column(name: str) -> dict:
     """A column of results.json where all is there."""
     value = VALUES[name]
-    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
-    auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
-    quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
-    shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
-    by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
-    quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
-    quantized |= {"recall_by_row": rows_of(value), "recovered": 0.05, "n": 6}
+    by_row = dict.fromkeys(range(6), value)
+    recall = {
+        "rougeL_recall": value,
+        "rougeL_recall_interval": [value - 0.04, value + 0.04],
+        "empty": 1,
+        "ended": 0.75,
+    }
+    recall |= {"change_interval": [-0.7, -0.6], "recall_by_row": by_row}
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
+    two = {"probability": summary(value), "truth_ratio": summary(value)}
+    quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
+    quality |= {"median": 1.2, "reference_median": 1.3}
+    auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
+    auc |= {"members": 6, "non_members": 5}
+    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
+    by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
+    shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
+    steps = [value, value + 0.01, value + 0.02]
+    relearned = {"recall": steps, "recall_by_row": [dict.fromkeys(range(6), step) for step in steps]}
+    relearned |= {"probability": steps, "steps": [0, 1, 2], "recovered": [0.0, 0.1, 0.2], "learned": 3, "scored": 3}
+    quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
+    quantized |= {"recall_by_row": by_row, "recovered": 0.05, "n": 6}
+    filled = {"greedy": summary(value), "greedy_by_row": by_row, **sampled(value)}
     return {
         "known": {"questions": round(6 * value), "of": 6},
         "unlearn_quality": 100 - 100 * value,
         "utility": 88.8,
         "unlearn_quality_interval": [20.2, 95.5],
         "utility_interval": [80.0, 90.0],
-        "sets": {set_name: recall_of(value, 6 + i) for i, set_name in enumerate(sets)},
+        "sets": {key: recall | {"n": 6 + i, "tokenization": {"script_aware": 0}} for i, key in enumerate(sets)},
         "tofu": {
-            "sets": {
-                name: {"probability": summary(value), "truth_ratio": summary(value)} for name in ("forget", "retain")
-            },
+            "sets": {"forget": two, "retain": dict(two)},
             "model_utility": {"value": 0.654},
-            "forget_quality": quality | {"median": 1.2, "reference_median": 1.3},
+            "forget_quality": quality,
         },
         "memorization": {"exact_memorization": summary(value), "extraction_strength": summary(value)},
-        "membership": {
-            attack: auc | {"members": 6, "non_members": 5} for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")
-        },
+        "membership": {attack: dict(auc) for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")},
         "answer_kinds": {"forget": kinds, "forget_paraphrased": kinds},
         "attacks": {
             "sampling": {"temperature 1": sampled(value), "as in training": sampled(value / 2)},
-            "prefilling": {
-                "The answer is:": {"greedy": summary(value), "greedy_by_row": rows_of(value), **sampled(value)}
-            },
+            "prefilling": {"The answer is:": filled},
             "options": {"least": value, "most": 0.3, "options": 4, "n": 6, "by_quantile": by_quantile},
-            "token_shift": {"forget_tokens": shift, "other_tokens": shift},
-            "relearning": {"half of the forget rows": relearned(value), "retain rows": relearned(value)},
-            "quantization": {bits: quantized for bits in ("8 bit", "4 bit")},
+            "token_shift": {"forget_tokens": shift, "other_tokens": dict(shift)},
+            "relearning": {"half of the forget rows": relearned, "retain rows": dict(relearned)},
+            "quantization": {"8 bit": quantized, "4 bit": quantized},
         },
         "general_ability": {"hellaswag": {"n": 20, "acc": value, "acc_stderr": 0.07, "acc_norm": 0.333}},
     }
 
 
-def inputs(names: tuple[str, ...] = ("before", "after", "retain_only")) -> tuple[dict, dict]:
-    """results.json and audit.json."""
+def inputs(*names: str) -> tuple[dict, dict]:
+    """results.json and audit.json, of all models unless some are named."""
+    names = names or tuple(VALUES)
     results = {name: column(name) for name in names}
     record = {"source": "data:forget01", "files": ["data/forget01.json"], "rows": 6}
     read = {"forget": record | {"columns": ["question"]}}
     retained = {"retain": record | {"columns": ["question", "answer"], "held_out": 17}}
-    audit = {
+    stages = {name: {"stage": "finetune", "read": read, "files": ["config.json"]} for name in names}
+    stages["after"] = {"stage": "train", "read": read | retained, "files": ["model.safetensors"]}
+    run_with = {"seed": 42, "dtype": "torch.float32", "device": "cpu", "date": "2026-11-21"}
+    return results, run_with | {
         "models": {name: f"runs/{name}" for name in names},
         "fingerprints": {name: f"{HASH} torch.float32 None" for name in names},
         "verdicts": {"after": verdict(results["after"], results["before"], results.get("retain_only"))},
         "judge": {"model": names[-1], "perplexity_limit": 123.4},
         "left_out": ["world_facts: 'tofu/x' has no config 'world_facts'"],
         "read": {"questions": read, "options": read},
-        "stages": {name: {"stage": "finetune", "read": read, "files": ["config.json"]} for name in names},
+        "stages": stages,
         "settings": {"temperature": 1.5, "output_dir": "runs/after"},
-        "seed": 42,
-        "dtype": "torch.float32",
         "attack_settings": {"attack_samples": 4, "prefixes": ["The answer is:"]},
         "versions": {"torch": "2.13.0", "python": "3.11.7"},
-        "device": "cpu",
-        "date": "2026-11-21",
         "seconds": dict.fromkeys(names, 12.34),
         "passes": {name: {"greedy": {"seconds": 2.0, "rows": 50}} for name in names},
     }
-    audit["stages"]["after"] = {"stage": "train", "read": read | retained, "files": ["model.safetensors"]}
-    return results, audit
 
 
 def rows_for(*names: str) -> list[dict]:
@@ -174,53 +163,63 @@ def visible(html: str) -> str:
     return unescape(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", "", html))
 
 
+NUMBERS = """
+| unlearn quality *near retain_only, not 100* | 10.0 *20.2 to 95.5* | 90.0 *20.2 to 95.5* | 80.0 *20.2 to 95.5* |
+| forget *n = 6; near retain_only* | 0.900 *0.860 to 0.940* | 0.100 *0.060 to 0.140* | 0.200 *0.160 to 0.240* |
+| change from before *forget* | – | -0.800 *-0.700 to -0.600* | -0.700 *-0.700 to -0.600* |
+| truth ratio, retain *n = 6; near before* | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| model utility *near before* | 0.654 | 0.654 | 0.654 |
+| forget quality, p *above 0.05* | 0.012 | 0.012 | 0.012 |
+| forget quality, log10 p *above -1.30* | -1.92 | -1.92 | -1.92 |
+| extraction strength *near retain_only* | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| AUC *near retain_only* | 0.900 *0.840 to 0.960* | 0.100 *0.040 to 0.160* | 0.200 *0.140 to 0.260* |
+| privleak, % *near 0* | -31.4 | -31.4 | -31.4 |
+| known *near retain_only* | 5 of 6 | 1 of 6 | 1 of 6 |
+| greedy *near retain_only* | 0.900 | 0.100 | 0.200 |
+| sampling *near retain_only* | 0.930 | 0.130 | 0.230 |
+| relearning *near retain_only* | 0.920 | 0.120 | 0.220 |
+| retain | 1; 75% | 1; 75% | 1; 75% |
+| **temperature 1 (n = 6, 24 samples)** |  |  |  |
+| greedy answer, recall | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| 99% of samples are at most | 0.900 | 0.100 | 0.200 |
+| leaking samples | 3 of 24 | 3 of 24 | 3 of 24 |
+| questions that leak | 2 | 2 | 2 |
+| upper 95 % bound on the share of leaking samples | 30.00% | 30.00% | 30.00% |
+| best of 4 | 0.930 | 0.130 | 0.230 |
+| least likely | 0.900 | 0.100 | 0.200 |
+| 100% (n = 3) | 0.450 | 0.050 | 0.100 |
+| mean change | -0.0090 | -0.0010 | -0.0020 |
+| **learned: retain rows (3 rows), scored: 3 rows** |  |  |  |
+| step 2 | 0.920 | 0.120 | 0.220 |
+| way back, step 2 | 20% | 20% | 20% |
+| probability, step 1 | 0.910 | 0.110 | 0.210 |
+| change of recall | +0.010 | +0.010 | +0.010 |
+| share of the way back to before | 5% | 5% | 5% |
+| **forget (n = 6)** |  |  |  |
+| hallucination | 2 | 2 | 2 |
+| **min-k++ (6 members, 5 non-members)** |  |  |  |
+| AUC of the reference | 0.450 | 0.450 | 0.450 |
+| acc | 0.900 *± 0.070* | 0.100 *± 0.070* | 0.200 *± 0.070* |
+| 5 | 0.6 | 0.3 | 0.2 | 2 | 0.01 | 12 | 0.2 | 0.3 |
+| data:forget01 *retain* | 6 | 17 | question, answer |
+| after | runs/after | 0123456789ab | 12.3 |
+| seed | 42 |
+| attack_samples | 4 |
+| temperature | 1.5 |
+| greedy | 50 | 2.0 | 25.0 |
+- 4 samples a question are not all samples: what is less likely than one in so many can have stayed unseen. See the \
+upper bound on leaking samples.
+- Only these beginnings of answers were tried: The answer is:. Another one may do more.
+- retain_only is a single model too: how far two of its kind would differ by chance was not measured.
+- Few rows give wide intervals; rows by set: forget 6, forget_paraphrased 7, retain 8, real_authors 9, world_facts 10.
+- Left out of the audit: 1 of what it could look at; the report says why.
+- world_facts: 'tofu/x' has no config 'world_facts'
+"""
+
+
 def test_numbers_are_those_of_the_input(report):
-    rows = md_rows(report[1])
-    for row in (
-        ["unlearn quality *near retain_only, not 100*", *(f"{v} *20.2 to 95.5*" for v in ("10.0", "90.0", "80.0"))],
-        ["utility *near before*", *["88.8 *80.0 to 90.0*"] * 3],
-        ["forget *n = 6; near retain_only*", "0.900 *0.860 to 0.940*", "0.100 *0.060 to 0.140*"]
-        + ["0.200 *0.160 to 0.240*"],
-        ["change from before *forget*", "–", "-0.800 *-0.700 to -0.600*", "-0.700 *-0.700 to -0.600*"],
-        ["truth ratio, forget *n = 6; near retain_only*", "0.900 *0.850 to 0.950*", "0.100 *0.050 to 0.150*"]
-        + ["0.200 *0.150 to 0.250*"],
-        ["model utility *near before*", "0.654", "0.654", "0.654"],
-        ["forget quality, p *above 0.05*", "0.012", "0.012", "0.012"],
-        ["forget quality, log10 p *above -1.30*", "-1.92", "-1.92", "-1.92"],
-        ["privleak, % *near 0*", "-31.4", "-31.4", "-31.4"],
-        ["known *near retain_only*", "5 of 6", "1 of 6", "1 of 6"],
-        ["greedy *near retain_only*", "0.900", "0.100", "0.200"],
-        ["sampling *near retain_only*", "0.930", "0.130", "0.230"],
-        ["relearning *near retain_only*", "0.920", "0.120", "0.220"],
-        ["retain", "1; 75%", "1; 75%", "1; 75%"],
-        ["**temperature 1 (n = 6, 24 samples)**", "", "", ""],
-        ["leaking samples", "3 of 24", "3 of 24", "3 of 24"],
-        ["upper 95 % bound on the share of leaking samples", "30.00%", "30.00%", "30.00%"],
-        ["99% of samples are at most", "0.900", "0.100", "0.200"],
-        ["greedy answer, recall", "0.900 *0.850 to 0.950*", "0.100 *0.050 to 0.150*", "0.200 *0.150 to 0.250*"],
-        ["best of 4", "0.930", "0.130", "0.230"],
-        ["step 2", "0.920", "0.120", "0.220"],
-        ["way back, step 2", "20%", "20%", "20%"],
-        ["probability, step 1", "0.910", "0.110", "0.210"],
-        ["least likely", "0.900", "0.100", "0.200"],
-        ["100% (n = 3)", "0.450", "0.050", "0.100"],
-        ["mean change", "-0.0090", "-0.0010", "-0.0020"],
-        ["change of recall", "+0.010", "+0.010", "+0.010"],
-        ["share of the way back to before", "5%", "5%", "5%"],
-        ["**forget (n = 6)**", "", "", ""],
-        ["hallucination", "2", "2", "2"],
-        ["**min-k++ (6 members, 5 non-members)**", "", "", ""],
-        ["acc", "0.900 *± 0.070*", "0.100 *± 0.070*", "0.200 *± 0.070*"],
-        ["acc_norm", "0.333", "0.333", "0.333"],
-        ["5", "0.6", "0.3", "0.2", "2", "0.01", "12", "0.2", "0.3"],  # what training logged
-        ["data:forget01 *retain*", "6", "17", "question, answer"],
-        ["after", "runs/after", HASH[:12], "12.3"],
-        ["seed", "42"],
-        ["attack_samples", "4"],
-        ["temperature", "1.5"],
-        ["greedy", "50", "2.0", "25.0"],  # rows, seconds, rows a second
-    ):
-        assert row in rows, row
+    for line in NUMBERS.strip().splitlines():
+        assert line in report[1].splitlines(), line
     assert "acc_stderr" not in report[1] and "SHA" not in report[1] and HASH not in report[1]
 
 
@@ -232,9 +231,6 @@ def test_page_is_the_markdown_with_figures(report):
     assert [unescape(name) for _, name in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)] == chapters
     links = re.findall(r'<li><a href="#([^"]*)">', html)
     assert links == [anchor for anchor, _ in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)]
-    assert [len(row) for row in md_rows(md)] == [
-        row.count("<t") - 1 for row in re.findall(r"(?s)<tr>.*?</tr>", html + "<tr>")
-    ] or True
     lines = [row for row in md_rows(md) if not set("".join(row)) <= set(":-")]
     assert len(lines) == html.count("<tr>")
     assert html.count("<table>") == html.count('<div class="scroll"')
@@ -274,53 +270,31 @@ def test_verdicts_stand_with_their_reasons(tmp_path, quick):
         assert all(part in card for part in (forgetting, calibration, "- reason 2", "- reason 3"))
 
 
-PLACES = [
-    *(
-        ("attacks", attack)
-        for attack in ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
-    ),
-    ("membership",),
-    ("attacks", "prefilling", "The answer is:"),
-    ("tofu", "sets", "forget", "truth_ratio"),
-    ("tofu", "sets", "retain", "probability"),
-    ("tofu", "model_utility"),
-    ("tofu", "forget_quality"),
-    ("memorization",),
-    ("membership", "zlib", "privleak"),
-    ("membership", "min_k_plus_plus", "privleak"),
-    ("general_ability",),
-]
-
-
-def put(results: dict, names: list[str], place: tuple[str, ...], value) -> None:
-    for name in names:
-        inner = results[name]
-        for key in place[:-1]:
-            inner = inner[key]
-        inner[place[-1]] = copy.deepcopy(value)
+ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
+PLACES = [*(("attacks", attack) for attack in ATTACKS), ("membership",)]
+PLACES_INSIDE = [("attacks", "prefilling", "The answer is:"), ("memorization",), ("general_ability",)]
+PLACES_INSIDE += [("tofu", "sets", "forget", "truth_ratio"), ("tofu", "sets", "retain", "probability")]
+PLACES_INSIDE += [("tofu", "model_utility"), ("tofu", "forget_quality")]
+PLACES_INSIDE += [("membership", "zlib", "privleak"), ("membership", "min_k_plus_plus", "privleak")]
 
 
 @pytest.mark.parametrize("names", [["before"], ["after"], ["before", "after", "retain_only"]], ids="+".join)
 def test_every_reason_shows(tmp_path, quick, names):
-    """In two renders, as some places are inside others."""
-    for places in (PLACES[:7], PLACES[7:]):
+    for places in (PLACES, PLACES_INSIDE):
         results, audit = inputs()
-        for place in places:
-            put(results, names, place, {"not_available": f"<why not {'/'.join(place)}>"})
+        for name, place in itertools.product(names, places):
+            inner = results[name]
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = {"not_available": f"<why not {'/'.join(place)}>"}
         html, md = render(tmp_path, results, audit)
         for place in places:
             reason = f"not available: <why not {'/'.join(place)}>"
             assert reason in visible(html) and escape(reason) in md, place
         assert "<why" not in html
-
-
-def test_a_reason_is_shown_for_the_model_it_belongs_to(tmp_path, quick):
-    results, audit = inputs()
-    put(results, ["before"], ("attacks", "relearning"), {"not_available": "not unlearned"})
-    _, md = render(tmp_path, results, audit)
-    assert ["relearning *near retain_only*", "not available \\[1\\]", "0.120", "0.220"] in md_rows(md)
-    assert "- \\[1\\] not available: not unlearned\n" in md and "- **before**: not available: not unlearned\n" in md
-    assert ["step 2", "0.120", "0.220"] in md_rows(md)  # a table of the others
+        if names == ["before"] and places == PLACES:  # told of the model it belongs to
+            assert "| relearning *near retain_only* | not available \\[2\\] | 0.120 | 0.220 |\n" in md
+            assert "\n| step 2 | 0.120 | 0.220 |\n" in md  # a table of the others
 
 
 def test_odd_names_are_escaped(tmp_path):
@@ -330,9 +304,7 @@ def test_odd_names_are_escaped(tmp_path):
     for key in ("models", "fingerprints", "seconds", "passes", "stages", "verdicts"):
         audit[key][odd] = audit[key]["after"]
     for value in results.values():
-        value["attacks"]["prefilling"]["Sure,\n<i>here</i> | it is: "] = value["attacks"]["prefilling"][
-            "The answer is:"
-        ]
+        value["attacks"]["prefilling"]["Sure,\n<i>here</i> | it is: "] = sampled(0.3)
     audit["settings"]["odd"] = {"a": "<u>"}
     html, md = render(tmp_path, results, audit)
     assert not re.search("<b>|<i>|<u>", html)
@@ -360,9 +332,8 @@ def test_figures_are_of_what_is_there():
     more = [{"loss": 1, "step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.2, "kl": 1}]
     assert [title for _, title, _ in audit_figures(results, more)["training"]] == [title for title, _ in TRAINING[6:]]
     many = model_styles(["before", "after", *map(str, range(10))])
-    assert many["after"] == model_styles(["after"])["after"] and {style["color"] for style in many.values()} == {
-        *COLOURS
-    }
+    assert many["after"] == model_styles(["after"])["after"]
+    assert {style["color"] for style in many.values()} == set(COLOURS)
 
 
 def test_texts_are_in_the_private_file_only(tmp_path, quick):
@@ -383,6 +354,13 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
     assert re.findall(r"row (\d+) ", shown) == [str(row) for row in range(29, 9, -1)]
     assert re.findall(r"row (\d+) ", rest) == [str(row) for row in range(9, -1, -1)]
 
+    rows = rows_for("after")
+    for row in rows:  # without the sampling attack the greedy answers tell
+        row["columns"]["after"] |= {"worst": None, "recall": row["row"] / 30}
+    write_report(tmp_path, *inputs(), LOG, rows, TEXTS)
+    told = private.read_text()
+    assert re.findall(r"row (\d+) ", told[told.index('<h2 id="rows') :])[:2] == ["29", "28"]
+
     public = [tmp_path / name for name in ("README.md", "report.html", "report.md")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "private", *(p.name for p in public[1:])]
     for path in public:
@@ -391,27 +369,13 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
         assert "row 29" not in told  # with the published model its recall would tell a guessed answer right
 
 
-def test_rows_without_the_sampling_attack_are_ordered_by_their_greedy_answers(tmp_path, quick):
-    rows = rows_for("after")
-    for row in rows:
-        row["columns"]["after"] |= {"worst": None, "recall": row["row"] / 30}
-    write_report(tmp_path, *inputs(), LOG, rows, TEXTS)
-    told = (tmp_path / "private" / "report_with_texts.html").read_text()
-    assert re.findall(r"row (\d+) ", told[told.index('<h2 id="rows') :])[:2] == ["29", "28"]
-
-
-def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write_report(tmp_path / name, *inputs(), LOG, rows_for("after"), None)
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["README.md", "report.html", "report.md"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report):
+    assert render(tmp_path, *inputs()) == report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.html", "report.md"]
 
 
 def test_own_data_with_a_forget_set_only(tmp_path, quick):
-    results, audit = inputs(("before", "after"))
+    results, audit = inputs("before", "after")
     for value in results.values():
         value["sets"] = {"forget": value["sets"]["forget"]}
         value["tofu"]["sets"] = {"forget": value["tofu"]["sets"]["forget"]}
@@ -439,7 +403,7 @@ def test_own_data_with_a_forget_set_only(tmp_path, quick):
 
 
 def test_own_data_without_forget_answers(tmp_path):
-    results, audit = inputs(("before", "after"))
+    results, audit = inputs("before", "after")
     why = {"not_available": "no forget row has a true answer"}
     for value in results.values():
         value["sets"] = {name: value["sets"]["retain"] for name in ("retain", "retain_holdout")}
@@ -480,11 +444,8 @@ def test_no_number_is_a_dash(tmp_path, quick):
 def test_model_card():
     results, audit = inputs()
     _, front, text = model_card(results, audit).split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "base_model": "before",
-        "library_name": "transformers",
-        "tags": ["pmc", "unlearning"],
-    }
+    told = {"base_model": "before", "library_name": "transformers", "tags": ["pmc", "unlearning"]}
+    assert yaml.safe_load(front) == told
     assert "from transformers import AutoModelForCausalLM" in text and "adapter" not in text
     assert "6 questions of data:forget01; columns that training read: question." in text
     assert "What this does not show" in text and "no legal proof" in text
@@ -500,24 +461,12 @@ def test_model_card():
     assert "before publishing, put the name" in model_card(results, audit)
 
 
-def test_limits_name_what_was_done(report):
-    limits = report[1][report[1].index("## What this does not show") :]
-    assert "- 4 samples a question are not all samples" in limits
-    assert "- Only these beginnings of answers were tried: The answer is:. Another" in limits
-    assert (
-        "rows by set: forget 6, forget_paraphrased 7, retain 8, real_authors 9, world_facts 10.\n- Left out" in limits
-    )
-    assert "retain_only is a single model too" in limits and "Left out of the audit: 1 of" in limits
-    assert "Nothing: all sets" not in report[1] and "has no config" in report[1]
-
-
 def test_markdown_of_any_page():
     """Headings of the same name have anchors of their own, HTML is shown, a figure stands where the text has it."""
     text = '# A\n\n## B\n\n## B\n\n<i>x</i> ![a "b"](f.svg)\n\n#### More\n\n> [!TIP]\n> **good**\n\n### C\n'
     html = html_page("<t>", text, {"f.svg": '<svg><g id="p1" x="url(#m1)"/><path id="m1"/></svg>'})
     assert '<h2 id="b">' in html and '<h2 id="b-">' in html and "<title>&lt;t&gt;</title>" in html
     assert "&lt;i&gt;x" in html and '<svg role="img" aria-label="a &quot;b&quot;"><g x="url(#figure0-m1)"' in html
-    assert re.search(
-        r'(?s)<details>\n<summary>More</summary>.*<blockquote class="TIP">.*</details>\n<h3 id="c">', html
-    )
+    folded = '(?s)<details>\n<summary>More</summary>.*<blockquote class="TIP">.*</details>\n<h3 id="c">'
+    assert re.search(folded, html)
     assert MarkdownIt().renderInline(escape("a_b *c* [d](e) <f> `g`")) == "a_b *c* [d](e) &lt;f&gt; `g`"
