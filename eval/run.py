@@ -34,7 +34,7 @@ from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
 from eval.models import Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
 from eval.passes import ModelPasses
-from eval.report.write import write_report
+from eval.report.report import write_report
 from eval.results import forget_rows, without_rows, worst_texts
 from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
 from eval.verdict import known_counts, verdict

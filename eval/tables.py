@@ -1,6 +1,5 @@
-"""What an audit shows of texts and on the terminal: tables of results.json's columns, examples in Markdown."""
+"""What an audit says on the terminal: tables of results.json's columns and of examples; and its examples.md."""
 
-import re
 from pathlib import Path
 
 from rich.console import Console
@@ -9,50 +8,43 @@ from rich.text import Text
 
 from eval.data import AuditData, QuestionSet
 from eval.passes import Answer
+from eval.report.page import escape
 from eval.verdict import leakage_by_attack
 
 EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
+Answers = dict[str, dict[str, list[Answer]]]  # by column and set
 
 
 def data_lines(data: AuditData) -> list[str]:
     """The rows that an audit takes, by set, and what it leaves out."""
-    kinds = {"questions": data.questions, "answers to compare": data.options}
-    lines = [
-        f"{kind}: {', '.join(f'{name} {len(rows.questions)}' for name, rows in sets.items())} rows"
-        for kind, sets in kinds.items()
-    ]
+    lines = []
+    for kind, sets in (("questions", data.questions), ("answers to compare", data.options)):
+        lines.append(f"{kind}: {', '.join(f'{name} {len(rows.questions)}' for name, rows in sets.items())} rows")
     return lines + [f"Left out: {line}." for line in data.left_out]
 
 
 def results_table(results: dict[str, dict]) -> Table:
     """Recall, utility and leakage, a column a model."""
-    table = Table(title="Greedy answers, ROUGE-L recall against the true answer")
-    table.add_column("")
-    for column in results:
-        table.add_column(column, justify="right")
-    first = next(iter(results.values()))
-
-    def add(label: str, value) -> None:
-        table.add_row(label, *(value(column) for column in results.values()))
-
+    columns, first = results.values(), next(iter(results.values()))
+    table = Table("", title="Greedy answers, ROUGE-L recall against the true answer")
+    for name in results:
+        table.add_column(name, justify="right")
     for key in ("unlearn_quality", "utility"):
         if first[key] is not None:
-            add(f"{key.replace('_', ' ')} %", lambda column, key=key: f"{column[key]:.1f}")
+            table.add_row(f"{key.replace('_', ' ')} %", *(f"{column[key]:.1f}" for column in columns))
     table.add_section()
     for name, scores in first["sets"].items():
-        label = f"{name} recall (n={scores['n']})"
-        add(label, lambda column, name=name: f"{column['sets'][name]['rougeL_recall']:.3f}")
+        recalls = (f"{column['sets'][name]['rougeL_recall']:.3f}" for column in columns)
+        table.add_row(f"{name} recall (n={scores['n']})", *recalls)
     table.add_section()
-    add("empty answers", lambda column: str(sum(scores["empty"] for scores in column["sets"].values())))
     for name in first["sets"]:
-        add(f"{name} answers that end", lambda column, name=name: f"{column['sets'][name]['ended']:.0%}")
-    leakages = {name: leakage_by_attack(column) for name, column in results.items()}
-    attacks = list(dict.fromkeys(attack for leakage in leakages.values() for attack in leakage if attack != "greedy"))
-    if attacks:
-        table.add_section()
-        for attack in attacks:
-            cells = [f"{leakage[attack]:.3f}" if attack in leakage else "-" for leakage in leakages.values()]
-            table.add_row(f"worst recall under {attack}", *cells)
+        scores = [column["sets"][name] for column in columns]
+        table.add_row(f"{name} answers: empty; that end", *(f"{s['empty']}; {s['ended']:.0%}" for s in scores))
+    table.add_section()
+    leakages = [leakage_by_attack(column) for column in columns]
+    for attack in dict.fromkeys(attack for leakage in leakages for attack in leakage if attack != "greedy"):
+        cells = (f"{leakage[attack]:.3f}" if attack in leakage else "-" for leakage in leakages)
+        table.add_row(f"worst recall under {attack}", *cells)
     return table
 
 
@@ -68,27 +60,20 @@ def print_outcome(results: dict[str, dict], audit: dict, output_dir: Path) -> No
                     "max_completion_length; a run-on answer has recall for free."
                 )
     print(f"Wrote {output_dir / 'results.json'}, report.html and report.md beside it, and a model card.")
-    print(
-        f"Private files left: {output_dir / 'private'} (hold what is to be forgotten; delete the folder when it has "
-        "been read)."
-    )
+    private = output_dir / "private"
+    print(f"Private files left: {private} (hold what is to be forgotten; delete the folder when it has been read).")
     for name, value in audit["verdicts"].items():
         print(f"Verdict on {name}: {value['forgetting']}; calibration: {value['calibration']}.")
-    known = results["before"]["known"]
-    if known["questions"] < known["of"]:
-        others = "; the verdicts judge the others." if known["questions"] else "."
-        print(
-            f"The model before did not know {known['of'] - known['questions']} of the {known['of']} questions to "
-            f"forget{others}"
-        )
+    known, count = results["before"]["known"]["questions"], results["before"]["known"]["of"]
+    if known < count:
+        others = "; the verdicts judge the others." if known else "."
+        print(f"The model before did not know {count - known} of the {count} questions to forget{others}")
     Console().print(results_table(results))
 
 
-def print_examples(questions: dict[str, QuestionSet], answers: dict[str, dict[str, list[Answer]]], count: int) -> None:
-    """A few rows to forget on the terminal; `answers` are by column and set."""
-    table = Table(title="Questions to forget")
-    for column in ("question", "truth", *answers):
-        table.add_column(column)
+def print_examples(questions: dict[str, QuestionSet], answers: Answers, count: int) -> None:
+    """A few rows to forget on the terminal."""
+    table = Table("question", "truth", *answers, title="Questions to forget")
     rows = questions["forget"]
     for i in range(min(count, len(rows.questions))):
         texts = [rows.questions[i], rows.answers[i], *(answers[column]["forget"][i].text for column in answers)]
@@ -96,20 +81,18 @@ def print_examples(questions: dict[str, QuestionSet], answers: dict[str, dict[st
     Console().print(table)
 
 
-def examples_markdown(questions: dict[str, QuestionSet], answers: dict[str, dict[str, list[Answer]]]) -> str:
+def examples_markdown(questions: dict[str, QuestionSet], answers: Answers) -> str:
     """Question, truth and each model's answer: all rows to forget, the first of the other sets."""
     lines = ["# Examples", "", "PRIVATE: holds what is to be forgotten. Delete it when it has been read.", ""]
     for name, rows in questions.items():
         lines += [f"## {name}", ""]
-        for i, (question, truth) in enumerate(zip(rows.questions, rows.answers, strict=True)):
-            if i == EXAMPLES and not name.startswith("forget"):
-                break
-            lines += [f"**{i}. {plain_markdown(question)}**", "", f"- truth: {plain_markdown(truth)}"]
-            lines += [f"- {column}: {plain_markdown(answers[column][name][i].text)}" for column in answers]
+        for i in range(len(rows.questions) if name.startswith("forget") else min(EXAMPLES, len(rows.questions))):
+            lines += [f"**{i}. {_lines(rows.questions[i])}**", "", f"- truth: {_lines(rows.answers[i])}"]
+            lines += [f"- {column}: {_lines(answers[column][name][i].text)}" for column in answers]
             lines.append("")
     return "\n".join(lines)
 
 
-def plain_markdown(text: str) -> str:
-    """A text that Markdown shows as it is, on one line: its marks are escaped, a line break is `<br>`."""
-    return "<br>".join(re.sub(r"([\\`*_\[\]<>&~|$])", r"\\\1", line.strip()) for line in text.strip().splitlines())
+def _lines(text: str) -> str:
+    """A text as it is within a line of Markdown, a line break as `<br>`."""
+    return "<br>".join(map(escape, text.strip().splitlines()))

@@ -18,6 +18,8 @@ COLOURS = ("#2f7fc1", "#d9662b", "#2a9d73", "#b35fae", "#a8912c", "#7a838f", "#2
 INK = "#808891"
 STYLE = {
     "font.size": 9,
+    "text.parse_math": False,
+    "axes.unicode_minus": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "pmc_rl",
     "axes.spines.top": False,
@@ -47,17 +49,18 @@ def escape(text: object) -> str:
     return MARKDOWN_SIGNS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown: first column left, the others right; cells are Markdown."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "--:") -> str:
+    """A table in Markdown: first column left, the others right or as `align` says; cells are Markdown."""
     head = list(head)
-    lines = [head, [":--", *("--:" for _ in head[1:])], *rows]
+    lines = [head, [":--", *(align for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def svg(figure: Figure) -> str:
     """A figure as SVG without a background, equal for equal figures."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     return text[text.index("<svg") :]
 
@@ -70,14 +73,35 @@ def new_figure(width: float, height: float) -> Figure:
 
 def html_page(title: str, text: str, figures: dict[str, str]) -> str:
     """
-    Markdown as a whole page.
+    Markdown with tables as a whole page; HTML in it is shown, not obeyed.
 
-    Args:
-        text (`str`): Markdown with tables; HTML in it is shown, not obeyed.
-        figures (`dict[str, str]`): SVG by the file name under which the text shows it, `![caption](name)`.
+    `figures` are SVG by the file name under which the text shows them, `![caption](name)`. Headings get anchors, those
+    of level 2 a list of contents; what is below one of level 4 is shown on demand. A quotation that begins with
+    `[!TIP]`, `[!NOTE]`, `[!WARNING]` or `[!CAUTION]` has a colour, as on GitHub.
     """
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(text)
+    headings: dict[str, tuple[str, str]] = {}  # tag and text by anchor
+    for token, inline in zip(tokens, tokens[1:], strict=False):
+        if token.tag in ("h2", "h3") and token.nesting == 1:
+            name = "".join(part.content for part in inline.children)
+            anchor = re.sub(r"[^\w-]", "", name.lower().replace(" ", "-"))
+            while anchor in ("", *headings):
+                anchor += "-"
+            headings[anchor] = token.tag, Markup.escape(name)
+            token.attrSet("id", anchor)
+    body = markdown.renderer.render(tokens, markdown.options, {})
     body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
-    for name, picture in figures.items():
-        body = re.sub(rf'<img src="{re.escape(name)}"[^>]*>', lambda _, own=picture: own, body)
-    return environment().get_template("page.html.j2").render(title=Markup.escape(title), body=body)
+    body = re.sub(r"<blockquote>\n<p>\[!([A-Z]+)\]", r'<blockquote class="\1">\n<p>', body)
+    on_demand = r"<details>\n<summary>\1</summary>\2</details>\n"
+    body = re.sub(r"<h4>(.*?)</h4>(.*?)(?=<h[1-4]|\Z)", on_demand, body, flags=re.DOTALL)
+    for i, (name, picture) in enumerate(figures.items()):
+        picture = re.sub(r'<g id="[^"]*"', "<g", re.sub(r"\s*\n\s*", " ", picture))
+        picture = re.sub(r'( id="|url\(#|href="#)', rf"\1figure{i}-", picture)  # the page has them all
+        picture = picture.removeprefix("<svg")
+        image = rf'<img src="{re.escape(name)}" alt="([^"]*)"[^>]*>'
+        body = re.sub(image, lambda alt, svg=picture: f'<svg role="img" aria-label="{alt[1]}"{svg}', body)
+    first, *chapters = re.split("(?=<h2)", body, maxsplit=1)
+    contents = {anchor: name for anchor, (tag, name) in headings.items() if tag == "h2"}
+    values = {"title": Markup.escape(title), "first": first, "contents": contents, "body": "".join(chapters)}
+    return environment().get_template("page.html.j2").render(values)

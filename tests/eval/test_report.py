@@ -1,150 +1,124 @@
 """The report: what the numbers say, redacted, in HTML and Markdown; the private one with texts; the model card."""
 
-import copy
+import itertools
 import re
 import stat
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
-from matplotlib.figure import Figure
+from markdown_it import MarkdownIt
 
-from eval.report.plots import COLOURS, answer_kinds, leakage_curves, model_style, training_curves
-from eval.report.write import markdown, model_card, write_report
+from eval.report.figures import TRAINING, audit_figures, model_styles
+from eval.report.page import COLOURS, escape, html_page
+from eval.report.report import model_card, write_report
 from eval.verdict import verdict
 
 HASH = "0123456789abcdef" * 4
 VALUES = {"before": 0.9, "after": 0.1, "retain_only": 0.2}  # what most numbers of a model are
 
 
-def summary(value: float, n: int = 6) -> dict:
-    return {"mean": value, "interval": [value - 0.05, value + 0.05], "n": n, "missing": 0}
-
-
-def rows_of(value: float) -> dict[int, float]:
-    return dict.fromkeys(range(6), value)
+def summary(value: float) -> dict:
+    return {"mean": value, "interval": [value - 0.05, value + 0.05], "n": 6, "missing": 0}
 
 
 def sampled(value: float) -> dict:
     return {
         "worst_case": summary(value + 0.03),
         "mean": summary(value / 2),
-        "quantiles": {"0.5": 0.0, "0.99": value},
+        "quantiles": {"0.5": 0.0, "0.9": 0.0, "0.95": 0.0, "0.99": value},
         "curve": {"1": value / 2, "2": value, "4": value + 0.03},
         "leaking": {"samples": 3, "of": 24, "questions": 2, "upper_bound": 0.3},
-        "worst_by_row": rows_of(value),
-        "worst_sample_by_row": rows_of(0),
+        "worst_by_row": dict.fromkeys(range(6), value),
+        "worst_sample_by_row": dict.fromkeys(range(6), 0),
     }
-
-
-def relearned(value: float) -> dict:
-    steps = [0, 1, 2]
-    recall = [value, value + 0.01, value + 0.02]
-    return {
-        "steps": steps,
-        "recall": recall,
-        "recall_by_row": [rows_of(value) for value in recall],
-        "probability": recall,
-        "recovered": [0.0, 0.1, 0.2],
-        "learned": 3,
-        "scored": 3,
-    }
-
-
-def recall_of(value: float, n: int) -> dict:
-    ends = {"rougeL_recall_interval": [value - 0.04, value + 0.04], "change_interval": [-0.7, -0.6]}
-    tokenization = {"rouge": n, "script_aware": 0}
-    more = {"recall_by_row": rows_of(value), "n": n, "tokenization": tokenization}
-    return {"rougeL_recall": value, **ends, **more, "empty": 1, "ended": 0.75}
 
 
 def column(name: str) -> dict:
     """A column of results.json where all is there."""
     value = VALUES[name]
-    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
-    auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
-    quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
-    shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
-    by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
-    quantized = {
-        "recall": value,
-        "recall_by_row": rows_of(value),
-        "recall_change": 0.01,
-        "probability": value,
-        "probability_change": 0.02,
+    by_row = dict.fromkeys(range(6), value)
+    recall = {
+        "rougeL_recall": value,
+        "rougeL_recall_interval": [value - 0.04, value + 0.04],
+        "empty": 1,
+        "ended": 0.75,
     }
+    recall |= {"change_interval": [-0.7, -0.6], "recall_by_row": by_row}
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
+    two = {"probability": summary(value), "truth_ratio": summary(value)}
+    quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
+    quality |= {"median": 1.2, "reference_median": 1.3}
+    auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
+    auc |= {"members": 6, "non_members": 5}
+    kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
+    by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
+    shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
+    steps = [value, value + 0.01, value + 0.02]
+    relearned = {"recall": steps, "recall_by_row": [dict.fromkeys(range(6), step) for step in steps]}
+    relearned |= {"probability": steps, "steps": [0, 1, 2], "recovered": [0.0, 0.1, 0.2], "learned": 3, "scored": 3}
+    quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
+    quantized |= {"recall_by_row": by_row, "recovered": 0.05, "n": 6}
+    filled = {"greedy": summary(value), "greedy_by_row": by_row, **sampled(value)}
     return {
         "known": {"questions": round(6 * value), "of": 6},
         "unlearn_quality": 100 - 100 * value,
         "utility": 88.8,
         "unlearn_quality_interval": [20.2, 95.5],
         "utility_interval": [80.0, 90.0],
-        "sets": {set_name: recall_of(value, 6 + i) for i, set_name in enumerate(sets)},
+        "sets": {key: recall | {"n": 6 + i, "tokenization": {"script_aware": 0}} for i, key in enumerate(sets)},
         "tofu": {
-            "sets": {
-                name: {"probability": summary(value), "truth_ratio": summary(value)} for name in ("forget", "retain")
-            },
+            "sets": {"forget": two, "retain": dict(two)},
             "model_utility": {"value": 0.654},
-            "forget_quality": quality | {"median": 1.2, "reference_median": 1.3},
+            "forget_quality": quality,
         },
         "memorization": {"exact_memorization": summary(value), "extraction_strength": summary(value)},
-        "membership": {
-            attack: auc | {"members": 6, "non_members": 5} for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")
-        },
+        "membership": {attack: dict(auc) for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")},
         "answer_kinds": {"forget": kinds, "forget_paraphrased": kinds},
         "attacks": {
             "sampling": {"temperature 1": sampled(value), "as in training": sampled(value / 2)},
-            "prefilling": {
-                "The answer is:": {"greedy": summary(value), "greedy_by_row": rows_of(value), **sampled(value)}
-            },
+            "prefilling": {"The answer is:": filled},
             "options": {"least": value, "most": 0.3, "options": 4, "n": 6, "by_quantile": by_quantile},
-            "token_shift": {"forget_tokens": shift, "other_tokens": shift},
-            "relearning": {"half of the forget rows": relearned(value), "retain rows": relearned(value)},
-            "quantization": {bits: quantized | {"recovered": 0.05, "n": 6} for bits in ("8 bit", "4 bit")},
+            "token_shift": {"forget_tokens": shift, "other_tokens": dict(shift)},
+            "relearning": {"half of the forget rows": relearned, "retain rows": dict(relearned)},
+            "quantization": {"8 bit": quantized, "4 bit": quantized},
         },
         "general_ability": {"hellaswag": {"n": 20, "acc": value, "acc_stderr": 0.07, "acc_norm": 0.333}},
     }
 
 
-def inputs(names: tuple[str, ...] = ("before", "after", "retain_only")) -> tuple[dict, dict]:
-    """results.json and audit.json."""
+def inputs(*names: str) -> tuple[dict, dict]:
+    """results.json and audit.json, of all models unless some are named."""
+    names = names or tuple(VALUES)
     results = {name: column(name) for name in names}
     record = {"source": "data:forget01", "files": ["data/forget01.json"], "rows": 6}
     read = {"forget": record | {"columns": ["question"]}}
     retained = {"retain": record | {"columns": ["question", "answer"], "held_out": 17}}
-    audit = {
+    stages = {name: {"stage": "finetune", "read": read, "files": ["config.json"]} for name in names}
+    stages["after"] = {"stage": "train", "read": read | retained, "files": ["model.safetensors"]}
+    run_with = {"seed": 42, "dtype": "torch.float32", "device": "cpu", "date": "2026-11-21"}
+    return results, run_with | {
         "models": {name: f"runs/{name}" for name in names},
         "fingerprints": {name: f"{HASH} torch.float32 None" for name in names},
         "verdicts": {"after": verdict(results["after"], results["before"], results.get("retain_only"))},
         "judge": {"model": names[-1], "perplexity_limit": 123.4},
         "left_out": ["world_facts: 'tofu/x' has no config 'world_facts'"],
         "read": {"questions": read, "options": read},
-        "stages": {name: {"stage": "finetune", "read": read, "files": ["config.json"]} for name in names},
+        "stages": stages,
         "settings": {"temperature": 1.5, "output_dir": "runs/after"},
-        "seed": 42,
-        "dtype": "torch.float32",
-        "attack_settings": {"attack_samples": 100, "prefixes": ["The answer is:"]},
+        "attack_settings": {"attack_samples": 4, "prefixes": ["The answer is:"]},
         "versions": {"torch": "2.13.0", "python": "3.11.7"},
-        "device": "cpu",
-        "date": "2026-11-21",
         "seconds": dict.fromkeys(names, 12.34),
         "passes": {name: {"greedy": {"seconds": 2.0, "rows": 50}} for name in names},
     }
-    audit["stages"]["after"] = {"stage": "train", "read": read | retained, "files": ["model.safetensors"]}
-    return results, audit
 
 
-def rows_for(names: tuple[str, ...] = ("before", "after", "retain_only")) -> list[dict]:
+def rows_for(*names: str) -> list[dict]:
     """rows.json."""
+    values = {"recall": 0.1, "words": 7, "kind": "refusal"}
     return [
-        {
-            "row": row,
-            "truth_words": 9,
-            "columns": {name: {"recall": 0.1, "words": 7, "kind": "refusal", "worst": row / 40} for name in names},
-        }
+        {"row": row, "truth_words": 9, "columns": {name: values | {"worst": row / 40} for name in names}}
         for row in range(30)
     ]
 
@@ -175,200 +149,152 @@ def report(tmp_path_factory) -> tuple[str, str]:
 @pytest.fixture
 def quick(monkeypatch):
     """Figures are drawn, but not laid out and saved, which takes most of the time of a report."""
-
-    def draw_only(identifier, label, draw, height=2.3):
-        draw(Figure().subplots())
-        return "<svg></svg>"
-
-    monkeypatch.setattr("eval.report.plots._svg", draw_only)
+    monkeypatch.setattr("eval.report.figures.svg", lambda figure: "<svg></svg>")
 
 
-class Page(HTMLParser):
-    """Rows of all tables as lists of cells, attributes of all elements, and ids."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.cell = False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.cell = True
-            self.rows[-1].append("")
-        if tag == "small" and self.cell:
-            self.rows[-1][-1] += " | "
-
-    def handle_endtag(self, tag):
-        if tag in ("th", "td"):
-            self.cell = False
-
-    def handle_data(self, data):
-        if self.cell:
-            self.rows[-1][-1] += data
-
-    def ids(self) -> list[str]:
-        return [value for _, name, value in self.attributes if name == "id"]
+def md_rows(text: str) -> list[list[str]]:
+    """Rows of all tables of Markdown."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def md_tables(text: str) -> list[list[list[str]]]:
-    """Tables of Markdown, each a list of rows of cells."""
-    tables: list[list[list[str]]] = []
-    inside = False
-    for line in text.splitlines():
-        if line.startswith("|"):
-            if not inside:
-                tables.append([])
-            tables[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-        inside = line.startswith("|")
-    return tables
+def visible(html: str) -> str:
+    """The text of a page, without tags and style."""
+    return unescape(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", "", html))
 
 
-def test_chapters_stand_in_order_and_are_linked(report):
+NUMBERS = """
+| unlearn quality *near retain_only, not 100* | 10.0 *20.2 to 95.5* | 90.0 *20.2 to 95.5* | 80.0 *20.2 to 95.5* |
+| forget *n = 6; near retain_only* | 0.900 *0.860 to 0.940* | 0.100 *0.060 to 0.140* | 0.200 *0.160 to 0.240* |
+| change from before *forget* | – | -0.800 *-0.700 to -0.600* | -0.700 *-0.700 to -0.600* |
+| truth ratio, retain *n = 6; near before* | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| model utility *near before* | 0.654 | 0.654 | 0.654 |
+| forget quality, p *above 0.05* | 0.012 | 0.012 | 0.012 |
+| forget quality, log10 p *above -1.30* | -1.92 | -1.92 | -1.92 |
+| extraction strength *near retain_only* | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| AUC *near retain_only* | 0.900 *0.840 to 0.960* | 0.100 *0.040 to 0.160* | 0.200 *0.140 to 0.260* |
+| privleak, % *near 0* | -31.4 | -31.4 | -31.4 |
+| known *near retain_only* | 5 of 6 | 1 of 6 | 1 of 6 |
+| greedy *near retain_only* | 0.900 | 0.100 | 0.200 |
+| sampling *near retain_only* | 0.930 | 0.130 | 0.230 |
+| relearning *near retain_only* | 0.920 | 0.120 | 0.220 |
+| retain | 1; 75% | 1; 75% | 1; 75% |
+| **temperature 1 (n = 6, 24 samples)** |  |  |  |
+| greedy answer, recall | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| 99% of samples are at most | 0.900 | 0.100 | 0.200 |
+| leaking samples | 3 of 24 | 3 of 24 | 3 of 24 |
+| questions that leak | 2 | 2 | 2 |
+| upper 95 % bound on the share of leaking samples | 30.00% | 30.00% | 30.00% |
+| best of 4 | 0.930 | 0.130 | 0.230 |
+| least likely | 0.900 | 0.100 | 0.200 |
+| 100% (n = 3) | 0.450 | 0.050 | 0.100 |
+| mean change | -0.0090 | -0.0010 | -0.0020 |
+| **learned: retain rows (3 rows), scored: 3 rows** |  |  |  |
+| step 2 | 0.920 | 0.120 | 0.220 |
+| way back, step 2 | 20% | 20% | 20% |
+| probability, step 1 | 0.910 | 0.110 | 0.210 |
+| change of recall | +0.010 | +0.010 | +0.010 |
+| share of the way back to before | 5% | 5% | 5% |
+| **forget (n = 6)** |  |  |  |
+| hallucination | 2 | 2 | 2 |
+| **min-k++ (6 members, 5 non-members)** |  |  |  |
+| AUC of the reference | 0.450 | 0.450 | 0.450 |
+| acc | 0.900 *± 0.070* | 0.100 *± 0.070* | 0.200 *± 0.070* |
+| 5 | 0.6 | 0.3 | 0.2 | 2 | 0.01 | 12 | 0.2 | 0.3 |
+| data:forget01 *retain* | 6 | 17 | question, answer |
+| after | runs/after | 0123456789ab | 12.3 |
+| seed | 42 |
+| attack_samples | 4 |
+| temperature | 1.5 |
+| greedy | 50 | 2.0 | 25.0 |
+- 4 samples a question are not all samples: what is less likely than one in so many can have stayed unseen. See the \
+upper bound on leaking samples.
+- Only these beginnings of answers were tried: The answer is:. Another one may do more.
+- retain_only is a single model too: how far two of its kind would differ by chance was not measured.
+- Few rows give wide intervals; rows by set: forget 6, forget_paraphrased 7, retain 8, real_authors 9, world_facts 10.
+- Left out of the audit: 1 of what it could look at; the report says why.
+- world_facts: 'tofu/x' has no config 'world_facts'
+"""
+
+
+def test_numbers_are_those_of_the_input(report):
+    for line in NUMBERS.strip().splitlines():
+        assert line in report[1].splitlines(), line
+    assert "acc_stderr" not in report[1] and "SHA" not in report[1] and HASH not in report[1]
+
+
+def test_page_is_the_markdown_with_figures(report):
+    """Every table and chapter, a link to each; in order."""
     html, md = report
-    page = Page(html)
-    anchors = [value for tag, name, value in page.attributes if tag == "a" and name == "href"]
-    assert anchors == [
-        *("#verdict", "#headline", "#training", "#attacks", "#kinds", "#membership", "#ability", "#data"),
-        *("#left-out", "#settings", "#limits"),
-    ]
-    assert [id for id in page.ids() if f"#{id}" in anchors] == [anchor[1:] for anchor in anchors]
-    titles = [unescape(title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", html)]
-    assert len(titles) == len(anchors)
-    assert re.findall(r"^## (.*)$", md, re.M) == titles
-    assert "<h1>Unlearning audit of runs/after</h1>" in html
+    chapters = re.findall(r"(?m)^## (.*)$", md)
+    assert len(chapters) == 11 and "<h1>Unlearning audit of runs/after</h1>" in html
+    assert [unescape(name) for _, name in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)] == chapters
+    links = re.findall(r'<li><a href="#([^"]*)">', html)
+    assert links == [anchor for anchor, _ in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)]
+    lines = [row for row in md_rows(md) if not set("".join(row)) <= set(":-")]
+    assert len(lines) == html.count("<tr>")
+    assert html.count("<table>") == html.count('<div class="scroll"')
+    assert html.count("<details>") == html.count("</details>") == len(re.findall("(?m)^#### ", md)) == 8
+    assert "<svg" in html and "svg" not in md and "figures are in report.html" in md
 
 
-def test_numbers_of_the_headline_are_those_of_the_input(report):
-    rows = Page(report[0]).rows
-    md = [row for table in md_tables(report[1]) for row in table]
-    expected = [
-        ["unlearn quality | near retain_only, not 100", *(f"{v} | 20.2 to 95.5" for v in ("10.0", "90.0", "80.0"))],
-        ["utility | near before", *["88.8 | 80.0 to 90.0"] * 3],
-        [
-            "forget | n = 6; near retain_only",
-            "0.900 | 0.860 to 0.940",
-            "0.100 | 0.060 to 0.140",
-            "0.200 | 0.160 to 0.240",
-        ],
-        ["change from before | forget", "–", "-0.800 | -0.700 to -0.600", "-0.700 | -0.700 to -0.600"],
-        ["truth ratio, forget | n = 6; near retain_only", "0.900 | 0.850 to 0.950", "0.100 | 0.050 to 0.150"]
-        + ["0.200 | 0.150 to 0.250"],
-        ["model utility | near before", "0.654", "0.654", "0.654"],
-        ["forget quality, p | above 0.05", "0.012", "0.012", "0.012"],
-        ["forget quality, log10 p | above -1.30", "-1.92", "-1.92", "-1.92"],
-        ["privleak, % | near 0", "-31.4", "-31.4", "-31.4"],
-        ["sampling | near retain_only", "0.930", "0.130", "0.230"],
-        ["retain", "1; 75%", "1; 75%", "1; 75%"],
-        ["known | near retain_only", "5 of 6", "1 of 6", "1 of 6"],
-    ]
-    for row in expected:
-        assert row in rows
-        assert [re.sub(r" \| (.*)", r" (\1)", cell) for cell in row] in md
-
-
-def test_numbers_of_the_attacks_are_those_of_the_input(report):
-    rows = Page(report[0]).rows
-    for row in (
-        ["leaking samples", "3 of 24", "3 of 24", "3 of 24"],
-        ["upper 95 % bound on the share of leaking samples", "30.00%", "30.00%", "30.00%"],
-        ["temperature 1 (n = 6, 4 samples a question)"],
-        ["4", "0.930", "0.130", "0.230"],  # the curve
-        ["step 2", "0.920 | 20% back", "0.120 | 20% back", "0.220 | 20% back"],
-        ["least likely", "0.900", "0.100", "0.200"],
-        ["mean change", "-0.0090", "-0.0010", "-0.0020"],
-        ["recall", *(f"{value:.3f} | change +0.010" for value in VALUES.values())],
-        ["hallucination", "2", "2", "2"],
-        ["acc", *(f"{value:.3f} | ± 0.070" for value in VALUES.values())],
-        ["acc_norm", "0.333", "0.333", "0.333"],
-        ["greedy", "50", "2.0", "25.0"],  # rows, seconds, rows a second
-    ):
-        assert row in rows
-    assert "acc_stderr" not in report[0]
-
-
-def test_markdown_has_every_table_of_the_page(report):
-    html, md = report
-    tables = md_tables(md)
-    assert len(tables) == html.count("<table")
-    for table in tables:
-        assert {len(row) for row in table} == {len(table[0])}
-    by_row = [row for table in tables for row in table if row[0] != "---"]
-    assert len(by_row) == html.count("<tr")
+def test_the_page_loads_nothing(report):
+    """And all its ids are its own, although each figure brings some."""
+    html, _ = report
+    assert not re.search(r"<script|<img|@import|://(?!www\.w3\.org/)", html)
+    assert not re.search(r'\s(src|srcset|action|on\w+)="', html)
+    ids = re.findall(r'\sid="([^"]*)"', html)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'href="#([^"]*)"', html) + re.findall(r"url\(#([^)]*)\)", html)
+    assert len(used) > 100 and set(used) <= set(ids)  # of chapters, markers and clip paths
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+    assert html.count('role="img" aria-label="') == html.count("<svg") == 13
+    assert "light-dark(" in html and 'name="viewport"' in html
 
 
 def test_verdicts_stand_with_their_reasons(tmp_path, quick):
     results, audit = inputs()
-    audit["verdicts"]["after"] |= {
-        "forgetting": "hidden, not forgotten",
-        "forgetting_reasons": ["reason <1>", "reason 2"],
-    }
-    audit["verdicts"]["after"] |= {"calibration": "well unlearned", "calibration_reasons": ["reason 3"]}
-    html, md = render(tmp_path, results, audit)
-    assert re.search(
-        r'class="verdict bad">\s*<p class="label">Forgetting</p>\s*<p class="said">hidden, not forgotten<', html
-    )
-    assert re.search(
-        r'class="verdict good">\s*<p class="label">Calibration</p>\s*<p class="said">well unlearned<', html
-    )
-    assert "**Forgetting: hidden, not forgotten**\n\n- reason \\<1\\>\n- reason 2\n" in md
-    assert "**Calibration: well unlearned**\n\n- reason 3\n" in md
-    assert "reason &lt;1&gt;" in html
-    card = (tmp_path / "README.md").read_text()
-    assert all(part in card for part in ("hidden, not forgotten", "well unlearned", "- reason 2", "- reason 3"))
+    for forgetting, calibration, tones in (
+        ("hidden, not forgotten", "well unlearned", ["CAUTION", "TIP"]),
+        ("partly hidden", "unknown", ["WARNING", "NOTE"]),
+        ("forgotten, as far as these attacks tell", "mixed: one, another", ["TIP", "WARNING"]),
+        ("forgotten, as far as greedy answers tell", "over-unlearned", ["NOTE", "WARNING"]),
+    ):
+        audit["verdicts"]["after"] |= {"forgetting": forgetting, "forgetting_reasons": ["reason <1>", "reason 2"]}
+        audit["verdicts"]["after"] |= {"calibration": calibration, "calibration_reasons": ["reason 3"]}
+        html, md = render(tmp_path, results, audit)
+        assert f"> **Forgetting: {forgetting}**\n>\n> - reason \\<1\\>\n> - reason 2\n" in md
+        assert f"> **Calibration: {calibration}**\n>\n> - reason 3\n" in md
+        assert re.findall(r'<blockquote class="(\w+)"', html) == tones and "reason &lt;1&gt;" in html
+        card = (tmp_path / "README.md").read_text()
+        assert all(part in card for part in (forgetting, calibration, "- reason 2", "- reason 3"))
 
 
-PLACES = [
-    *(
-        ("attacks", attack)
-        for attack in ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
-    ),
-    ("attacks", "prefilling", "The answer is:"),
-    ("tofu", "sets", "forget", "truth_ratio"),
-    ("tofu", "sets", "retain", "probability"),
-    ("tofu", "model_utility"),
-    ("tofu", "forget_quality"),
-    ("memorization",),
-    ("membership",),
-    ("membership", "zlib", "privleak"),
-    ("membership", "min_k_plus_plus", "privleak"),
-    ("general_ability",),
-]
-
-
-def put(results: dict, names: list[str], place: tuple[str, ...], value) -> None:
-    for name in names:
-        inner = results[name]
-        for key in place[:-1]:
-            inner = inner[key]
-        inner[place[-1]] = copy.deepcopy(value)
+ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
+PLACES = [*(("attacks", attack) for attack in ATTACKS), ("membership",)]
+PLACES_INSIDE = [("attacks", "prefilling", "The answer is:"), ("memorization",), ("general_ability",)]
+PLACES_INSIDE += [("tofu", "sets", "forget", "truth_ratio"), ("tofu", "sets", "retain", "probability")]
+PLACES_INSIDE += [("tofu", "model_utility"), ("tofu", "forget_quality")]
+PLACES_INSIDE += [("membership", "zlib", "privleak"), ("membership", "min_k_plus_plus", "privleak")]
 
 
 @pytest.mark.parametrize("names", [["before"], ["after"], ["before", "after", "retain_only"]], ids="+".join)
 def test_every_reason_shows(tmp_path, quick, names):
-    """In two renders, as some places are inside others."""
-    for part, places in enumerate((PLACES[:6] + PLACES[12:13], PLACES[6:12] + PLACES[13:])):
+    for places in (PLACES, PLACES_INSIDE):
         results, audit = inputs()
-        for place in places:
-            put(results, names, place, {"not_available": f"<why not {'/'.join(place)}>"})
+        for name, place in itertools.product(names, places):
+            inner = results[name]
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = {"not_available": f"<why not {'/'.join(place)}>"}
         html, md = render(tmp_path, results, audit)
         for place in places:
-            reason = f"<why not {'/'.join(place)}>"
-            assert f"not available: {reason}" in unescape(html), (part, place)
-            assert f"not available: {markdown(reason)}" in md, (part, place)
+            reason = f"not available: <why not {'/'.join(place)}>"
+            assert reason in visible(html) and escape(reason) in md, place
         assert "<why" not in html
-
-
-def test_a_reason_is_shown_for_the_model_it_belongs_to(tmp_path, quick):
-    results, audit = inputs()
-    put(results, ["before"], ("attacks", "relearning"), {"not_available": "not unlearned"})
-    html, _ = render(tmp_path, results, audit)
-    assert ["relearning | near retain_only", "not available [1]", "0.120", "0.220"] in Page(html).rows
-    assert "<dt>before</dt><dd>not available: not unlearned</dd>" in html
+        if names == ["before"] and places == PLACES:  # told of the model it belongs to
+            assert "| relearning *near retain_only* | not available \\[2\\] | 0.120 | 0.220 |\n" in md
+            assert "\n| step 2 | 0.120 | 0.220 |\n" in md  # a table of the others
 
 
 def test_odd_names_are_escaped(tmp_path):
@@ -377,180 +303,107 @@ def test_odd_names_are_escaped(tmp_path):
     results[odd] = column("after")
     for key in ("models", "fingerprints", "seconds", "passes", "stages", "verdicts"):
         audit[key][odd] = audit[key]["after"]
-    prefix = "Sure,\n<i>here</i> | it is: "
-    for name in results:
-        put(
-            results,
-            [name],
-            ("attacks", "prefilling", prefix),
-            results[name]["attacks"]["prefilling"]["The answer is:"],
-        )
+    for value in results.values():
+        value["attacks"]["prefilling"]["Sure,\n<i>here</i> | it is: "] = sampled(0.3)
     audit["settings"]["odd"] = {"a": "<u>"}
     html, md = render(tmp_path, results, audit)
     assert not re.search("<b>|<i>|<u>", html)
-    assert len(Page(html).ids()) == len(set(Page(html).ids()))
-    assert odd in unescape(html) and Page(html).rows[0] == ["", "before", "after", "retain_only", odd]
-    assert markdown(odd) in md and "<b>" not in md and "<i>" not in md
-    assert all(len({len(row) for row in table}) == 1 for table in md_tables(md))
-    kinds = unescape(answer_kinds({name: c["answer_kinds"] for name, c in results.items()}, list(results))[0].svg)
-    assert odd in re.findall("<text[^>]*>(.*?)</text>", kinds)
+    assert len(set(ids := re.findall(r'\sid="([^"]*)"', html))) == len(ids)
+    heads = re.findall(r"(?s)<thead>.*?</thead>", html)
+    assert re.findall("(?s)<th[^>]*>(.*?)</th>", unescape(heads[0])) == ["", "before", "after", "retain_only", odd]
+    assert escape(odd) in md and "<b>" not in md and "<i>" not in md
+    assert odd in re.findall("<text[^>]*>(.*?)</text>", unescape(html))  # of a legend, read as no formula
+    tables = [block for block in md.split("\n\n") if block.startswith("|")]
+    assert all(len({len(row) for row in md_rows(block)}) == 1 for block in tables)
 
 
-def test_the_page_loads_nothing(report):
-    html, _ = report
-    assert "<script" not in html and "@import" not in html and "://" not in html
-    assert set(re.findall(r"url\((.)", html)) == {"#"}
-    page = Page(html)
-    assert not [
-        tag for tag, name, _ in page.attributes if name in ("src", "srcset", "action") or name.startswith("on")
-    ]
-    links = [value for _, name, value in page.attributes if name.endswith("href")]
-    ids = page.ids()
-    assert len(ids) == len(set(ids))
-    used = [link[1:] for link in links] + re.findall(r"url\(#([^)]*)\)", html)
-    assert all(link.startswith("#") for link in links) and set(used) <= set(ids)
-    assert len(used) > 100  # markers and clip paths of the figures
-
-
-def test_light_dark_and_narrow(report):
-    html, _ = report
-    style = html[html.index("<style>") : html.index("</style>")]
-    light, dark = style.split("@media screen and (prefers-color-scheme: dark)")
-    variables = set(re.findall(r"var\((--[\w-]+)\)", html)) - {"--tone"}
-    assert {f"--{name}" for name in COLOURS} >= {name for name in variables if name.startswith(("--series", "--kind"))}
-    assert all(f"{name}:" in light for name in variables)
-    dark = dark[: dark.index("\n}\n")]
-    fixed = {name for name in variables if name.startswith("--kind")} | {
-        "--on-kind"
-    }  # dark text on light bars in both
-    assert all(f"{name}:" in dark for name in variables - fixed)
-    assert 'name="viewport"' in html
-    plots = re.findall(r'<svg class="plot"[^>]*>', html)
-    assert len(plots) == 17
-    assert all(
-        "viewBox=" in plot and "aria-label=" in plot and not re.search("width=|height=", plot) for plot in plots
-    )
-    assert html.count("<table") == html.count('class="scroll"')
-
-
-def test_figures_are_drawn_in_variables_and_words():
+def test_figures_are_of_what_is_there():
     results, _ = inputs()
-    runs = {name: value["attacks"]["sampling"] for name, value in results.items()}
-    panels = leakage_curves(runs, list(results), "x")
-    assert [panel.caption for panel in panels] == ["temperature 1", "as in training"]
-    svg = panels[0].svg
-    assert not any(colour in svg for colour in COLOURS.values()) and "font-family" not in svg
-    lines = {i for i in range(8) if f"stroke: var(--series-{i})" in svg}
-    assert lines == set(model_style(list(results)).values()) == {0, 1, 2}
-    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert ticks[:4] == ["1", "2", "4", "samples a question"]
-    assert "before 0.93, after 0.13, retain_only 0.23" in svg
-    assert set(re.findall(r"fill: #(\w+)", svg)) <= {"none"}
-
-
-def test_training_curves_are_of_what_was_logged():
-    panels = training_curves(LOG[:2])
-    assert [panel.caption.split(":")[0] for panel in panels] == [
-        *("Reward", "Retain loss", "Collapse loss on the trained answers", "Diversity"),
-        *("Length of the samples", "Questions solved"),
-    ]
-    assert "trained 1 at step 10, all samples 0.3 at step 5" in panels[0].svg
-    assert "loss a token 1 at step 10" in panels[1].svg
-    assert [panel.caption for panel in training_curves([{"step": 5, "frac_solved": 0.5}])] == ["Questions solved"]
-    theory = training_curves(
-        [{"step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.25, "kl": 1.5}]
-    )
-    assert [panel.caption.split(":")[0] for panel in theory] == [
-        "Theorem 1",
-        "Diversity",
-        "KL divergence to the model before",
-    ]
-    assert "E[e^r] 2.5 at step 5, Var[e^r] 0.5 at step 5" in theory[0].svg
-
-
-def private_report(folder: Path, rows: list[dict], texts: list[dict]) -> str:
-    write_report(folder, *inputs(), LOG, rows, texts)
-    return (folder / "private" / "report_with_texts.html").read_text()
-
-
-def test_rows_worst_first_and_the_rest_on_demand(tmp_path, quick):
-    html = private_report(tmp_path, rows_for(), TEXTS)
-    chapter = html[html.index('<h2 id="rows"') : html.index('<h2 id="data"')]
-    shown, rest = chapter.split("<details>")
-    assert re.findall(r"row (\d+)<", shown) == [str(row) for row in range(29, 9, -1)]
-    assert re.findall(r"row (\d+)<", rest) == [str(row) for row in range(9, -1, -1)]
+    figures = audit_figures(results, LOG)
+    titles = {figure: [title for _, title, _ in panels] for figure, panels in figures.items()}
+    assert titles["training"] == [title for title, _ in TRAINING[:6]]
+    assert titles["overview"] == ["Unlearn quality and utility", "Worst recall of the truth, by attack"]
+    assert titles["sampling"] == ["temperature 1", "as in training"] and titles["prefilling"] == ["The answer is:"]
+    assert titles["relearning"] == ["learned: half of the forget rows", "learned: retain rows"]
+    [curve, *_] = [svg for _, _, svg in figures["sampling"]]
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", curve)[:4] == ["1", "2", "4", "samples a question"]
+    assert all(style["color"] in curve for style in model_styles(list(results)).values())
+    assert not set(re.findall(r"#(?:000000|ffffff)", curve))  # could not be read on both pages
+    more = [{"loss": 1, "step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.2, "kl": 1}]
+    assert [title for _, title, _ in audit_figures(results, more)["training"]] == [title for title, _ in TRAINING[6:]]
+    many = model_styles(["before", "after", *map(str, range(10))])
+    assert many["after"] == model_styles(["after"])["after"]
+    assert {style["color"] for style in many.values()} == set(COLOURS)
 
 
 def test_texts_are_in_the_private_file_only(tmp_path, quick):
-    write_report(tmp_path, *inputs(), LOG, rows_for(), TEXTS)
+    texts = [TEXTS[0] | {"row": row, "recall": 1 - row / 200} for row in range(25)]
+    write_report(tmp_path, *inputs(), LOG, rows_for("before", "after"), texts)
     private = tmp_path / "private" / "report_with_texts.html"
-    html = private.read_text()
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    body = unescape(html[html.index("<body>") :])
-    assert body.index("PRIVATE") < body.index("<h1>")
-    texts = [TEXTS[0][name] for name in ("question", "truth", "greedy", "worst")]
-    assert all(text in body for text in texts) and "<Ana>" not in html
-    assert "row 3, recall 0.875 under sampling, temperature 1" in body and "Worst leaking questions" in body
-    redacted = [tmp_path / name for name in ("report.html", "report.md", "README.md")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "private", "report.html", "report.md"]
-    for path in redacted:
-        told = unescape(path.read_text())
-        assert "PRIVATE" not in told and not any(text in told for text in texts)
+    html = private.read_text()
+    body = html[html.index("<body>") :]
+    assert body.index("PRIVATE") < body.index("<h1>") and "<title>PRIVATE" in html and "<Ana>" not in html
+    told = visible(html)
+    held = [TEXTS[0][name] for name in ("question", "truth", "greedy", "worst")]
+    assert all(text in told for text in held) and "row 3, recall 0.985 under sampling, temperature 1" in told
+    shown, rest = body[body.index('<h2 id="worst') : body.index('<h2 id="rows')].split("<details>")
+    assert re.findall(r"row (\d+), recall", shown) == [str(row) for row in range(20)]
+    assert re.findall(r"row (\d+), recall", rest) == [str(row) for row in range(20, 25)]
+    shown, rest = body[body.index('<h2 id="rows') : body.index('<h2 id="data')].split("<details>")
+    assert re.findall(r"row (\d+) ", shown) == [str(row) for row in range(29, 9, -1)]
+    assert re.findall(r"row (\d+) ", rest) == [str(row) for row in range(9, -1, -1)]
+
+    rows = rows_for("after")
+    for row in rows:  # without the sampling attack the greedy answers tell
+        row["columns"]["after"] |= {"worst": None, "recall": row["row"] / 30}
+    write_report(tmp_path, *inputs(), LOG, rows, TEXTS)
+    told = private.read_text()
+    assert re.findall(r"row (\d+) ", told[told.index('<h2 id="rows') :])[:2] == ["29", "28"]
+
+    public = [tmp_path / name for name in ("README.md", "report.html", "report.md")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "private", *(p.name for p in public[1:])]
+    for path in public:
+        told = visible(path.read_text())
+        assert "PRIVATE" not in told and not any(text in told for text in held)
         assert "row 29" not in told  # with the published model its recall would tell a guessed answer right
 
 
-def test_of_many_texts_the_worst_are_shown_at_once(tmp_path, quick):
-    texts = [TEXTS[0] | {"row": row, "recall": 1 - row / 100} for row in range(25)]
-    html = private_report(tmp_path, rows_for(), texts)
-    chapter = html[html.index('<h2 id="texts"') : html.index('<h2 id="rows"')]
-    shown, others = chapter.split("<details>")
-    assert re.findall(r"<h3>row (\d+),", shown) == [str(row) for row in range(20)]
-    assert re.findall(r"<h3>row (\d+),", others) == [str(row) for row in range(20, 25)]
-    assert "The other 5 questions" in others
-
-
-def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write_report(tmp_path / name, *inputs(), LOG, rows_for(), None)
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["README.md", "report.html", "report.md"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-def test_what_was_read_is_told_without_hashes(report):
-    html, md = report
-    assert ["data:forget01 | retain", "6", "17", "question, answer"] in Page(html).rows
-    assert "SHA" not in html and "SHA" not in md
+def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report):
+    assert render(tmp_path, *inputs()) == report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.html", "report.md"]
 
 
 def test_own_data_with_a_forget_set_only(tmp_path, quick):
-    results, audit = inputs(("before", "after"))
+    results, audit = inputs("before", "after")
     for value in results.values():
         value["sets"] = {"forget": value["sets"]["forget"]}
         value["tofu"]["sets"] = {"forget": value["tofu"]["sets"]["forget"]}
         value["answer_kinds"] = {"forget": value["answer_kinds"]["forget"]}
         value |= {"utility": None, "utility_interval": None}
-        del value["attacks"]["relearning"]["retain rows"]
+        value["attacks"]["prefilling"] = {}
     audit["judge"], audit["stages"]["before"] = None, None
     audit["stages"]["after"]["read"]["retain"] = None
-    audit["read"]["options"] = {}
-    html, md = render(tmp_path, results, audit)
-    rows = Page(html).rows
-    assert ["utility | near before", "not available [1]", "not available [1]"] in rows
-    assert "[1] not available: no set of this group has true answers" in html
-    assert ["nothing | retain", "–", "–", "–"] in rows
-    assert ["seed", "42"] in rows and ["attack_samples", "100"] in rows
-    assert "before: not available: its folder has no manifest" in html
-    assert "There is no retain_only model in this audit" in html and "There is no retain_only model" in md
-    assert "Without a retain-only model nothing says" in md
-    assert "forget_paraphrased" not in html
+    audit["read"]["options"], audit["left_out"] = {}, []
+    _, md = render(tmp_path, results, audit)
+    assert ["utility *near before*", "not available \\[1\\]", "not available \\[1\\]"] in md_rows(md)
+    assert ["nothing *retain*", "–", "–", "–"] in md_rows(md)
+    for line in (
+        "- \\[1\\] not available: no set of this group has true answers\n",
+        "- **before, after**: not available: no beginning of an answer was given\n",
+        "before: not available: its folder has no manifest",
+        "There is no retain_only model in this audit",
+        "Without a retain-only model nothing says",
+        "Gibberish is told by looks only",
+        "Nothing: all sets",
+    ):
+        assert line in md, line
+    assert "forget_paraphrased" not in md and "Only these beginnings" not in md
     assert "To retain: nothing." in (tmp_path / "README.md").read_text()
 
 
 def test_own_data_without_forget_answers(tmp_path):
-    results, audit = inputs(("before", "after"))
+    results, audit = inputs("before", "after")
     why = {"not_available": "no forget row has a true answer"}
     for value in results.values():
         value["sets"] = {name: value["sets"]["retain"] for name in ("retain", "retain_holdout")}
@@ -560,10 +413,9 @@ def test_own_data_without_forget_answers(tmp_path):
         value["attacks"] = dict.fromkeys(value["attacks"], why)
     audit["verdicts"] = {"after": verdict(results["after"], results["before"], None)}
     html, md = render(tmp_path, results, audit, log=[])
-    assert ["utility, held-out retain rows | near before", "77.7", "77.7"] in Page(html).rows
-    assert "not available: the training log has no steps" in html
-    assert html.count("not available: no forget row has a true answer") >= 6 + 2
-    assert "<svg" not in html
+    assert ["utility, held-out retain rows *near before*", "77.7", "77.7"] in md_rows(md)
+    assert "not available: the training log has no steps" in md and "<svg" not in html
+    assert md.count("not available: no forget row has a true answer") >= 6 + 2
 
 
 def test_no_number_is_a_dash(tmp_path, quick):
@@ -572,80 +424,49 @@ def test_no_number_is_a_dash(tmp_path, quick):
         value["sets"]["forget"] |= {"rougeL_recall_interval": None, "change_interval": None}
         value["memorization"]["exact_memorization"] = {"mean": None, "interval": None, "n": 0, "missing": 6}
         value["attacks"]["relearning"]["retain rows"]["recovered"] = [None] * 3
-        value["attacks"]["quantization"]["8 bit"]["recovered"] = None
-        none = {"mean": None, "std": None, "skew": None, "below_minus_half": None, "n": 0}
-        value["attacks"]["token_shift"]["other_tokens"] = none
-        value["membership"]["loss"]["auc_interval"] = None
+        value["attacks"]["token_shift"]["other_tokens"] |= {"mean": None, "n": 0}
         value["tofu"]["sets"]["retain"]["truth_ratio"]["missing"] = 2
-    html, _ = render(tmp_path, results, audit, log=[LOG[0] | {"reward": None, "retain_loss": None}])
-    rows = Page(html).rows
-    assert ["forget | n = 6; near retain_only", "0.900", "0.100", "0.200"] in rows
-    assert ["exact memorization | near retain_only", "–", "–", "–"] in rows
-    assert ["step 1", *(f"{value + 0.01:.3f} | – back" for value in VALUES.values())] in rows
-    assert ["share of the way back to before", "–", "–", "–"] in rows
-    assert ["mean change", "–", "–", "–"] in rows
-    assert "truth ratio, retain | n = 6, 2 missing; near before" in [row[0] for row in rows]
-    assert "Retain loss" not in html
-
-
-def test_rows_without_the_sampling_attack_are_ordered_by_their_greedy_answers(tmp_path, quick):
-    rows = rows_for()
-    for row in rows:
-        for value in row["columns"].values():
-            value["worst"] = None
-        row["columns"]["after"]["recall"] = row["row"] / 30
-    html = private_report(tmp_path, rows, TEXTS)
-    assert [row[0] for row in Page(html).rows if row[0].startswith("row ")][1].startswith("row 29")
-
-
-def test_a_prefix_without_rows_and_no_prefix_at_all(tmp_path, quick):
-    results, audit = inputs()
-    put(
-        results,
-        list(results),
-        ("attacks", "prefilling"),
-        {"first 3 words": {"not_available": "no answer has more words"}},
-    )
-    html, _ = render(tmp_path, results, audit)
-    assert html.count("not available: no answer has more words") == 2  # headline and chapter
-    put(results, list(results), ("attacks", "prefilling"), {})
-    html, md = render(tmp_path, results, audit)
-    assert html.count("not available: no beginning of an answer was given") == 2
-    assert "Only these beginnings" not in md
+        value["sets"]["retain"]["tokenization"] = {"rouge": 5, "script_aware": 3}
+    _, md = render(tmp_path, results, audit, log=[LOG[0] | {"reward": None}])
+    for row in (
+        ["forget *n = 6; near retain_only*", "0.900", "0.100", "0.200"],
+        ["exact memorization *near retain_only*", "–", "–", "–"],
+        ["way back, step 1", "–", "–", "–"],
+        ["mean change", "–", "–", "–"],
+        ["5", "0.6", "–", "0.2", "2", "0.01", "12", "0.2", "0.3"],
+    ):
+        assert row in md_rows(md), row
+    labels = [row[0] for row in md_rows(md)]
+    assert "truth ratio, retain *n = 6, 2 missing; near before*" in labels
+    assert "retain *n = 8, 3 not in Latin letters; near before*" in labels and "each character is one." in md
 
 
 def test_model_card():
     results, audit = inputs()
-    card = model_card(results, audit)
-    _, front, text = card.split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "base_model": "before",
-        "library_name": "transformers",
-        "tags": ["pmc", "unlearning"],
-    }
-    assert "AutoModelForCausalLM" in text and "adapter" not in text
+    _, front, text = model_card(results, audit).split("---\n", 2)
+    told = {"base_model": "before", "library_name": "transformers", "tags": ["pmc", "unlearning"]}
+    assert yaml.safe_load(front) == told
+    assert "from transformers import AutoModelForCausalLM" in text and "adapter" not in text
     assert "6 questions of data:forget01; columns that training read: question." in text
     assert "What this does not show" in text and "no legal proof" in text
-    [table] = md_tables(text)
-    assert table[0] == ["", "before", "after", "retain_only"]
-    assert ["sampling (near retain_only)", "0.930", "0.130", "0.230"] in table
+    assert md_rows(text)[0] == ["", "before", "after", "retain_only"]
+    assert ["sampling *near retain_only*", "0.930", "0.130", "0.230"] in md_rows(text)
     audit["models"]["before"], audit["stages"]["before"] = "org/a: model", None
     audit["stages"]["after"]["files"].append("adapter_config.json")
     card = model_card(results, audit)
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["base_model"] == "org/a: model" and front["library_name"] == "peft"
-    assert "AutoPeftModelForCausalLM" in card and "adapter_config.json" in card
-    assert "put the\nname there" not in card
+    assert "from peft import AutoPeftModelForCausalLM" in card and "before publishing, put the name" not in card
     audit["stages"]["before"] = audit["stages"]["retain_only"]  # a folder of this machine
-    assert "put the\nname there under which the base model is published" in model_card(results, audit)
+    assert "before publishing, put the name" in model_card(results, audit)
 
 
-def test_limits_name_what_was_done(tmp_path, quick):
-    results, audit = inputs()
-    html, md = render(tmp_path, results, audit)
-    limits = md[md.index("## What this does not show") :]
-    assert "- 4 samples a question are not all samples" in limits
-    assert "Only these beginnings of answers were tried: The answer is:." in limits
-    assert "forget 6, forget_paraphrased 7, retain 8" in limits
-    assert "retain_only is a single model too" in limits and "Left out of the audit: 1 of" in limits
-    assert "Nothing: all sets" not in html and "has no config" in html
+def test_markdown_of_any_page():
+    """Headings of the same name have anchors of their own, HTML is shown, a figure stands where the text has it."""
+    text = '# A\n\n## B\n\n## B\n\n<i>x</i> ![a "b"](f.svg)\n\n#### More\n\n> [!TIP]\n> **good**\n\n### C\n'
+    html = html_page("<t>", text, {"f.svg": '<svg><g id="p1" x="url(#m1)"/><path id="m1"/></svg>'})
+    assert '<h2 id="b">' in html and '<h2 id="b-">' in html and "<title>&lt;t&gt;</title>" in html
+    assert "&lt;i&gt;x" in html and '<svg role="img" aria-label="a &quot;b&quot;"><g x="url(#figure0-m1)"' in html
+    folded = '(?s)<details>\n<summary>More</summary>.*<blockquote class="TIP">.*</details>\n<h3 id="c">'
+    assert re.search(folded, html)
+    assert MarkdownIt().renderInline(escape("a_b *c* [d](e) <f> `g`")) == "a_b *c* [d](e) &lt;f&gt; `g`"

@@ -36,7 +36,7 @@ def shown(inline) -> str:
 
 
 def lines_of(text: str) -> str:
-    return "\n".join(line.strip() for line in text.strip().splitlines())
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 @settings(max_examples=50, deadline=None)
