@@ -72,6 +72,11 @@ def audit_overrides(study: StudySettings, run: Run) -> dict[str, Any]:
     return overrides | {"attacks": study.attacks, "attack_samples": study.attack_samples}
 
 
+def ends(given: dict) -> list[Any]:
+    """A range's lowest and highest value, or all its choices, as they are found."""
+    return [json.dumps(choice) for choice in given["choices"]] if "choices" in given else [given["low"], given["high"]]
+
+
 def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
     """
     Parses the recipe of every training, the ends of all ranges included.
@@ -90,7 +95,7 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
     settings = {}
     runs = grid_runs(study)
     for end in (0, -1) if study.search else ():
-        found = {name: (own.get("choices") or [own["low"], own["high"]])[end] for name, own in ranges(study.search)}
+        found = {name: ends(given)[end] for name, given in ranges(study.search)}
         name = "search, lowest" if end == 0 else "search, highest"
         runs.append(Run(name, study.seeds[0], replace_ranges(study.search, found)))
     for seed in study.seeds:

@@ -8,8 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.markup import escape as escape_markup
-from rich.table import Table
+from rich.markdown import Markdown
 
 from eval.metrics.answers import KINDS
 from eval.report.page import COLOURS, environment, escape, html_page, new_figure, svg, table
@@ -70,7 +69,7 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     write_text(out / "pareto.svg", picture)
     write_text(out / "study.md", text)
     write_text(out / "study.html", html_page(title, text, {"pareto.svg": picture}))
-    print_table(summary, beaten)
+    Console().print(Markdown(means_table(summary, PRINTED)))
     print(f"{out / 'study.html'}; study.md, study.csv and pareto.svg beside it")
 
 
@@ -138,16 +137,3 @@ def pareto_figure(rows: list[dict], summary: dict, names: list[str]) -> Figure:
         axes.set_title(f"{LABELS[y]}, {better}; dotted: {reference}", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
-
-
-def print_table(summary: dict, beaten: dict[str, list[str]]) -> None:
-    """The most important numbers on the terminal."""
-    shown = Table(
-        "model", *(LABELS.get(name, name) for name in PRINTED), title="Means ± standard deviations over the seeds"
-    )
-    for model, numbers in summary.items():
-        label = f"{model} *" if model in beaten else model
-        shown.add_row(escape_markup(label), *(in_words(numbers[name], name) for name in PRINTED))
-    Console().print(shown)
-    if beaten:
-        print("* dominated: another mean is at least as good in every objective, and better in one")

@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from typing import Any, Literal
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
 from eval.study.results import NUMBERS
 from pmc_rl.config import DataArguments, setting
 from pmc_rl.errors import RecipeError, did_you_mean, show
@@ -76,7 +78,7 @@ class Run:
     @property
     def folder(self) -> str:
         """Below the study's folder."""
-        return f"seed{self.seed}/{slug(self.name)}"
+        return f"seed{self.seed}/{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.name)}"
 
     @property
     def searched(self) -> bool:
@@ -106,8 +108,9 @@ def parse_study(argv: list[str]) -> StudySettings:
 
 def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
     """Keys and what is wrong with their values, together with others."""
-    empty = {key for key in ("variants", "seeds", "objectives") if not getattr(study, key)}
-    yield from ((key, "empty") for key in sorted(empty))
+    for key in ("variants", "seeds", "objectives"):
+        if not getattr(study, key):
+            yield key, "empty"
     yield from (("grid", f"{key}: no value") for key, values in study.grid.items() if not values)
     for key in ("parallel_runs", "attack_samples", "search_trials"):
         if getattr(study, key) < 1:
@@ -115,8 +118,6 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
     for name in study.objectives:
         if name not in NUMBERS:
             yield "objectives", f"{name!r} is no number of a study.{did_you_mean(name, NUMBERS)}"
-    if len(set(study.seeds)) < len(study.seeds):
-        yield "seeds", "a seed is given twice"
     for key in ("finetune", "retain_only"):
         if getattr(study, key) and study.finetune_recipe is None:
             yield key, "needs finetune_recipe, whose overrides these are"
@@ -124,21 +125,25 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
         yield "retain_only_model", "given together with retain_only; keep one of them"
     if study.finetune_recipe is not None and "model_name_or_path" in study.overrides:
         yield "overrides", "model_name_or_path: finetune_recipe makes the model; remove one of them"
-
     for key in ("finetune", "retain_only", "overrides", "grid", "search"):
         yield from ((key, line) for line in _misplaced(study, key, getattr(study, key) or {}))
     for name, overrides in study.variants.items():
         yield from (("variants", f"{name}: {line}") for line in _misplaced(study, "variants", overrides))
+
     folders = [run.folder for run in grid_runs(study)]
-    names = [run.name for run in grid_runs(study) if run.seed == study.seeds[0]] if not empty else []
-    for name in names:
-        if not slug(name) or slug(name) in TAKEN or slug(name).startswith(("control_", "search_")):
+    for name in study.variants:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in TAKEN or name.startswith(("control_", "search_")):
             yield "variants", f"{name!r} cannot be the name of a folder here; choose another one"
-        elif folders.count(Run(name, study.seeds[0], {}).folder) > 1:
-            yield "variants", f"{name!r} and another run are both {slug(name)!r} as a folder; choose another name"
+    for folder in {folder for folder in folders if folders.count(folder) > 1}:
+        yield "variants", f"{folder!r} would be the folder of two runs; choose other names, values or seeds"
+    names = dict.fromkeys(run.name for run in grid_runs(study))
     if study.controls_of not in (None, *names):
         yield "controls_of", f"{study.controls_of!r} is none of {', '.join(names)}"
-    yield from (("search", f"{name}: {line}") for name, given in ranges(study.search) for line in _bad_range(given))
+    for name, given in ranges(study.search):
+        try:
+            distribution(given)
+        except (KeyError, TypeError, ValueError) as error:
+            yield "search", f"{name}: {show(given)} is neither {{low, high}} (and log) nor {{choices}}: {error}"
     if study.search and not any(ranges(study.search)):
         yield "search", "holds no range such as {low: 1.0e-5, high: 1.0e-3, log: true}"
 
@@ -155,37 +160,31 @@ def _misplaced(study: StudySettings, key: str, overrides: dict) -> Iterator[str]
             yield f"{word}: grid gives it as well"
     for word, belongs in OF_REWARDS.items() if of_some_runs else ():
         inherited = study.overrides.get(word) is not None and word not in {*overrides, *study.grid}
-        if inherited and any(own in overrides and overrides[own] != study.overrides.get(own) for own in belongs):
+        if inherited and any(name in overrides and overrides[name] != study.overrides.get(name) for name in belongs):
             yield f"{word} of overrides is for other rewards; give {word} here too, or null"
-
-
-def _bad_range(given: dict) -> Iterator[str]:
-    low, high = given.get("low"), given.get("high")
-    if "choices" in given:
-        if given.keys() != {"choices"} or not isinstance(given["choices"], list) or not given["choices"]:
-            yield f"{show(given)} is not {{choices: [...]}}"
-    elif not all(type(end) in (int, float) for end in (low, high)):
-        yield f"{show(given)} is neither {{low, high}} (and log) nor {{choices}}"
-    elif low > high or (given.get("log") and low <= 0):
-        yield "low must not be above high, and be above 0 with log"
 
 
 def grid_runs(study: StudySettings) -> list[Run]:
     """Each variant with each combination of the grid's values, for each seed."""
     runs = []
-    for seed, (name, own) in product(study.seeds, study.variants.items()):
-        for choice in product(*(range(len(values)) for values in study.grid.values())):
-            picked = {key: study.grid[key][i] for key, i in zip(study.grid, choice, strict=True)}
-            words = [f"{key}={_label(value, i)}" for (key, value), i in zip(picked.items(), choice, strict=True)]
-            runs.append(Run(" ".join([name, *words]), seed, own | picked))
+    for seed, (name, overrides) in product(study.seeds, study.variants.items()):
+        for places in product(*(range(len(values)) for values in study.grid.values())):
+            values = {key: study.grid[key][place] for key, place in zip(study.grid, places, strict=True)}
+            # a list or mapping would be a long name: its number in place of it
+            labels = [
+                f"{key}=no.{place + 1}" if isinstance(value, list | dict) else f"{key}={value}"
+                for (key, value), place in zip(values.items(), places, strict=True)
+            ]
+            runs.append(Run(" ".join([name, *labels]), seed, overrides | values))
     return runs
 
 
-def _label(value: Any, i: int) -> str:
-    """The value itself, or the number of a list or mapping, which would be a long name."""
-    if isinstance(value, list | dict):
-        return f"no.{i + 1}"
-    return value if isinstance(value, str) else json.dumps(value)
+def distribution(given: dict) -> BaseDistribution:
+    """Of a range: {low, high} of whole numbers gives whole numbers, {choices} one of them, as JSON."""
+    if "choices" in given:
+        return CategoricalDistribution([json.dumps(choice) for choice in given["choices"]])
+    whole = type(given["low"]) is type(given["high"]) is int
+    return (IntDistribution if whole else FloatDistribution)(**given)
 
 
 def ranges(value: Any, name: str = "") -> Iterator[tuple[str, dict]]:
@@ -201,14 +200,9 @@ def ranges(value: Any, name: str = "") -> Iterator[tuple[str, dict]]:
 def replace_ranges(value: Any, found: dict[str, Any], name: str = "") -> Any:
     """`search` with the values that were found, by the dotted names of [`ranges`], in place of its ranges."""
     if name in found:
-        return found[name]
+        return json.loads(found[name]) if "choices" in value else found[name]
     if isinstance(value, dict):
         return {key: replace_ranges(item, found, f"{name}.{key}" if name else key) for key, item in value.items()}
     if isinstance(value, list):
         return [replace_ranges(item, found, f"{name}.{i}") for i, item in enumerate(value)]
     return value
-
-
-def slug(name: str) -> str:
-    """A name for a folder and for a column of an audit, where `=` ends the name: letters, digits and `. + - _`."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("._")

@@ -1,7 +1,6 @@
 """The trials of a study: taken from its Optuna journal by any number of workers, each a training with its audit."""
 
 import fcntl
-import json
 import math
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -28,7 +26,7 @@ from eval.study.commands import (
     setup_commands,
 )
 from eval.study.results import trial_numbers
-from eval.study.settings import Run, StudySettings, grid_runs, ranges, replace_ranges
+from eval.study.settings import Run, StudySettings, distribution, grid_runs, ranges, replace_ranges
 from pmc_rl.errors import RecipeError, show
 from pmc_rl.output import MANIFEST
 
@@ -169,19 +167,20 @@ class Trials:
             )
             run = Run(f"search_{count + 1}", seed, {})
             self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
-        trial = self.journal.ask()
-        run = run_of(trial)
+        run = run_of(self.get(TrialState.WAITING)[0])
         if run.searched:
-            found = {name: suggest(trial, name, given) for name, given in ranges(self.study.search)}
-            run = Run(run.name, run.seed, replace_ranges(self.study.search, found))
-            trial.set_user_attr("settings", {"search": self.study.search})
-        elif run.folder in self.settings:
-            run = next(now for now in grid_runs(self.study) if now.folder == run.folder)
-            trial.set_user_attr("settings", self.settings[run.folder])
-        else:  # the study names it no longer
-            self.journal.tell(trial, state=TrialState.FAIL)
-            return self._take()
+            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search)})
+            run = Run(run.name, run.seed, replace_ranges(self.study.search, trial.params))
+            settings = {"search": self.study.search}
+        else:
+            trial = self.journal.ask()
+            if run.folder not in self.settings:  # the study names it no longer
+                self.journal.tell(trial, state=TrialState.FAIL)
+                return self._take()
+            [run] = [now for now in grid_runs(self.study) if now.folder == run.folder]
+            settings = self.settings[run.folder]
         trial.set_user_attr("run", asdict(run))
+        trial.set_user_attr("settings", settings)
         return trial
 
     def _do(self, trial: Trial, lock: int) -> None:
@@ -275,14 +274,6 @@ class Trials:
         self.stopped = True
         if self.command is not None:
             self.command.terminate()
-
-
-def suggest(trial: Trial, name: str, own: dict) -> Any:
-    """A value of a range: {low, high} of whole numbers gives whole numbers, {choices} one of them, lists included."""
-    if "choices" in own:
-        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in own["choices"]]))
-    kind = trial.suggest_int if type(own["low"]) is type(own["high"]) is int else trial.suggest_float
-    return kind(name, own["low"], own["high"], log=own.get("log", False))
 
 
 def say(line: str) -> None:

@@ -23,7 +23,7 @@ from eval.study import run as study_script
 from eval.study import trials as study_trials
 from eval.study.commands import check_study, option_words
 from eval.study.results import aggregate, column_numbers, dominators, summarize
-from eval.study.settings import grid_runs, parse_study, ranges, replace_ranges, slug
+from eval.study.settings import grid_runs, parse_study, ranges, replace_ranges
 from pmc_rl.values import mismatch, read_words
 from tests.conftest import errors_of
 from tests.eval.test_report import column
@@ -183,7 +183,7 @@ def test_all_problems_of_a_study_are_lines(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"seeds": [1, 1]}, "seeds: a seed is given twice"),
+        ({"seeds": [1, 1]}, "variants: 'seed1/plain' would be the folder of two runs"),
         ({"variants": {}}, "variants: empty"),
         ({"grid": {"top_k": []}}, "grid: top_k: no value"),
         ({"grid": {"temperature": [1, 2]}}, "variants: hot: temperature: grid gives it as well"),
@@ -191,7 +191,7 @@ def test_all_problems_of_a_study_are_lines(tmp_path):
         ({"variants": {"a": {"seed": 1}}}, "variants: a: seed: the study gives it itself"),
         ({"overrides": {"output_dir": "x"}}, "overrides: output_dir: the study gives it itself"),
         ({"overrides": {"model_name_or_path": "x"}}, "overrides: model_name_or_path: finetune_recipe makes the model"),
-        ({"variants": {"a b": {}, "a=b": {}}}, "variants: 'a b' and another run are both 'a_b' as a folder"),
+        ({"variants": {"a b": {}}}, "variants: 'a b' cannot be the name of a folder here"),
         ({"variants": {"after": {}}}, "variants: 'after' cannot be the name of a folder here"),
         ({"controls_of": "cold"}, "controls_of: 'cold' is none of plain, hot"),
         ({"finetune_recipe": None}, "finetune: needs finetune_recipe, whose overrides these are"),
@@ -199,7 +199,7 @@ def test_all_problems_of_a_study_are_lines(tmp_path):
         ({"parallel_runs": 0}, "parallel_runs: 0 is not at least 1"),
         ({"search": {"top_k": 3}}, "search: holds no range such as {low: 1.0e-5, high: 1.0e-3, log: true}"),
         ({"search": {"top_k": {"low": 3}}}, 'search: top_k: {"low": 3} is neither'),
-        ({"search": {"top_k": {"low": 3, "high": 1}}}, "search: top_k: low must not be above high"),
+        ({"search": {"top_k": {"low": 3, "high": 1}}}, 'search: top_k: {"low": 3, "high": 1} is neither'),
         ({"objectives": {"utilty": "maximize"}}, "objectives: 'utilty' is no number of a study. Did you mean"),
     ],
 )  # fmt: skip
@@ -235,17 +235,11 @@ def test_ranges_are_found_and_replaced_anywhere():
     value = {"weights": [1.0, {"choices": [0, 2]}], "kwargs": kwargs, "plain": 3}
     found = dict(ranges(value))
     assert found == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
-    assert replace_ranges(value, {"weights.1": 2, "kwargs.a.b.min_words": 4}) == {
+    assert replace_ranges(value, {"weights.1": "2", "kwargs.a.b.min_words": 4}) == {
         "weights": [1.0, 2],
         "kwargs": {"a.b": {"min_words": 4, "log": True}},
         "plain": 3,
     }
-
-
-@given(st.text(max_size=20))
-def test_a_slug_is_safe(name):
-    assert re.fullmatch(r"([A-Za-z0-9+-]([A-Za-z0-9._+-]*[A-Za-z0-9+-])?)?", slug(name))
-    assert slug(slug(name)) == slug(name)
 
 
 @given(
