@@ -164,22 +164,6 @@ def wait_for(path: Path) -> None:
 # the settings
 
 
-def test_all_problems_of_a_study_are_lines(tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text("recipe: a.yaml\nseeds: 3\nvariantz: {}\nattacks: [samplin]\nattacks: []\nparallel_runs: a\n")
-    found = errors_of(parse_study, [str(path), "--seedz", "1", "--output_dir", "a"])
-    assert found == [
-        "command line: unknown option '--seedz'. Did you mean '--seeds'?",
-        f"{path}:2: seeds: 3 is not a list (write [3])",
-        f"{path}:3: unknown key 'variantz'. Did you mean 'variants'?",
-        f'{path}:4: attacks: "samplin" is not one of sampling, prefilling, options, token_shift, relearning, '
-        "quantization. Did you mean 'sampling'?",
-        f"{path}:5: 'attacks' is given twice (first at line 4)",
-        f'{path}:6: parallel_runs: "a" is not an int',
-        f"{path}: variants: missing",
-    ]
-
-
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -208,16 +192,6 @@ def test_what_does_not_go_together(tmp_path, changes, line):
     key = line.partition(":")[0]
     number = next(i for i, text in enumerate(Path(path).read_text().splitlines(), 1) if text.startswith(f"{key}:"))
     assert any(found.startswith(f"{path}:{number}: {line}") for found in errors_of(parse_study, [path]))
-
-
-def test_the_command_line_replaces_keys(tmp_path, capsys):
-    path = write_study(tmp_path, **SETTINGS)
-    study = parse_study([path, "--seeds", "7", "8", "--output_dir=x", "--parallel_runs", "2"])
-    assert (study.seeds, study.output_dir, study.parallel_runs) == ([7, 8], "x", 2)
-    with pytest.raises(SystemExit):
-        parse_study(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"--{key}  " in told for key in SETTINGS)
 
 
 def test_names_of_a_grid(tmp_path):
