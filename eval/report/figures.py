@@ -4,7 +4,7 @@ from textwrap import fill, shorten
 
 from eval.report.page import COLOURS, new_figure, svg
 from eval.report.tables import first_found, found
-from eval.verdict import leakage_by_attack
+from eval.results import leakage_by_attack
 
 Panel = tuple[str, str]  # title and SVG
 LINES = ("-", "--", ":", "-.")

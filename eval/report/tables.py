@@ -3,7 +3,7 @@
 from eval.metrics.answers import KINDS
 from eval.metrics.leakage import QUANTILES
 from eval.report.page import escape, table
-from eval.verdict import leakage_by_attack
+from eval.results import leakage_by_attack
 
 Results = dict[str, dict]
 # A label in Markdown, the path of the cells in a column, and how a number or, with braces, a dict is shown;
@@ -123,7 +123,7 @@ def leakage_rows(first: dict) -> list[Row]:
 
 
 def with_more(results: Results) -> Results:
-    """The columns, with `leakage` by attack, or why there is none, each recall's `change` from before, `n` of kinds."""
+    """The columns with `leakage` by attack, or why there is none, each recall's `change` from before, `n` of kinds."""
     before = results["before"]["sets"]
     full = {}
     for name, column in results.items():

@@ -8,8 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.markup import escape as escape_markup
-from rich.table import Table
+from rich.markdown import Markdown
 
 from eval.metrics.answers import KINDS
 from eval.report.page import COLOURS, environment, escape, html_page, new_figure, svg, table
@@ -34,18 +33,18 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     summary = summarize(rows)
     competing = [name for name in summary if name not in REFERENCES.values()]
     signs = {name: 1 if way == "maximize" else -1 for name, way in study.objectives.items()}
-    beaten = dominators(
-        {
-            model: tuple(sign * summary[model][name][0] for name, sign in signs.items())
-            for model in competing
-            if all(summary[model][name] for name in signs)
-        }
-    )
-    searched = [trial for trial in trials if run_of(trial).searched]
-    front = dominators(
-        {run_of(t).name: tuple(s * v for s, v in zip(signs.values(), t.values, strict=True)) for t in searched}
-    )
-    first = next(trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder)
+    points = {
+        model: tuple(sign * summary[model][name][0] for name, sign in signs.items())
+        for model in competing
+        if all(summary[model][name] for name in signs)
+    }
+    beaten = {name: by for name, by in dominators(points).items() if by}
+    searched = {run_of(trial).name: trial for trial in trials if run_of(trial).searched}
+    points = {
+        name: tuple(s * v for s, v in zip(signs.values(), t.values, strict=True)) for name, t in searched.items()
+    }
+    front = [name for name, by in dominators(points).items() if not by]
+    [first] = [trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder]
     title = f"Study {Path(study.output_dir).name}"
     values = {
         "title": title,
@@ -56,8 +55,8 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
         "beaten": beaten,
         "objectives": [LABELS.get(name, name) for name in study.objectives],
         "baseline": run_of(first).name,
-        "searched": search_table(study, [*searched, first], front),
-        "front": [name for name, by in front.items() if not by],
+        "searched": search_table(study, [*searched.values(), first], front),
+        "front": front,
         "runs": {run.name: study.overrides | run.overrides for run in grid_runs(study)},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "optuna")},
     }
@@ -70,36 +69,33 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     write_text(out / "pareto.svg", picture)
     write_text(out / "study.md", text)
     write_text(out / "study.html", html_page(title, text, {"pareto.svg": picture}))
-    print_table(summary, beaten)
+    Console().print(Markdown(means_table(summary, PRINTED)))
     print(f"{out / 'study.html'}; study.md, study.csv and pareto.svg beside it")
 
 
 def rows_of(study: StudySettings, trials: list[FrozenTrial]) -> list[dict]:
-    """A row for each model and seed: runs and controls, then the models they are told against; no searched ones."""
-    order = [run.folder for run in grid_runs(study)]
-    rows, references = [], {}
-    for trial in sorted((t for t in trials if run_of(t).folder in order), key=lambda t: order.index(run_of(t).folder)):
-        run = run_of(trial)
-        for column, numbers in trial.user_attrs["numbers"].items():
-            if column in REFERENCES:  # each audit of a seed says the same of these
-                references.setdefault((column, run.seed), {"model": REFERENCES[column], "seed": run.seed, **numbers})
-            elif column != "merged":
-                name = run.name if column == "after" else column.replace("control_", "control: ")
-                rows.append({"model": name, "seed": run.seed, **numbers})
-    names = [*(run.name for run in grid_runs(study)), *(f"control: {kind}" for kind in study.controls)]
-    rows += references.values()
-    names += REFERENCES.values()
-    return sorted(rows, key=lambda row: (names.index(row["model"]), study.seeds.index(row["seed"])))
+    """A row for each model and seed: runs and controls, then the models they are compared with; no searched ones."""
+    by_folder = {run_of(trial).folder: trial for trial in trials}
+    rows: dict[tuple[str, int], dict] = {}
+    for run in grid_runs(study):
+        names = {"after": run.name, **{f"control_{kind}": f"control: {kind}" for kind in study.controls}, **REFERENCES}
+        for column, numbers in by_folder[run.folder].user_attrs["numbers"].items():
+            if column in names:  # each audit of a seed says the same of the references
+                row = {"model": names[column], "seed": run.seed, **numbers}
+                rows.setdefault((names[column], run.seed), row)
+    order = [*(run.name for run in grid_runs(study)), *(f"control: {kind}" for kind in study.controls)]
+    order += REFERENCES.values()
+    return sorted(rows.values(), key=lambda row: (order.index(row["model"]), study.seeds.index(row["seed"])))
 
 
 def means_table(summary: dict[str, dict[str, Mean | None]], names: tuple[str, ...]) -> str:
     """Means with deviations, in Markdown; a column that nobody has a number for is left out."""
     shown = [name for name in names if any(own[name] for own in summary.values())]
-    rows = [[escape(model), *(told(own[name], name) for name in shown)] for model, own in summary.items()]
+    rows = [[escape(model), *(in_words(own[name], name) for name in shown)] for model, own in summary.items()]
     return table(["model", *(LABELS.get(name, name) for name in shown)], rows)
 
 
-def search_table(study: StudySettings, trials: list[FrozenTrial], front: dict[str, list[str]]) -> str:
+def search_table(study: StudySettings, trials: list[FrozenTrial], front: list[str]) -> str:
     """The values that each trial of the search had and what came of them, in Markdown."""
     names = [name for name, _ in ranges(study.search)]
     rows = []
@@ -107,13 +103,13 @@ def search_table(study: StudySettings, trials: list[FrozenTrial], front: dict[st
         name, numbers = run_of(trial).name, trial.user_attrs["numbers"]["after"]
         values = [trial.params.get(key, "-") for key in names]  # the variant beside them has the recipe's
         cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        cells += [told(aggregate([numbers[key]]), key) for key in study.objectives]
-        rows.append([name.removeprefix("search_"), "yes" if name in front and not front[name] else "", *cells])
+        cells += [in_words(aggregate([numbers[key]]), key) for key in study.objectives]
+        rows.append([name.removeprefix("search_"), "yes" if name in front else "", *cells])
     head = ["trial", "on the front", *names, *(LABELS.get(name, name) for name in study.objectives)]
     return table(map(escape, head), (map(escape, row) for row in rows))
 
 
-def told(number: Mean | None, name: str) -> str:
+def in_words(number: Mean | None, name: str) -> str:
     """A mean and its standard deviation in words; a dash for what cannot be had."""
     if number is None:
         return "-"
@@ -141,17 +137,3 @@ def pareto_figure(rows: list[dict], summary: dict, names: list[str]) -> Figure:
         axes.set_title(f"{LABELS[y]}, {better}; dotted: {reference}", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
-
-
-def print_table(summary: dict, beaten: dict[str, list[str]]) -> None:
-    """The most important numbers on the terminal."""
-    shown = Table(title="Mean ± standard deviation over the seeds")
-    shown.add_column("model", overflow="fold")
-    for name in PRINTED:
-        shown.add_column(LABELS.get(name, name), justify="right")
-    for model, own in summary.items():
-        cells = [told(own[name], name) for name in PRINTED]
-        shown.add_row(escape_markup(model) + " *" * bool(beaten.get(model)), *cells)
-    Console().print(shown)
-    if any(beaten.values()):
-        print("* dominated: another mean is at least as good in every objective, and better in one")

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from eval.metrics.answers import KINDS
-from eval.verdict import leakage_by_measure
+from eval.results import leakage_by_measure
 from pmc_rl.output import read_training_log
 
 Numbers = dict[str, float | None]

@@ -19,9 +19,10 @@ if find_spec("optuna") is None:
 # isort: split
 from optuna.trial import TrialState
 
+from eval.study.commands import check_study
 from eval.study.report import write_report
-from eval.study.settings import check_study, parse_study
-from eval.study.trials import JOURNAL, TrialFailed, Trials
+from eval.study.settings import parse_study
+from eval.study.trials import JOURNAL, TrialFailed, Trials, locked
 from pmc_rl.errors import RecipeError
 from pmc_rl.output import RECORD, write_private
 
@@ -45,16 +46,15 @@ def main(argv: list[str], root: Path = REPO) -> int:
     failures = work(workers)
     for failure in failures:
         print(failure, file=sys.stderr)
-    if not failures:
-        write_report(study, workers[0].get(TrialState.COMPLETE), out)
-        for folder in private_folders(out):
-            record = folder / RECORD
-            kept = record.read_text(encoding="utf-8") if record.exists() else None
-            shutil.rmtree(folder)
-            if kept is not None:  # without it neither an audit nor a control of the run finds its data again
-                write_private(folder.parent, RECORD, kept)
-    left = ", ".join(map(str, private_folders(out)))
-    print(f"Private files left: {left or 'none'}.{' They go when the study is done.' if left else ''}", flush=True)
+    with locked(out / "locks" / "report"):  # the last workers may end together
+        if not failures:
+            write_report(study, workers[0].get(TrialState.COMPLETE), out)
+            for folder in private_folders(out):
+                remove_private(folder)
+        left = private_folders(out)
+    print(f"Private files left: {', '.join(map(str, left)) or 'none'}.", flush=True)
+    if left:
+        print("They go when the study is done.", flush=True)
     if records := len([*out.glob(f"seed*/*/private/{RECORD}")]):
         print(f"private/{RECORD} of {records} runs stays (hashes of their data, and paths): publish none.", flush=True)
     return 1 if failures else 0
@@ -89,6 +89,15 @@ def private_folders(out: Path) -> list[Path]:
     private = [*out.glob("seed*/private"), *out.glob("seed*/*/private")]
     private = [path for path in private if {file.name for file in path.iterdir()} - {RECORD, "README.md"}]
     return sorted([*private, *out.glob("seed*/*/checkpoint-*")])
+
+
+def remove_private(folder: Path) -> None:
+    """Removes all but the record of a run, without which neither an audit nor a control finds its data again."""
+    record = folder / RECORD
+    kept = record.read_text(encoding="utf-8") if record.exists() else None
+    shutil.rmtree(folder)
+    if kept is not None:
+        write_private(folder.parent, RECORD, kept)
 
 
 if __name__ == "__main__":

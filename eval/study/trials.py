@@ -1,45 +1,38 @@
 """The trials of a study: taken from its Optuna journal by any number of workers, each a training with its audit."""
 
 import fcntl
-import json
 import math
-import os
-import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from eval.study.results import trial_numbers
-from eval.study.settings import (
-    Run,
-    StudySettings,
-    fill,
-    grid_runs,
+from eval.study.commands import (
+    audit_overrides,
+    control_folders,
     model_overrides,
     option_words,
-    ranges,
-    replace_ranges,
     run_overrides,
-    slug,
+    setup_commands,
 )
+from eval.study.results import trial_numbers
+from eval.study.settings import Run, StudySettings, distribution, grid_runs, ranges, replace_ranges
 from pmc_rl.errors import RecipeError, show
 from pmc_rl.output import MANIFEST
 
 JOURNAL = "journal.log"
 CACHE = "private/cache/rows.sqlite"  # of an audit, below the folder of its run
-LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+BEGUN = (TrialState.COMPLETE, TrialState.RUNNING)
 LOG_LINES = 15
 POLL = 2.0  # seconds between two looks at trials that others work on
 
@@ -106,35 +99,31 @@ class Trials:
         """
         with locked(self.out / "locks" / "queue"):
             self._give_back()
-            waiting = {run_of(trial).folder for trial in self.get(TrialState.WAITING)}
-            known = {run_of(trial).folder: trial for trial in self.get(TrialState.COMPLETE, TrialState.RUNNING)}
-            was = {folder: trial.user_attrs["settings"] for folder, trial in known.items()}
-            now = {
-                **self.settings,
-                **{folder: {"search": self.study.search} for folder in was if "/search_" in folder},
-            }
             errors = []
-            for folder in was.keys() & now.keys():
-                keys = [key for key in was[folder] | now[folder] if was[folder].get(key) != now[folder].get(key)]
-                changes = ", ".join(f"{k} was {show(was[folder].get(k))}, is {show(now[folder].get(k))}" for k in keys)
-                if keys:
-                    where = f"{self.out / folder}: it was made with other settings"
-                    errors.append(f"{where} ({changes}); choose another output_dir")
+            for trial in self.get(*BEGUN):
+                run, before = run_of(trial), trial.user_attrs["settings"]
+                now = {"search": self.study.search} if run.searched else self.settings.get(run.folder, before)
+                changes = [
+                    f"{key} was {show(before.get(key))}, is {show(now.get(key))}"
+                    for key in before | now
+                    if before.get(key) != now.get(key)
+                ]
+                if changes:
+                    made = f"{self.out / run.folder}: it was made with other settings ({', '.join(changes)})"
+                    errors.append(f"{made}; choose another output_dir")
             if errors:
                 raise RecipeError(sorted(errors))
+            known = {run_of(trial).folder for trial in self.get(*BEGUN, TrialState.WAITING)}
             for run in grid_runs(self.study):
-                if run.folder not in waiting | known.keys():
+                if run.folder not in known:
                     self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
 
     def _give_back(self) -> None:
         """What was begun by somebody who is dead, or failed, waits again, with the values it had."""
         for trial in self.get(TrialState.RUNNING):
-            try:
-                with locked(self._lock_of(trial), wait=False):
-                    self.journal.tell(trial.number, state=TrialState.FAIL)
-            except BlockingIOError:
-                continue
-        live = {run_of(trial).folder for trial in self.get(*LIVE)}
+            with suppress(BlockingIOError), locked(self._lock_of(trial), wait=False):
+                self.journal.tell(trial.number, state=TrialState.FAIL)
+        live = {run_of(trial).folder for trial in self.get(*BEGUN, TrialState.WAITING)}
         for trial in self.get(TrialState.FAIL):
             run = run_of(trial)
             if run.folder not in live and (run.searched or run.folder in self.settings):
@@ -167,37 +156,36 @@ class Trials:
 
     def _take(self) -> Trial | None:
         """The trial that waits longest, else a new one of the search; None if there is none."""
-        searched = [trial for trial in self.get(*LIVE) if run_of(trial).searched]
         if not self.get(TrialState.WAITING):
-            if not self.study.search or len(searched) >= self.study.search_trials:
+            count = sum(run_of(trial).searched for trial in self.get(*BEGUN))
+            if not self.study.search or count >= self.study.search_trials:
                 return None
+            seed = self.study.seeds[0]
             # seeded by how many are known: the same trials give the same values, whoever asks
             self.journal.sampler = optuna.samplers.TPESampler(
-                seed=self.study.seeds[0] + len(searched),
-                n_startup_trials=max(4, self.study.search_trials // 3),
-                constant_liar=True,
+                seed=seed + count, n_startup_trials=max(4, self.study.search_trials // 3), constant_liar=True
             )
-            self.journal.enqueue_trial(
-                {}, user_attrs={"run": asdict(Run(f"search_{len(searched) + 1}", self.study.seeds[0], {}))}
-            )
-        trial = self.journal.ask()
-        run, settings = run_of(trial), {"search": self.study.search}
+            run = Run(f"search_{count + 1}", seed, {})
+            self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
+        run = run_of(self.get(TrialState.WAITING)[0])
         if run.searched:
-            found = {name: suggest(trial, name, own) for name, own in ranges(self.study.search)}
-            run = Run(run.name, run.seed, replace_ranges(self.study.search, found))
-        elif run.folder in self.settings:
-            run = next(own for own in grid_runs(self.study) if own.folder == run.folder)
+            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search)})
+            run = Run(run.name, run.seed, replace_ranges(self.study.search, trial.params))
+            settings = {"search": self.study.search}
+        else:
+            trial = self.journal.ask()
+            if run.folder not in self.settings:  # the study names it no longer
+                self.journal.tell(trial, state=TrialState.FAIL)
+                return self._take()
+            [run] = [now for now in grid_runs(self.study) if now.folder == run.folder]
             settings = self.settings[run.folder]
-        else:  # the study names it no longer
-            self.journal.tell(trial, state=TrialState.FAIL)
-            return self._take()
         trial.set_user_attr("run", asdict(run))
         trial.set_user_attr("settings", settings)
         return trial
 
     def _do(self, trial: Trial, lock: int) -> None:
         run, started = run_of(trial), time.perf_counter()
-        tell(f"start  {run.folder}")
+        say(f"start  {run.folder}")
         try:
             numbers = self._train_and_audit(run, lock)
         except BaseException:
@@ -207,62 +195,47 @@ class Trials:
         trial.set_user_attr("seconds", time.perf_counter() - started)
         # Optuna takes no missing values: what cannot be had counts as the worst there is
         worst = {"maximize": -math.inf, "minimize": math.inf}
-        values = {name: numbers["after"][name] for name in self.study.objectives}
-        self.journal.tell(
-            trial,
-            [worst[way] if values[name] is None else values[name] for name, way in self.study.objectives.items()],
-        )
-        tell(f"done   {run.folder} in {trial.user_attrs['seconds']:.0f} s{self._progress()}")
+        values = [(numbers["after"][name], way) for name, way in self.study.objectives.items()]
+        self.journal.tell(trial, [worst[way] if value is None else value for value, way in values])
 
-    def _progress(self) -> str:
         done = self.get(TrialState.COMPLETE)
-        total = len(grid_runs(self.study)) + (self.study.search_trials if self.study.search else 0)
-        seconds = fmean(trial.user_attrs["seconds"] for trial in done) / self.study.parallel_runs
-        minutes = (total - len(done)) * seconds / 60
-        return f", {len(done)} of {total}" + (f"; some {minutes:.0f} min left" if len(done) < total else "")
+        left = len(grid_runs(self.study)) + (self.study.search_trials if self.study.search else 0) - len(done)
+        minutes = left * fmean(trial.user_attrs["seconds"] for trial in done) / self.study.parallel_runs / 60
+        progress = f"{len(done)} of {len(done) + left}" + (f"; some {minutes:.0f} min left" if left else "")
+        say(f"done   {run.folder} in {trial.user_attrs['seconds']:.0f} s, {progress}")
 
     def _train_and_audit(self, run: Run, lock: int) -> dict[str, dict]:
-        study, out, folder = self.study, self.out, self.out / run.folder
+        study, folder = self.study, self.out / run.folder
         self._make_models(run.seed)
-        own = f"{study.output_dir}/seed{run.seed}"
-        also = {}
-        if run.name == (study.controls_of or grid_runs(study)[0].name):
-            also = {f"control_{kind}": f"{run.folder}_control_{kind}" for kind in study.controls}
-        for place in (run.folder, *also.values()):  # what an attempt that was stopped has left
-            shutil.rmtree(out / place, ignore_errors=True)
+        controls = control_folders(study, run)
+        for place in (folder, *(self.root / control for control in controls.values())):
+            shutil.rmtree(place, ignore_errors=True)  # what an attempt that was stopped has left
         self._call(run.folder, ["pmc_rl/train.py", study.recipe, *option_words(run_overrides(study, run))], lock)
-        for kind, (_, place) in zip(study.controls, also.items(), strict=False):
-            words = option_words({"output_dir": f"{study.output_dir}/{place}"})
-            self._call(place, ["eval/study/control.py", kind, f"{study.output_dir}/{run.folder}", *words], lock)
-
-        overrides: dict[str, Any] = {"overwrite": True, "log_completions": False}
-        if study.retain_only is not None:
-            overrides["retain_only_model"] = f"{own}/retain_only"
-        elif study.retain_only_model is not None:
-            overrides["retain_only_model"] = fill(study.retain_only_model, study, run.seed)
-        if also:
-            overrides["also"] = [f"{name}={study.output_dir}/{place}" for name, place in also.items()]
-        overrides |= {"attacks": study.attacks, "attack_samples": study.attack_samples}
+        made = f"{study.output_dir}/{run.folder}"
+        for name, control in controls.items():
+            words = ["eval/study/control.py", name.removeprefix("control_"), made, "--output_dir", control]
+            self._call(f"{run.folder}_{name}", words, lock)
         # what the models before and retain-only answer has been asked by the seed's first audit
-        shared = out / f"seed{run.seed}" / "private" / "rows.sqlite"
+        shared = self.out / f"seed{run.seed}" / "private" / "rows.sqlite"
         if shared.exists():
             (folder / CACHE).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copy(shared, folder / CACHE)
-        recipe = f"{study.output_dir}/{run.folder}/recipe.yaml"
-        self._call(f"{run.folder}_audit", ["eval/run.py", recipe, *option_words(overrides)], lock)
+        words = ["eval/run.py", f"{made}/recipe.yaml", *option_words(audit_overrides(study, run))]
+        self._call(f"{run.folder}_audit", words, lock)
         if not shared.exists():
             shared.parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copy(folder / CACHE, f"{shared}.{slug(run.name)}")
-            os.replace(f"{shared}.{slug(run.name)}", shared)
-        return trial_numbers(folder, {name: out / place for name, place in also.items()})
+            mine = shared.with_name(folder.name)
+            shutil.copy(folder / CACHE, mine)
+            mine.replace(shared)
+        return trial_numbers(folder, {name: self.root / control for name, control in controls.items()})
 
     def _make_models(self, seed: int) -> None:
         """Setup scripts and the models of a seed, once each: what makes them holds their lock, not a trial's."""
         with locked(self.out / "locks" / "setup") as lock:
-            for i, line in enumerate(self.study.setup, 1):
+            for i, command in enumerate(setup_commands(self.study), 1):
                 done = self.out / f"setup_{i}.done"
                 if not done.exists():
-                    self._call(f"setup_{i}", shlex.split(fill(line, self.study, None)), lock)
+                    self._call(f"setup_{i}", command, lock)
                     done.touch()
         with locked(self.out / "locks" / f"models_{seed}") as lock:
             for name, overrides in model_overrides(self.study, seed).items():
@@ -274,12 +247,12 @@ class Trials:
 
     def _call(self, name: str, command: list[str], lock: int) -> None:
         """Runs a command of the repository, which holds a lock as long as it lives, also when the study is killed."""
+        if self.stopped:
+            raise TrialFailed(f"{name}: stopped before it began")
         log = self.out / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         log.touch(mode=0o600)  # a traceback may show what is to be forgotten
-        if self.stopped:
-            raise TrialFailed(f"{name}: stopped before it began")
         with log.open("w", encoding="utf-8") as stream:
             self.command = subprocess.Popen(
                 [sys.executable, *command],
@@ -303,13 +276,5 @@ class Trials:
             self.command.terminate()
 
 
-def suggest(trial: Trial, name: str, own: dict) -> Any:
-    """A value of a range: {low, high} of whole numbers gives whole numbers, {choices} one of them, lists included."""
-    if "choices" in own:
-        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in own["choices"]]))
-    kind = trial.suggest_int if type(own["low"]) is type(own["high"]) is int else trial.suggest_float
-    return kind(name, own["low"], own["high"], log=own.get("log", False))
-
-
-def tell(line: str) -> None:
+def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}\n", end="", flush=True)

@@ -1,0 +1,128 @@
+"""The commands of a study: what each training, control and audit is told, all checked before any is launched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.study.settings import Run, StudySettings, grid_runs, ranges, replace_ranges
+from pmc_rl.errors import RecipeError, nearest_path
+from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
+from pmc_rl.scoring import load_reward_functions
+
+
+def fill(value: Any, study: StudySettings, seed: int | None) -> Any:
+    """{output_dir} and {seed} in all texts of a value; other braces stay, they are of templates."""
+    if isinstance(value, str):
+        value = value.replace("{output_dir}", study.output_dir)
+        return value if seed is None else value.replace("{seed}", str(seed))
+    if isinstance(value, list):
+        return [fill(item, study, seed) for item in value]
+    if isinstance(value, dict):
+        return {key: fill(item, study, seed) for key, item in value.items()}
+    return value
+
+
+def setup_commands(study: StudySettings) -> list[list[str]]:
+    """The words of each setup line, which are those between spaces."""
+    return [[fill(word, study, None) for word in line.split()] or [""] for line in study.setup]
+
+
+def option_words(overrides: dict[str, Any]) -> list[str]:
+    """Overrides as a recipe's command line reads them back: texts as they are, all else as JSON."""
+    words = []
+    for key, value in overrides.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def model_overrides(study: StudySettings, seed: int) -> dict[str, dict[str, Any]]:
+    """What finetune.py is told for the models of a seed: the one with something to forget, and the retain-only one."""
+    if study.finetune_recipe is None:
+        return {}
+    own = {"finetuned": {}} | ({} if study.retain_only is None else {"retain_only": study.retain_only})
+    place = {name: {"output_dir": f"{study.output_dir}/seed{seed}/{name}", "seed": seed} for name in own}
+    return {name: place[name] | fill(study.finetune | further, study, seed) for name, further in own.items()}
+
+
+def run_overrides(study: StudySettings, run: Run) -> dict[str, Any]:
+    """What train.py is told for one run."""
+    overrides = {"output_dir": f"{study.output_dir}/{run.folder}", "seed": run.seed}
+    overrides |= fill(study.overrides | run.overrides, study, run.seed)
+    if study.finetune_recipe is not None:
+        overrides["model_name_or_path"] = f"{study.output_dir}/seed{run.seed}/finetuned"
+    return overrides | {"log_completions": False}  # the table would stand in the log
+
+
+def control_folders(study: StudySettings, run: Run) -> dict[str, str]:
+    """Folders of the controls that are matched to a run, by the names that its audit gives them."""
+    if run.name != (study.controls_of or grid_runs(study)[0].name):
+        return {}
+    return {f"control_{kind}": f"{study.output_dir}/{run.folder}_control_{kind}" for kind in study.controls}
+
+
+def audit_overrides(study: StudySettings, run: Run) -> dict[str, Any]:
+    """What eval/run.py is told for one run."""
+    overrides: dict[str, Any] = {"overwrite": True, "log_completions": False}
+    if study.retain_only is not None:
+        overrides["retain_only_model"] = f"{study.output_dir}/seed{run.seed}/retain_only"
+    elif study.retain_only_model is not None:
+        overrides["retain_only_model"] = fill(study.retain_only_model, study, run.seed)
+    if also := control_folders(study, run):
+        overrides["also"] = [f"{name}={folder}" for name, folder in also.items()]
+    return overrides | {"attacks": study.attacks, "attack_samples": study.attack_samples}
+
+
+def ends(given: dict) -> list[Any]:
+    """A range's lowest and highest value, or all its choices, as they are found."""
+    return [json.dumps(choice) for choice in given["choices"]] if "choices" in given else [given["low"], given["high"]]
+
+
+def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
+    """
+    Parses the recipe of every training, the ends of all ranges included.
+
+    Args:
+        path (`str`): the study's file, for the messages.
+        root (`Path`): the repository, where paths start.
+
+    Returns:
+        the values given, by the folder of each run of the grid.
+
+    Raises:
+        RecipeError: every problem once, with the run it was found in.
+    """
+    problems: dict[str, str] = {}
+    settings = {}
+    runs = grid_runs(study)
+    for end in (0, -1) if study.search else ():
+        found = {name: ends(given)[end] for name, given in ranges(study.search)}
+        name = "search, lowest" if end == 0 else "search, highest"
+        runs.append(Run(name, study.seeds[0], replace_ranges(study.search, found)))
+    for seed in study.seeds:
+        for name, overrides in model_overrides(study, seed).items():
+            try:
+                parse_finetune_recipe([str(root / study.finetune_recipe), *option_words(overrides)])
+            except RecipeError as error:
+                problems |= {line: name for line in error.errors if line not in problems}
+    for run in runs:
+        try:
+            script_args, training_args, *_ = parse_recipe(
+                [str(root / study.recipe), *option_words(run_overrides(study, run))]
+            )
+            settings[run.folder] = script_args.given
+            load_reward_functions(
+                [name for name in script_args.reward_funcs if "/" not in name],  # models take time to load
+                script_args.reward_kwargs,
+                None,
+                training_args.max_completion_length,
+                reward_columns=script_args.reward_columns,
+            )
+        except RecipeError as error:
+            problems |= {line: run.name for line in error.errors if line not in problems}
+    for script in (root / words[0] for words in setup_commands(study)):
+        if not script.is_file():
+            problems[f"there is no {str(script)!r}{nearest_path(script)}"] = "setup"
+    if problems:
+        lines = [f"{path}: {name}: {line.removeprefix('command line: ')}" for line, name in problems.items()]
+        raise RecipeError(lines)
+    return {run.folder: settings[run.folder] for run in grid_runs(study)}
