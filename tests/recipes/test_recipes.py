@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from eval.study.settings import option_words, parse_study
+from eval.study.commands import option_words
+from eval.study.settings import parse_study
 from pmc_rl.recipe import parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
