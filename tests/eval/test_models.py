@@ -17,6 +17,7 @@ from eval import run as eval_run
 from eval.data import load_data
 from eval.metrics.unlearning import utility
 from eval.models import check_data, check_retain_only, check_run, load_columns
+from eval.results import Attacks, Column, Relearned, Sampled, SetNumbers
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, FinetuneArguments, PMCArguments
 from pmc_rl.data import read_finetune_rows, read_retain_rows, split_retain_rows
@@ -101,6 +102,11 @@ def parse(trained: Path, *words: str):
 def check(trained: Path, retain_only: str, questions=QUESTIONS) -> list[str]:
     recipe = parse(trained, "--retain_only_model", retain_only)
     return check_retain_only(recipe, load_columns(recipe), questions)
+
+
+def published_keys(shape) -> set[str]:
+    """Of a part of results.json: numbers by row are private."""
+    return {key for key in shape.__annotations__ if not key.endswith("_by_row")}
 
 
 def read(folder: Path, name: str):
@@ -317,6 +323,8 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
             "retain": 5,
             "retain_holdout": 2,
         }
+        assert set(column) == published_keys(Column) and set(column["attacks"]) == published_keys(Attacks)
+        assert all(set(scores) == published_keys(SetNumbers) for scores in column["sets"].values())
         recall = {set_name: scores["rougeL_recall"] for set_name, scores in column["sets"].items()}
         assert column["utility"] == utility({"retain": recall["retain"]})
         assert column["utility_holdout"] == utility({"retain": recall["retain_holdout"]})
@@ -337,6 +345,7 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
 
         attacks = column["attacks"]
         assert attacks["sampling"]["temperature 1"]["leaking"]["of"] == 6
+        assert set(attacks["sampling"]["temperature 1"]) == published_keys(Sampled)
         for attack in ("prefilling", "quantization"):
             assert attacks[attack] == {"not_available": "attacks does not name it"}
         assert "perturbed_answer" in attacks["options"]["not_available"]
@@ -344,6 +353,7 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
         assert ("not_available" in attacks["relearning"]) == (name == "before")
         assert column["general_ability"] == {"not_available": "lm_eval_tasks names no task"}
     relearning = results["after"]["attacks"]["relearning"]
+    assert all(set(run) == published_keys(Relearned) for run in relearning.values())
     assert {what: (run["learned"], run["scored"]) for what, run in relearning.items()} == {
         "half of the forget rows": (1, 2),
         "retain rows": (5, 3),
