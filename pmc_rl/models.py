@@ -3,6 +3,7 @@
 import os
 import tempfile
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,13 +83,12 @@ def check_model(model_args: ModelConfig, args: RunConfig) -> None:
     Refuses a model that cannot be trained as the recipe says, or not be saved again, without reading weights. Warns of
     a `dtype` that runs but trains badly or slowly.
     """
-    check_files(model_args)
-    errors = _quantization_problems(model_args, args)
-    try:
-        _load_generation_config(model_args).validate(strict=True)
-    except ValueError as error:  # transformers is as strict on saving, when the work is done
-        what = f"the generation config of {model_args.model_name_or_path!r} cannot be saved again"
-        errors.append(f"{what}: {one_line(error)}")
+    errors = []
+    for check in (check_files, _check_generation_config, partial(_check_quantization, use_cpu=args.use_cpu)):
+        try:
+            check(model_args)
+        except RecipeError as error:
+            errors += error.errors
     if errors:
         raise RecipeError(errors)
     dtype = training_dtype(model_args, args)
@@ -154,6 +154,15 @@ def _load_generation_config(model_args: ModelConfig) -> GenerationConfig:
         return GenerationConfig.from_model_config(load_config(model_args))
 
 
+def _check_generation_config(model_args: ModelConfig) -> None:
+    generation_config = _load_generation_config(model_args)
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:  # transformers is as strict on saving, when the work is done
+        what = f"the generation config of {model_args.model_name_or_path!r} cannot be saved again"
+        raise RecipeError([f"{what}: {one_line(error)}"]) from error
+
+
 def stored_quantization(model_args: ModelConfig) -> dict[str, bool]:
     """How the weights of a model, or of an adapter's base, are stored: values of `load_in_4bit`, `load_in_8bit`."""
     config = load_config(model_args).to_dict().get("quantization_config") or {}
@@ -164,13 +173,13 @@ def stored_quantization(model_args: ModelConfig) -> dict[str, bool]:
     return {key: bool(config.get(key)) for key in BITS}
 
 
-def _quantization_problems(model_args: ModelConfig, args: RunConfig) -> list[str]:
+def _check_quantization(model_args: ModelConfig, use_cpu: bool) -> None:
     for key, is_stored in stored_quantization(model_args).items():
         if is_stored and not vars(model_args)[key]:
             what = f"{model_args.model_name_or_path!r} holds quantized weights"
-            return [f"model_name_or_path: {what}; say {key}: true"]
+            raise RecipeError([f"model_name_or_path: {what}; say {key}: true"])
     if not is_quantized(model_args):
-        return []
+        return
     errors = []
     if not model_args.use_peft:
         what = "say use_peft: true to train an adapter"
@@ -179,9 +188,11 @@ def _quantization_problems(model_args: ModelConfig, args: RunConfig) -> list[str
         errors.append(f"quantized weights cannot be trained; {what}")
     if find_spec("bitsandbytes") is None:
         errors.append("the package bitsandbytes is not installed; pip install -e '.[quantization]'")
-    if not args.use_cpu and model_args.dtype == "float32":
+    if not use_cpu and model_args.dtype == "float32":
         errors.append("computes in dtype, and float32 is slow; say dtype: bfloat16")
-    return [f"{BITS[0] if model_args.load_in_4bit else BITS[1]}: {error}" for error in errors]
+    if errors:
+        key = BITS[0] if model_args.load_in_4bit else BITS[1]
+        raise RecipeError([f"{key}: {error}" for error in errors])
 
 
 def is_quantized(model_args: ModelConfig) -> bool:
