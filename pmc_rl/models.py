@@ -3,7 +3,6 @@
 import os
 import tempfile
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from trl import ModelConfig, get_quantization_config
 
 from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
-from pmc_rl.errors import RecipeError, nearest_path, one_line
+from pmc_rl.errors import RecipeError, all_problems, nearest_path, one_line
 from pmc_rl.generation import end_token_ids
 from pmc_rl.output import is_finished_run
 
@@ -83,14 +82,10 @@ def check_model(model_args: ModelConfig, args: RunConfig) -> None:
     Refuses a model that cannot be trained as the recipe says, or not be saved again, without reading weights. Warns of
     a `dtype` that runs but trains badly or slowly.
     """
-    errors = []
-    for check in (check_files, _check_generation_config, partial(_check_quantization, use_cpu=args.use_cpu)):
-        try:
-            check(model_args)
-        except RecipeError as error:
-            errors += error.errors
-    if errors:
-        raise RecipeError(errors)
+    with all_problems() as check:
+        check(check_files, model_args)
+        check(_check_generation_config, model_args)
+        check(_check_quantization, model_args, use_cpu=args.use_cpu)
     dtype = training_dtype(model_args, args)
     if dtype == torch.bfloat16 and not model_args.use_peft and args.learning_rate < 1e-4:
         logger.warning(
