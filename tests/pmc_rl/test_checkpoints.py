@@ -186,6 +186,7 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
         shutil.copytree(tmp_path / "checkpoint-5", copied)
     assert last_checkpoint(tmp_path).name == "checkpoint-5"
     begin_run(tmp_path)
+    assert refusals(tmp_path) == []  # killed now it still tells of a run that began, beside files of others
     assert {path for path in tmp_path.iterdir() if path.is_file() or any(path.iterdir())} == {*mine, *copies}
 
 
