@@ -24,8 +24,9 @@ from pmc_rl.output import check_output_dir
 from pmc_rl.plan import make_plan, plan_lines
 from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.prompts import answer_start, answered_dataset, encode_prompt, forget_dataset
+from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.run_folder import begin, checkpoint_to_resume, earlier_template_kwargs, finish, is_done
-from pmc_rl.scoring import load_reward_functions, maximal_reward
+from pmc_rl.scoring import maximal_reward
 from pmc_rl.template_date import pin_date
 from pmc_rl.trainer import PMCTrainer
 

@@ -10,7 +10,7 @@ import pytest
 
 from eval.study.settings import parse_study
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.reward_loading import load_reward_functions
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pmc_rl", "rewards", "eval")

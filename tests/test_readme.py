@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
-from pmc_rl.scoring import load_reward_functions, score_completions
+from pmc_rl.reward_loading import load_reward_functions
+from pmc_rl.scoring import score_completions
 
 REPO = Path(__file__).parents[1]
 PAGES = {

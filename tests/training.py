@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 from pmc_rl.config import PMCConfig
 from pmc_rl.original import with_original_answers
-from pmc_rl.scoring import RewardFunction, load_reward_functions
+from pmc_rl.reward_loading import load_reward_functions
+from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
 
 REPO = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Any
 from eval.study.settings import Run, StudySettings, grid_runs, ranges, replace_ranges
 from pmc_rl.errors import RecipeError, nearest_path
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.reward_loading import load_reward_functions
 
 
 def fill(value: Any, study: StudySettings, seed: int | None) -> Any:

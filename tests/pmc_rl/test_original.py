@@ -12,7 +12,7 @@ from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import mean_log_probs
 from pmc_rl.original import OriginalLogLikelihood, with_original_answers
 from pmc_rl.prompts import prefilled_rows
-from pmc_rl.scoring import load_reward_functions
+from pmc_rl.reward_loading import load_reward_functions
 from tests.conftest import build_llama, errors_of
 from tests.training import forget_prompts, make_trainer
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.reward_model import RewardModel
-from pmc_rl.scoring import load_reward_functions
 from tests.conftest import errors_of, tiny_sizes
 
 

@@ -17,10 +17,10 @@ from trl.import_utils import is_math_verify_available
 
 from pmc_rl import scoring
 from pmc_rl.rejection import RejectionSampler
+from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.scoring import (
     RewardFunction,
     is_stationary,
-    load_reward_functions,
     maximal_reward,
     passes_floors,
     score_completions,
