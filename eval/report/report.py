@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from eval import verdict
 from eval.metrics.answers import LEAK_RECALL
 from eval.report.figures import audit_figures
 from eval.report.page import environment, escape, html_page, table
@@ -22,6 +21,7 @@ from eval.report.tables import (
     summary_rows,
     with_more,
 )
+from eval.verdict import KNOWN, KNOWN_SAMPLED, LEAKS, MARGIN, SIGNIFICANT
 from pmc_rl.output import may_replace_card, write_private, write_text
 
 SHOWN = 20  # steps of the training log, evenly spaced; rows to forget, the others on demand
@@ -85,7 +85,8 @@ def render(template: str, results: dict[str, dict], audit: dict, **values) -> st
     """A template of the audit with its values, without surplus blank lines."""
     prefixes = first_found(results, ("attacks", "prefilling"))
     values |= {"results": results, "first": results["before"], "audit": audit, "number": number, "setting": setting}
-    values |= {"verdict": verdict, "leak_recall": LEAK_RECALL, "prefixes": "; ".join(prefixes)}
+    values |= {"KNOWN": KNOWN, "KNOWN_SAMPLED": KNOWN_SAMPLED, "LEAKS": LEAKS, "MARGIN": MARGIN}
+    values |= {"SIGNIFICANT": SIGNIFICANT, "LEAK_RECALL": LEAK_RECALL, "prefixes": "; ".join(prefixes)}
     values["sampled"] = bool(first_found(results, ("attacks", "sampling")))
     return re.sub(r"\n{3,}", "\n\n", environment().get_template(template).render(values))
 

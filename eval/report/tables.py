@@ -123,7 +123,7 @@ def leakage_rows(first: dict) -> list[Row]:
 
 
 def with_more(results: Results) -> Results:
-    """The columns with `leakage` by attack, or why there is none, each recall's `change` from before, `n` of kinds."""
+    """The columns, with `leakage` by attack or why there is none, each recall's `change` from before, `n` of kinds."""
     before = results["before"]["sets"]
     full = {}
     for name, column in results.items():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from eval.report.figures import TRAINING, audit_figures, model_styles
+from eval.report.figures import TRAINING, audit_figures, model_styles, training_panels
 from eval.report.page import COLOURS, escape, html_page
 from eval.report.report import model_card, write_report
 from eval.verdict import verdict
@@ -148,8 +148,8 @@ def report(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Figures are drawn, but not laid out and saved, which takes most of the time of a report."""
-    monkeypatch.setattr("eval.report.figures.svg", lambda figure: "<svg></svg>")
+    """Without figures, which take most of the time of a report."""
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: {})
 
 
 def md_rows(text: str) -> list[list[str]]:
@@ -293,7 +293,7 @@ def test_every_reason_shows(tmp_path, quick, names):
             assert reason in visible(html) and escape(reason) in md, place
         assert "<why" not in html
         if names == ["before"] and places == PLACES:  # told of the model it belongs to
-            assert "| relearning *near retain_only* | not available \\[2\\] | 0.120 | 0.220 |\n" in md
+            assert "| relearning *near retain_only* | not available \\[4\\] | 0.120 | 0.220 |\n" in md
             assert "\n| step 2 | 0.120 | 0.220 |\n" in md  # a table of the others
 
 
@@ -304,13 +304,14 @@ def test_odd_names_are_escaped(tmp_path):
     for key in ("models", "fingerprints", "seconds", "passes", "stages", "verdicts"):
         audit[key][odd] = audit[key]["after"]
     for value in results.values():
-        value["attacks"]["prefilling"]["Sure,\n<i>here</i> | it is: "] = sampled(0.3)
+        prefilled = value["attacks"]["prefilling"]
+        prefilled["Sure,\n<i>here</i> | it is: "] = prefilled["The answer is:"]
     audit["settings"]["odd"] = {"a": "<u>"}
     html, md = render(tmp_path, results, audit)
     assert not re.search("<b>|<i>|<u>", html)
     assert len(set(ids := re.findall(r'\sid="([^"]*)"', html))) == len(ids)
     heads = re.findall(r"(?s)<thead>.*?</thead>", html)
-    assert re.findall("(?s)<th[^>]*>(.*?)</th>", unescape(heads[0])) == ["", "before", "after", "retain_only", odd]
+    assert re.findall("<th style[^>]*>(.*?)</th>", unescape(heads[0])) == ["", "before", "after", "retain_only", odd]
     assert escape(odd) in md and "<b>" not in md and "<i>" not in md
     assert odd in re.findall("<text[^>]*>(.*?)</text>", unescape(html))  # of a legend, read as no formula
     tables = [block for block in md.split("\n\n") if block.startswith("|")]
@@ -330,7 +331,7 @@ def test_figures_are_of_what_is_there():
     assert all(style["color"] in curve for style in model_styles(list(results)).values())
     assert not set(re.findall(r"#(?:000000|ffffff)", curve))  # could not be read on both pages
     more = [{"loss": 1, "step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.2, "kl": 1}]
-    assert [title for _, title, _ in audit_figures(results, more)["training"]] == [title for title, _ in TRAINING[6:]]
+    assert [title for title, _ in training_panels(more)] == [title for title, _ in TRAINING[6:]]
     many = model_styles(["before", "after", *map(str, range(10))])
     assert many["after"] == model_styles(["after"])["after"]
     assert {style["color"] for style in many.values()} == set(COLOURS)
