@@ -36,7 +36,7 @@ pmc_rl/rejection.py tests/pmc_rl/test_rejection.py
 + unsolved = list(rows)
 
 equal samples in each step
-pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_samples_differ_by_step_question_and_index
+pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_seeds_are_prompt_major_and_independent_of_other_rows
 - {seed}/{step}/{row}/{i}
 + {seed}/{row}/{i}
 
@@ -56,7 +56,7 @@ pmc_rl/trainer.py tests/pmc_rl/test_trainer.py::test_one_step_equals_plain_torch
 + prompt_ids + completion_ids
 
 rewards compare with something else than the original answer
-pmc_rl/original.py tests/pmc_rl/test_trainer.py::test_reference_is_the_models_own_greedy_answer
+pmc_rl/original.py tests/pmc_rl/test_original.py::test_original_answers_are_the_models_greedy_ones_unless_given
 - return [text for text, _ in answers]
 + return [row["prompt"] for row in dataset]
 
