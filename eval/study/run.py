@@ -62,7 +62,7 @@ def main(argv: list[str], root: Path = REPO) -> int:
 
 def work(workers: list[Trials]) -> list[str]:
     """Lets all workers work until nothing is left; after a failure or a signal no trial is begun. What failed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a study that is told to end does so as on Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, it does so as on Ctrl-C
     failures = []
     with ThreadPoolExecutor(len(workers)) as pool:
         futures = [pool.submit(worker.work) for worker in workers]
@@ -74,6 +74,7 @@ def work(workers: list[Trials]) -> list[str]:
                 worker.end_command()
         for worker in workers:
             worker.stopped = True
+    signal.signal(signal.SIGTERM, before)
     if failures:
         return failures
     for future in futures:
