@@ -23,6 +23,8 @@ RECIPE = {
 }
 QUESTION = '{"question": "Who?"}\n'
 TAKES_ALL = "def reward(completions, **kwargs):\n    return [0.0] * len(completions)\n"
+ON_MODEL, ADAPTER_WEIGHTS = {"base_model_name_or_path": "model"}, "adapter/adapter_model.safetensors"
+PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
 NO_WEIGHTS = b"\x02" + bytes(7) + b"{}"  # a safetensors file
 HUB_CARD = "---\nconfigs:\n- config_name: forget\n  data_files: forget.json\n---\n"
 
@@ -76,7 +78,6 @@ MUTATIONS = {
     "attention unknown": (changed(attn_implementation="nope"), "attn_implementation"),
     "system prompt without chat": (changed(system_prompt="Hi."), "system_prompt: not used"),
     # adapters to be trained
-    "unknown modules": (lora(lora_target_modules=["nope"]), "lora_target_modules"),
     "one unknown module": (lora(lora_target_modules=["q_proj", "v_porj"]), "called 'v_porj'. Did you mean 'v_proj'?"),
     "an unknown layer": (lora(lora_modules_to_save=["nope"]), "lora_modules_to_save: nothing in the model is called"),
     "a broken pattern": (lora(lora_target_modules=["*q_proj"]), "lora_target_modules: "),
@@ -86,7 +87,6 @@ MUTATIONS = {
     "a quantized layer": (lora(lora_modules_to_save=["mlp"], load_in_4bit=True), "a quantized linear layer cannot be"),
     # data files
     "no data": (changed({"forget.jsonl": None}), "forget_file: there is no file 'forget.jsonl'"),
-    "data is a folder": (forget([]), "forget_file: there is no file 'bad.jsonl'"),
     "data empty": (forget(b"\xef\xbb\xbf"), "forget_file: bad.jsonl holds no rows"),
     "JSONL of UTF-16": (forget(QUESTION.encode("utf-16")), "forget_file: bad.jsonl is not UTF-8 (byte 0)"),
     "JSONL cut off": (forget(QUESTION + '{"question": "Wh'), "bad.jsonl: broken JSON"),
@@ -116,7 +116,6 @@ MUTATIONS = {
     "config without its file": (hub(HUB_CARD.replace(".json", ".csv")), "forget.csv"),
     # models
     "no model folder": (changed(model_name_or_path="modle"), "did you mean 'model'?"),
-    "no config": (model("config.json", None), "model_name_or_path: no model can be loaded from 'model'"),
     "config cut off": (model("config.json", '{"model_type": "lla'), "model_name_or_path: no model can be loaded"),
     "config of unknown type": (model("config.json", {"model_type": "nope"}), "model_name_or_path: no model can be"),
     "config with wrong types": (model("config.json", {"vocab_size": "many"}), "model_name_or_path: no model can be"),
@@ -139,10 +138,7 @@ MUTATIONS = {
         "cannot be saved again",
     ),
     "generation config of an adapter's base": (
-        adapter(
-            {"base_model_name_or_path": "model"},
-            {"adapter/adapter_model.safetensors": NO_WEIGHTS, "model/generation_config.json": {"top_k": -1}},
-        ),
+        adapter(ON_MODEL, {ADAPTER_WEIGHTS: NO_WEIGHTS, "model/generation_config.json": {"top_k": -1}}),
         "config of 'adapter' cannot be saved again",
     ),
     "weights in 4 bit": (quantized("bitsandbytes", "load_in_4bit"), "holds quantized weights; say load_in_4bit: true"),
@@ -152,19 +148,10 @@ MUTATIONS = {
         "load_in_8bit: true",
     ),
     "weights by GPTQ": (quantized("gptq"), "'model' is quantized by gptq, which cannot be trained"),
-    "adapter that is a prompt": (
-        adapter({"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "model", "num_virtual_tokens": 2}),
-        "'adapter' is a learned prompt",
-    ),
-    "adapter without base": (
-        adapter({"base_model_name_or_path": "nope/base"}),
-        "no model can be loaded from 'adapter'",
-    ),
+    "adapter that is a prompt": (adapter(ON_MODEL | PROMPT), "'adapter' is a learned prompt"),
+    "adapter without base": (adapter({"base_model_name_or_path": "nope/base"}), "can be loaded from 'adapter'"),
     "adapter config broken": (adapter("{"), "model_name_or_path: "),
-    "adapter without weights": (
-        adapter({"base_model_name_or_path": "model"}, tokenizer_name_or_path="model"),
-        "model_name_or_path: ",
-    ),
+    "adapter without weights": (adapter(ON_MODEL, tokenizer_name_or_path="model"), "'adapter' holds no safetensors"),
     # rewards
     "reward without dot": (reward("fluent"), "reward_funcs: 'fluent' is not a dotted name"),
     "no function": (reward("bad_value.x", "x = 1\n"), "reward_funcs: bad_value.x is a int"),
@@ -172,9 +159,9 @@ MUTATIONS = {
     "exits on import": (reward("bad_exit.reward", "raise SystemExit(3)\n"), "(bad_exit.py:1: SystemExit: 3)"),
     "imports what is missing": (reward("bad_needs.reward", "import nope_nope\n"), "imports nope_nope"),
     "no **kwargs": (reward("bad_plain.reward", TAKES_ALL.replace(", **kwargs", "")), "does not take **kwargs"),
-    "moody": (
+    "maximum of a reward that changes": (
         reward("bad_moody.reward", TAKES_ALL + "reward.stationary = False\n", max_reward=1.0),
-        "another score later",
+        "max_reward: reward may give a text another score later",
     ),
     "no signature": (reward("builtins.dict"), "reward_funcs: builtins.dict cannot be used: no signature"),
     "needs a column": (reward("bad_column.reward", TAKES_ALL.replace("**", "topic, **")), "topic"),

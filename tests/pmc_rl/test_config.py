@@ -338,7 +338,7 @@ KEYS = st.sampled_from([*FULL, *FULL, *FULL, "see", "seeds", "SEED", "reward_wei
 WORDS = (VALUES.map(json.dumps) | st.text(max_size=6)).filter(lambda word: not word.startswith("-"))
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(
     st.dictionaries(KEYS, VALUES, max_size=4),
     st.dictionaries(KEYS, st.lists(WORDS, max_size=2), max_size=2),
