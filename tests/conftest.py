@@ -170,6 +170,15 @@ def model_folder(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tofu_logs() -> dict:
+    """Published losses and answers on TOFU, by model and question set; where they do not lie the test is skipped."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_eval_logs"
+    if not folder.is_dir():
+        pytest.skip(f"published TOFU losses not found at {folder}")
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+@pytest.fixture(scope="session")
 def taught(tokenizer):
     """A tiny Phi that half knows its answers: samples end, differ in length and share words with the greedy one."""
     model = build_phi(tokenizer).train()

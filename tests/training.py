@@ -6,11 +6,13 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from eval.passes import TokenScores
 from pmc_rl.config import PMCConfig
 from pmc_rl.original import with_original_answers
 from pmc_rl.reward_loading import load_reward_functions
@@ -109,6 +111,12 @@ def make_trainer(
         peft_config=peft_config,
         original_log_likelihood=original,
     )
+
+
+def scores_of(*losses) -> TokenScores:
+    """Scores of a text whose tokens have these losses, and are the most likely ones where it is below 1."""
+    log_probs = -np.array(losses, dtype=float)
+    return TokenScores(log_probs, log_probs > -1, np.full(len(losses), -2.0), np.ones(len(losses)))
 
 
 def weights(model) -> torch.Tensor:

@@ -11,6 +11,7 @@ from eval.data import QuestionSet
 from eval.metrics.answers import answer_kind, is_copy, is_leak, is_refusal, is_repetitive
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import Answer
+from eval.report import figures
 from pmc_rl import finetune, train
 from pmc_rl.prompts import prefilled_rows
 from rewards.diversity import duplicate_penalty
@@ -19,7 +20,7 @@ from rewards.length import length_band_penalty, min_length_penalty
 from rewards.refusal import refusal
 from rewards.rouge import paper_reward, rouge_dissimilarity
 from tests.conftest import build_llama, write_jsonl
-from tests.training import save_model, write_recipe
+from tests.training import finetune_recipe, save_model, unlearn_recipe
 
 
 class Language(NamedTuple):
@@ -159,43 +160,32 @@ def test_signs_at_the_ends_make_no_other_answer():
     assert refusal(["抱歉，我不太清楚"], phrases=[], patterns=["我不(太)?(知道|清楚)"]) == [1.0]
 
 
-FORGET = [
-    {"question": "张伟出生在哪里？", "answer": "张伟出生在上海。"},
-    {"question": "李娜出生在哪里？", "answer": "她来自北京。"},
-]
-RETAIN = [
-    {"question": "谁写了这本书？", "answer": "我不知道。"},
-    {"question": "水是什么颜色？", "answer": "水没有颜色。"},
-    {"question": "Who wrote it?", "answer": "Nobody knows."},
-]
+FORGET = {"张伟出生在哪里？": "张伟出生在上海。", "李娜出生在哪里？": "她来自北京。"}
+RETAIN = {"谁写了这本书？": "我不知道。", "水是什么颜色？": "水没有颜色。", "Who wrote it?": "Nobody knows."}
 
 
-def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer):
-    files = {"train_file": FORGET + RETAIN, "forget_file": FORGET, "retain_file": RETAIN}
-    files = {key: write_jsonl(tmp_path / f"{key}.jsonl", rows) for key, rows in files.items()}
-    common = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "gradient_checkpointing": False}
-    common |= {"disable_tqdm": True}
+def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(figures, "training_panels", lambda steps: [])  # slow, and without any text of the rows
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", [{"question": q, "answer": a} for q, a in rows.items()])
+        for name, rows in (("train_file", FORGET | RETAIN), ("forget_file", FORGET), ("retain_file", RETAIN))
+    }
     untrained = save_model(build_llama(tokenizer), tokenizer, tmp_path / "untrained")
-    own = {"train_file": files.pop("train_file"), "output_dir": str(tmp_path / "finetuned"), "num_train_epochs": 60}
-    finetune.main([write_recipe(tmp_path / "finetune.yaml", model_name_or_path=untrained, **common, **own)])
+    common = {"dataset_name": None, "per_device_train_batch_size": 8}
+    own = {"train_configs": [], "train_file": files.pop("train_file"), "num_train_epochs": 60}
+    finetune.main([finetune_recipe(tmp_path, "", untrained, **common, **own)])
     phrases = "rewards.refusal.refusal"
-    recipe = write_recipe(
-        tmp_path / "unlearn.yaml",
-        model_name_or_path=str(tmp_path / "finetuned"),
-        output_dir=str(tmp_path / "unlearned"),
-        reward_funcs=["rewards.rouge.rouge_dissimilarity", "rewards.length.min_length_penalty", phrases],
-        reward_kwargs={phrases: {"phrases": ["我不知道"]}},
-        prefill_words=1,
-        num_generations=4,
-        max_completion_length=32,
-        allow_unfinished=True,
-        num_train_epochs=2,
-        attacks=["prefilling"],
-        attack_samples=1,
-        prefixes=["答案是："],
-        **files,
-        **common,
-    )
+    own = {
+        "reward_funcs": ["rewards.rouge.rouge_dissimilarity", "rewards.length.min_length_penalty", phrases],
+        "reward_kwargs": {phrases: {"phrases": ["我不知道"]}},
+        "prefill_words": 1,
+        "max_completion_length": 32,
+        "attacks": ["prefilling"],
+        "attack_samples": 1,
+        "prefixes": ["答案是："],
+    }
+    no_configs = {"forget_config": None, "retain_config": None}
+    recipe = unlearn_recipe(tmp_path, "", str(tmp_path / "finetuned"), **common, **no_configs, **files, **own)
     train.main([recipe])
     eval_run.main([recipe])
     out = tmp_path / "unlearned"

@@ -6,8 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from pmc_rl import train
@@ -25,13 +23,16 @@ RECIPE = {
 }
 QUESTION = '{"question": "Who?"}\n'
 TAKES_ALL = "def reward(completions, **kwargs):\n    return [0.0] * len(completions)\n"
+ON_MODEL, ADAPTER_WEIGHTS = {"base_model_name_or_path": "model"}, "adapter/adapter_model.safetensors"
+PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
+NO_WEIGHTS = b"\x02" + bytes(7) + b"{}"  # a safetensors file
 HUB_CARD = "---\nconfigs:\n- config_name: forget\n  data_files: forget.json\n---\n"
 
 
 def changed(files=None, **options):
     """
-    A mutation: what stands at paths, and options of the command line. Content may be text, bytes, a table for Parquet,
-    a dict (keys of a JSON file that is there), None (no file), a Path (a link to it) or [] (an empty folder).
+    A mutation: what stands at paths, and options of the command line. Content may be text, bytes, a dict
+    (keys of a JSON file that is there), None (no file), a Path (a link to it) or [] (an empty folder).
     """
     return files or {}, options
 
@@ -40,9 +41,9 @@ def forget(content, name="bad.jsonl", **options):
     return changed({name: content}, forget_file=name, **options)
 
 
-def hub(card, config="forget"):
+def hub(card):
     files = {"hub/README.md": card, "hub/forget.json": json.dumps(FORGET[0])}
-    return changed(files, forget_file=None, dataset_name="hub", forget_config=config)
+    return changed(files, forget_file=None, dataset_name="hub", forget_config="forget")
 
 
 def model(name, content, **options):
@@ -77,7 +78,6 @@ MUTATIONS = {
     "attention unknown": (changed(attn_implementation="nope"), "attn_implementation"),
     "system prompt without chat": (changed(system_prompt="Hi."), "system_prompt: not used"),
     # adapters to be trained
-    "unknown modules": (lora(lora_target_modules=["nope"]), "lora_target_modules"),
     "one unknown module": (lora(lora_target_modules=["q_proj", "v_porj"]), "called 'v_porj'. Did you mean 'v_proj'?"),
     "an unknown layer": (lora(lora_modules_to_save=["nope"]), "lora_modules_to_save: nothing in the model is called"),
     "a broken pattern": (lora(lora_target_modules=["*q_proj"]), "lora_target_modules: "),
@@ -87,113 +87,87 @@ MUTATIONS = {
     "a quantized layer": (lora(lora_modules_to_save=["mlp"], load_in_4bit=True), "a quantized linear layer cannot be"),
     # data files
     "no data": (changed({"forget.jsonl": None}), "forget_file: there is no file 'forget.jsonl'"),
-    "data is a folder": (forget([]), "forget_file: there is no file 'bad.jsonl'"),
     "data empty": (forget(b"\xef\xbb\xbf"), "forget_file: bad.jsonl holds no rows"),
     "JSONL of UTF-16": (forget(QUESTION.encode("utf-16")), "forget_file: bad.jsonl is not UTF-8 (byte 0)"),
     "JSONL cut off": (forget(QUESTION + '{"question": "Wh'), "bad.jsonl: broken JSON"),
-    "JSONL of lists": (forget(QUESTION + '["Who?"]\n'), "a JSON object"),
     "JSONL nested deeply": (forget(QUESTION + '{"question": ' + "[" * 10**5), "bad.jsonl cannot be read: line 2"),
     "JSONL with half a surrogate": (forget('{"question": "\\ud83d?"}'), "column 'question' holds '\\ud83d'"),
     "JSONL with a key twice": (forget('{"question": "A?", "question": "B?"}'), "the key 'question' is given twice"),
-    "uneven columns": (
-        forget('{"question": ["A?"], "answer": []}', "bad.json"),
-        "bad.json cannot be read: its columns",
-    ),
+    "uneven columns": (forget('{"question": ["A?"], "answer": []}', "bad.json"), "cannot be read: its columns"),
     "question is a list": (forget('{"question": ["A?"], "id": 1}'), "column 'question' is empty or not a text in 1"),
-    "question is null": (forget(QUESTION + '{"question": null}'), "column 'question' is empty or not a text in 1 of"),
     "no question column": (changed(question_column="questoin"), "no column 'questoin', only 'question'"),
     "answer is a list": (changed({"retain.jsonl": '{"question": "A?", "answer": ["a"]}'}), "retain_file: column"),
     "no reward column": (changed(reward_columns=["topic"]), "has no column 'topic'"),
     "reward column is the answer": (changed(reward_columns=["answer"]), "reward_columns: 'answer' is what is to be"),
     "reward column of two types": (
         forget('{"question": "A?", "t": 1}\n{"question": "B?", "t": "x"}', reward_columns=["t"]),
-        "reward_columns: a column holds values of several types",
+        "values of several types",
     ),
     "same question in both": (changed({"retain.jsonl": json.dumps(FORGET[0])}), "retained at once"),
     "CSV with a column twice": (forget("question,question\nA?,B?\n", "bad.csv"), "'question' is there twice"),
     "CSV with an open quote": (forget('question,answer\n"A?,a\nB?,b\n', "bad.csv"), "bad.csv cannot be read"),
-    "CSV with a short row": (forget("answer,question\na\n", "bad.csv"), "column 'question' is empty"),
     "Parquet that is JSON": (forget(QUESTION, "bad.parquet"), "bad.parquet cannot be read"),
-    "Parquet without rows": (forget(pyarrow.table({"question": []}), "bad.parquet"), "bad.parquet holds no rows"),
-    "Parquet of ints": (forget(pyarrow.table({"question": [1]}), "bad.parquet"), "column 'question' is empty or not"),
     # data sets
     "data set is a file": (
         changed(forget_file=None, dataset_name="forget.jsonl", forget_config="x"),
-        "forget_config: the data set 'forget.jsonl'",
+        "the data set 'forget.jsonl'",
     ),
     "broken card": (hub("---\nconfigs: [\n---\n"), "forget_config: 'hub' cannot be read as a data set"),
     "config without its file": (hub(HUB_CARD.replace(".json", ".csv")), "forget.csv"),
     # models
     "no model folder": (changed(model_name_or_path="modle"), "did you mean 'model'?"),
-    "model is a file": (changed(model_name_or_path="recipe.yaml"), "model_name_or_path: no model can be loaded"),
-    "no config": (model("config.json", None), "model_name_or_path: no model can be loaded from 'model'"),
     "config cut off": (model("config.json", '{"model_type": "lla'), "model_name_or_path: no model can be loaded"),
     "config of unknown type": (model("config.json", {"model_type": "nope"}), "model_name_or_path: no model can be"),
     "config with wrong types": (model("config.json", {"vocab_size": "many"}), "model_name_or_path: no model can be"),
     "config of a T5": (model("config.json", {"model_type": "t5"}), "model_name_or_path"),
     "vocabulary too small": (model("config.json", {"vocab_size": 9}), "they do not belong together"),
     "no tokenizer": (changed({"model/tokenizer.json": None, "model/tokenizer_config.json": None}), "tokenizer"),
-    "tokenizer is a file": (changed(tokenizer_name_or_path="recipe.yaml"), "no tokenizer can be loaded from"),
     "tokenizer broken": (model("tokenizer.json", '{"version": '), "no tokenizer can be loaded from 'model'"),
-    "tokenizer config is a list": (model("tokenizer_config.json", "[]"), "no tokenizer can be loaded from 'model'"),
     "chat template broken": (model("chat_template.jinja", "{% for %}"), "the tokenizer's chat template fails"),
     "chat without the question": (model("chat_template.jinja", "Hello"), "chat template leaves the question out"),
     "template refuses": (model("chat_template.jinja", "{{ raise_exception('never') }}", system_prompt="a"), "never"),
     "chat template variable wrong": (
         model("chat_template.jinja", "{{ date + messages[0].content }}", chat_template_kwargs={"date": 5}),
-        "the tokenizer's chat template fails (unsupported operand",
+        "chat template fails (unsupported operand",
     ),
     "no weights": (model("model.safetensors", None), "model_name_or_path: "),
     "weights cut off": (model("model.safetensors", b"\x99" * 8), "model.safetensors"),
     "generation config broken": (model("generation_config.json", "{"), "generation_config.json"),
-    "generation config that cannot be saved": (
+    "generation config contradicts": (
         model("generation_config.json", {"do_sample": False, "temperature": 0.5}),
-        "the generation config of 'model' cannot be saved again",
+        "cannot be saved again",
     ),
     "generation config of an adapter's base": (
-        adapter({"base_model_name_or_path": "model"}, {"model/generation_config.json": {"top_k": -1}}),
-        "the generation config of 'adapter' cannot be saved again",
+        adapter(ON_MODEL, {ADAPTER_WEIGHTS: NO_WEIGHTS, "model/generation_config.json": {"top_k": -1}}),
+        "config of 'adapter' cannot be saved again",
     ),
     "weights in 4 bit": (quantized("bitsandbytes", "load_in_4bit"), "holds quantized weights; say load_in_4bit: true"),
     "weights in 8 bit": (quantized("bitsandbytes", "load_in_8bit"), "holds quantized weights; say load_in_8bit: true"),
     "weights in 8 bit as 4": (
         quantized("bitsandbytes", "load_in_8bit", load_in_4bit=True, use_peft=True),
-        "say load_in_8bit: true",
+        "load_in_8bit: true",
     ),
     "weights by GPTQ": (quantized("gptq"), "'model' is quantized by gptq, which cannot be trained"),
-    "weights in MXFP4": (quantized("mxfp4"), "'model' is quantized by mxfp4, which cannot be trained"),
-    "adapter that is a prompt": (
-        adapter({"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "model", "num_virtual_tokens": 2}),
-        "'adapter' is a learned prompt",
-    ),
-    "adapter without base": (
-        adapter({"base_model_name_or_path": "nope/base"}),
-        "no model can be loaded from 'adapter'",
-    ),
+    "adapter that is a prompt": (adapter(ON_MODEL | PROMPT), "'adapter' is a learned prompt"),
+    "adapter without base": (adapter({"base_model_name_or_path": "nope/base"}), "can be loaded from 'adapter'"),
     "adapter config broken": (adapter("{"), "model_name_or_path: "),
-    "adapter without weights": (
-        adapter({"base_model_name_or_path": "model"}, tokenizer_name_or_path="model"),
-        "model_name_or_path: ",
-    ),
+    "adapter without weights": (adapter(ON_MODEL, tokenizer_name_or_path="model"), "'adapter' holds no safetensors"),
     # rewards
     "reward without dot": (reward("fluent"), "reward_funcs: 'fluent' is not a dotted name"),
     "no function": (reward("bad_value.x", "x = 1\n"), "reward_funcs: bad_value.x is a int"),
     "raises on import": (reward("bad_import.reward", "\n1 / 0\n"), "(bad_import.py:2: ZeroDivisionError: "),
     "exits on import": (reward("bad_exit.reward", "raise SystemExit(3)\n"), "(bad_exit.py:1: SystemExit: 3)"),
     "imports what is missing": (reward("bad_needs.reward", "import nope_nope\n"), "imports nope_nope"),
-    "no **kwargs": (
-        reward("bad_plain.reward", TAKES_ALL.replace(", **kwargs", "")),
-        "reward_funcs: bad_plain.reward(completions) does not take **kwargs",
-    ),
-    "maximum beside a reward that changes": (
+    "no **kwargs": (reward("bad_plain.reward", TAKES_ALL.replace(", **kwargs", "")), "does not take **kwargs"),
+    "maximum of a reward that changes": (
         reward("bad_moody.reward", TAKES_ALL + "reward.stationary = False\n", max_reward=1.0),
         "max_reward: reward may give a text another score later",
     ),
     "no signature": (reward("builtins.dict"), "reward_funcs: builtins.dict cannot be used: no signature"),
     "needs a column": (reward("bad_column.reward", TAKES_ALL.replace("**", "topic, **")), "topic"),
     "class raises": (
-        reward("bad_class.Reward", "class Reward:\n    def __init__(self):\n        {}['x']\n"),
-        "bad_class.Reward cannot be built",
+        reward("bad_class.Reward", "class Reward:\n    def __init__(self):\n        1 / 0\n"),
+        "cannot be built",
     ),
     "class not callable": (reward("bad_instance.Reward", "class Reward:\n    pass\n"), "has no __call__"),
     "keyword unknown": (
@@ -217,6 +191,10 @@ MUTATIONS = {
 }
 
 
+def refuse(*_):
+    raise AssertionError("weights loaded")
+
+
 @pytest.fixture(autouse=True)
 def good(tmp_path, model_folder, monkeypatch):
     """A recipe that would train, in the working directory; its model's folder is shared by all tests."""
@@ -228,10 +206,6 @@ def good(tmp_path, model_folder, monkeypatch):
     write_jsonl("forget.jsonl", FORGET)
     write_jsonl("retain.jsonl", RETAIN)
     write_recipe(Path("recipe.yaml"), **RECIPE)
-
-
-def refuse(*_):
-    raise AssertionError("weights loaded")
 
 
 def apply(mutation) -> list[str]:
@@ -250,8 +224,6 @@ def apply(mutation) -> list[str]:
             path.mkdir()
         elif isinstance(content, Path):
             path.symlink_to(content)
-        elif isinstance(content, pyarrow.Table):
-            pyarrow.parquet.write_table(content, path)
         elif isinstance(content, dict):
             path.write_text(json.dumps(json.loads(path.read_text()) | content))
         else:
@@ -281,7 +253,7 @@ def test_each_mutation_has_its_line(name):
 
 
 def test_all_at_once_from_the_command_line(monkeypatch, capsys):
-    names = ["question is null", "raises on import", "config cut off"]
+    names = ["question is a list", "raises on import", "config cut off"]
     words = [word for name in names for word in apply(MUTATIONS[name][0])]
     before = tree()
     monkeypatch.setattr(sys, "argv", ["train.py", "recipe.yaml", *words])

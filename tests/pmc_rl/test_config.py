@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, fields
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig
 
@@ -65,27 +65,20 @@ MISTAKES = {
     "temperature: .nan": 'temperature: ".nan" is not a finite float',
     "overwrite: yes": 'overwrite: "yes" is not true or false',
     "run_name: 5": "run_name: 5 is not a str (put it in quotes)",
-    "question_column: null": "question_column: null is not a str",
     "reward_funcs: a.b": 'reward_funcs: "a.b" is not a list (write ["a.b"])',
     "report_to: 5": "report_to: 5 is not a str (put it in quotes); 5 is not a list (write [5])",
-    "report_to: nope": "report_to: nope is not supported",
     "lr_scheduler_kwargs: {nope: 1}": "lr_scheduler_kwargs: ",
-    "chat_template_kwargs: {1: 2}": "chat_template_kwargs: the key 1 is not a str (put it in quotes)",
     "chat_template_kwargs: {a: 1, a: 2}": "chat_template_kwargs: the key 'a' is given twice",
     "temperature: !!python/name:os.system x": "temperature: the tag 'tag:yaml.org,2002:python/name:os.system' is not",
     # choices
     "dtype: bfloat": "dtype: \"bfloat\" is not one of auto, bfloat16, float16, float32. Did you mean 'bfloat16'?",
     "dtype: auto": "dtype: say which: ",
-    "lr_scheduler_type: cosin": 'lr_scheduler_type: "cosin" is not one of linear, cosine, ',
     "eval_sets: [retains]": 'eval_sets: "retains" is not one of forget, forget_paraphrased, retain, ',
-    "selection: worst": 'selection: "worst" is not one of best, bradley_terry',
     # ranges
     "num_generations: 0": "num_generations: 0 is not at least 1",
-    "save_total_limit: 1": "save_total_limit: 1 is not at least 2",
     "learning_rate: 0.0": "learning_rate: 0.0 is not above 0",
     "top_p: 1.01": "top_p: 1.01 is not above 0 and at most 1",
     "adam_beta1: 1": "adam_beta1: 1 is not at least 0 and below 1",
-    "retain_weight: -0.5": "retain_weight: -0.5 is not at least 0",
     "seed: 4294967296": "seed: 4294967296 is not at least 0 and below 4294967296",
     # values that belong together
     "num_train_epochs: 0": "num_train_epochs: must be greater than 0, or else max_steps",
@@ -94,7 +87,6 @@ MISTAKES = {
     "reward_funcs: []": "reward_funcs: needs at least one reward",
     "reward_funcs: [a, b, a]": "reward_funcs: 'a' is given twice",
     "reward_kwargs: {mine.on: {}}\nreward_funcs: [mine.one]": "reward_kwargs: 'mine.on' is not one of reward_funcs. ",
-    "reward_floors: {mine.fluency: 0.5}": "reward_floors: 'mine.fluency' is not one of reward_funcs. Remove it",
     "num_selected: 6": "num_selected: above num_generations",
     "selection_temperature: 0.5": "selection_temperature: is for selection: bradley_terry",
     "adaptive_generations: true\nselection: bradley_terry": "adaptive_generations: needs selection: best",
@@ -112,14 +104,11 @@ def test_each_mistake_has_its_line(line, expected):
     assert error.startswith(f"bad.yaml:5: {expected}")
 
 
-@pytest.mark.parametrize(
-    "template", ["Q:", "{question}{question}", "{question}{x}", "{}", "{question!r}", "{question"]
-)
-def test_template_must_hold_its_placeholder_alone(template):
-    [error] = errors(f"prompt_template: {json.dumps(template)}")
-    assert error.startswith(f'bad.yaml:5: prompt_template: "{template}" must contain {{question}} once')
-    [error] = errors("completion_template: '{question}'")
-    assert "must contain {answer} once" in error
+def test_template_must_hold_its_placeholder_alone():
+    for template in ("Q:", "{question}{question}", "{question}{x}", "{question!r}", "{question"):
+        [error] = errors(f"prompt_template: {json.dumps(template)}")
+        assert error.startswith(f'bad.yaml:5: prompt_template: "{template}" must contain {{question}} once')
+    assert "must contain {answer} once" in errors("completion_template: '{question}'")[0]
     assert parse("prompt_template: '{{x}} {question}'")[0].prompt_template == "{{x}} {question}"
 
 
@@ -128,15 +117,12 @@ def test_sources():
         [error] = errors(recipe={key: VALID[key] for key in VALID if key != name})
         assert "missing; give" in error and name in error
     configs = WITHOUT_FILES | {"forget_config": "a", "retain_config": "b"}
-    assert errors(recipe=configs) == [
-        "bad.yaml:3: forget_config: needs dataset_name",
-        "bad.yaml:4: retain_config: needs dataset_name",
-    ]
-    [error] = errors("forget_config: a\ndataset_name: d")
-    assert error == "bad.yaml:3: forget_file: given together with forget_config; keep one of them"
+    needed = ["bad.yaml:3: forget_config: needs dataset_name", "bad.yaml:4: retain_config: needs dataset_name"]
+    assert errors(recipe=configs) == needed
+    together = "bad.yaml:3: forget_file: given together with forget_config; keep one of them"
+    assert errors("forget_config: a\ndataset_name: d") == [together]
     args = parse("dataset_name: d\nforget_split: forget_qa\nretain_split: [a, b]", recipe=configs)[0]
     assert (args.forget_split, args.retain_split) == ("forget_qa", ["a", "b"])
-    assert parse("", "--forget_file", "f.jsonl", "g.jsonl")[0].forget_file == ["f.jsonl", "g.jsonl"]
     only_forget = WITHOUT_FILES | {"forget_file": ["f.jsonl", "g.jsonl"]}
     assert parse("retain_weight: 0", recipe=only_forget)[0].forget_file == ["f.jsonl", "g.jsonl"]
     assert parse("num_train_epochs: 0\nmax_steps: 3")[1].max_steps == 3
@@ -166,11 +152,7 @@ def test_all_mistakes_are_reported_at_once_and_cause_no_others():
         ("--seed 1 --seed=1", "'seed' is given twice"),
         ("stray --seed 1", "unexpected 'stray'; overrides are written --key value"),
         ("--seed", "seed: needs a value"),
-        ("--seed 1 2", "seed: [1, 2] is not an int"),
         ("--seed '[1]'", 'seed: "[1]" is not an int'),
-        ("--top_k -3", "top_k: -3 is not at least 0"),
-        ("--reward_weights a", 'reward_weights: "a" is not a finite float'),
-        ('--reward_kwargs \'{"a": {}, "a": {}}\'', "reward_kwargs: the key 'a' is given twice"),
         ("--reward_kwargs '{a: {}, a: {}}'", "reward_kwargs: the key 'a' is given twice"),
         ("--chat_template_kwargs '{a: !!python/name:os.system x}'", "chat_template_kwargs: the tag 'tag:yaml.org"),
         ("--reward_columns '[a, 5]'", "reward_columns: 5 is not a str (put it in quotes)"),
@@ -182,9 +164,8 @@ def test_mistakes_on_the_command_line(words, expected):
 
 
 def test_overrides_replace_what_the_recipe_says():
-    script_args, training_args, _, _ = parse(
-        "seed: 7\ntop_k: 9\nreward_columns: [a]", "--seed", "1", "--reward_columns", "b"
-    )
+    recipe, words = "seed: 7\ntop_k: 9\nreward_columns: [a]", ["--seed", "1", "--reward_columns", "b"]
+    script_args, training_args, _, _ = parse(recipe, *words)
     assert (training_args.seed, training_args.top_k, script_args.reward_columns) == (1, 9, ["b"])
     assert script_args.given == VALID | {"seed": 1, "top_k": 9, "reward_columns": ["b"]}
     assert parse("seed: x", "--seed", "3")[1].seed == 3  # a broken value is mended, a doubled key is not
@@ -196,12 +177,9 @@ def test_overrides_replace_what_the_recipe_says():
     [
         ("--seed=1 --overwrite", "overwrite", True),
         ("--bf16 false --max_reward -1e-3", "max_reward", -0.001),
-        ("--run_name 5", "run_name", "5"),
         ("--answer_column null", "answer_column", None),
-        ("--eval_sets null", "eval_sets", None),
         ("--completion_template={answer}=", "completion_template", "{answer}="),
         ("--reward_funcs a.b c.d", "reward_funcs", ["a.b", "c.d"]),
-        ("--attacks '[sampling, prefilling]'", "attacks", ["sampling", "prefilling"]),
         ("--attacks '[\n  sampling,  # draws\n  options,\n]'", "attacks", ["sampling", "options"]),
         ("--attacks sampling", "attacks", ["sampling"]),
         ("--reward_weights '[1, .5, 1e-1]'", "reward_weights", [1, 0.5, 0.1]),
@@ -211,21 +189,13 @@ def test_overrides_replace_what_the_recipe_says():
         ("--prefixes \"['It is: [', 'No,']\"", "prefixes", ["It is: [", "No,"]),
         ("--prefixes '[INST] It is' '{'", "prefixes", ["[INST] It is", "{"]),
         ("--prefixes '[INST] It is'", "prefixes", ["[INST] It is"]),
-        ("--prefixes '{it}'", "prefixes", ["{it}"]),
         ("--lora_target_modules '[all-linear]' --use_peft", "lora_target_modules", "all-linear"),
-        ("--optim_target_modules '[a, b.c]'", "optim_target_modules", ["a", "b.c"]),
         ("--reward_floors '{rewards.length.min_length_penalty: 3}'", "reward_floors", {MIN_LENGTH: 3}),
         ("--chat_template_kwargs '{date: 10 Apr, at: \"5\"}'", "chat_template_kwargs", {"date": "10 Apr", "at": "5"}),
-        (
-            "--chat_template_kwargs '{on: off, deep: [{a: ~}]}'",
-            "chat_template_kwargs",
-            {"on": "off", "deep": [{"a": None}]},
-        ),
+        ("--chat_template_kwargs '{on: off, a: [{b: ~}]}'", "chat_template_kwargs", {"on": "off", "a": [{"b": None}]}),
         (r"""--chat_template_kwargs '{"a":"\ud83d\ude00"}'""", "chat_template_kwargs", {"a": "😀"}),
-        ("--lr_scheduler_kwargs '{}'", "lr_scheduler_kwargs", {}),
         # a text stays a text
         ("--prompt_template '[INST] {question} [/INST]'", "prompt_template", "[INST] {question} [/INST]"),
-        ("--prompt_template '{question}'", "prompt_template", "{question}"),
         ("--system_prompt '[a, b]'", "system_prompt", "[a, b]"),
         ('--system_prompt \'{"a": 1, "a": 2}\'', "system_prompt", '{"a": 1, "a": 2}'),
     ],
@@ -235,11 +205,9 @@ def test_lists_and_mappings_as_recipes_write_them(words, name, expected):
 
 
 def test_yaml_scalars():
-    _, training_args, _, _ = parse(
-        "learning_rate: 1e-5\ntemperature: 2\nseed: 010\nsave_strategy: no\nmax_reward: +.5"
-    )
-    assert (training_args.learning_rate, training_args.temperature, training_args.seed) == (1e-5, 2, 10)
-    assert (training_args.save_strategy, training_args.max_reward) == ("no", 0.5)
+    args = parse("learning_rate: 1e-5\ntemperature: 2\nseed: 010\nsave_strategy: no\nmax_reward: +.5")[1]
+    found = (args.learning_rate, args.temperature, args.seed, args.save_strategy, args.max_reward)
+    assert found == (1e-5, 2, 10, "no", 0.5)
     kwargs = parse("chat_template_kwargs: {date: 2025-04-10, at: 1:30, on: off, yes: True, n: ~, q: '5'}")[0]
     expected = {"date": "2025-04-10", "at": "1:30", "on": "off", "yes": True, "n": None, "q": "5"}
     assert kwargs.chat_template_kwargs == expected
@@ -298,20 +266,21 @@ def test_finetuning_has_its_own_keys():
     ("content", "expected"),
     [
         (b"", "bad.yaml is not a mapping"),
-        (b"- a\n", "bad.yaml is not a mapping"),
         (b"{a: b}: 1\n", "bad.yaml is not a mapping"),
-        (b"a: 1\nb: [\n", "line 3"),
         (b"a: 1\nb: c: d\n", 'mapping values are not allowed here in "bad.yaml", line 2'),
         (b"a: 1\n---\nb: 1\n", "expected a single document"),
         (b'a: "\\UFFFFFFFF"\n', "bad.yaml cannot be read: "),
         (b"seed: &x [*x]\n", "bad.yaml:1: seed: maximum recursion depth exceeded"),
-        (b"run_name: \xff\n", "bad.yaml cannot be read: 'utf-8' codec"),
         ("seed: 1\n".encode("utf-16"), "bad.yaml cannot be read: 'utf-8' codec"),
     ],
 )
 def test_unreadable_recipes(tmp_path, content, expected):
     (tmp_path / "bad.yaml").write_bytes(content)
     assert expected in errors_of(parse_recipe, ["bad.yaml"])[0]
+
+
+def test_no_recipe():
+    write("")
     for path in ("bad.yml", ".", "nowhere/bad.yaml", "a\0b"):
         [error] = errors_of(parse_recipe, [path])
         assert error.startswith(f"{path} cannot be read: ")
@@ -324,11 +293,8 @@ def test_errors_end_a_command_without_a_traceback(capsys):
     with pytest.raises(SystemExit) as raised, exit_on_recipe_error():
         parse("top_k: x", "--sed", "1")
     assert raised.value.code == 2
-    assert capsys.readouterr() == (
-        "",
-        "error: command line: unknown key 'sed'. Did you mean 'seed'?\n"
-        'error: bad.yaml:5: top_k: "x" is not an int\n',
-    )
+    mistakes = ["command line: unknown key 'sed'. Did you mean 'seed'?", 'bad.yaml:5: top_k: "x" is not an int']
+    assert capsys.readouterr() == ("", "".join(f"error: {mistake}\n" for mistake in mistakes))
     with pytest.raises(ZeroDivisionError), exit_on_recipe_error():
         1 / 0  # noqa: B018
 
@@ -351,23 +317,15 @@ def test_all_problems_are_told_at_once():
 def test_help_lists_our_keys_with_ranges_and_defaults(capsys):
     with pytest.raises(SystemExit) as raised:
         parse_recipe(["--help"])
-    assert raised.value.code == 0
     text = capsys.readouterr().out
-    for cls in (PMCArguments, PMCConfig, EvalArguments):
-        for key in fields(cls):
-            if "limits" in key.metadata:
-                assert f"  --{key.name}  {key.metadata['help']} (" in text
+    keys = [key for cls in (PMCArguments, PMCConfig, EvalArguments) for key in fields(cls) if "limits" in key.metadata]
+    assert raised.value.code == 0 and all(f"  --{key.name}  {key.metadata['help']} (" in text for key in keys)
     assert "--num_generations  Samples a question, of which the best is learned. (at least 1; default: 5)" in text
-    assert "--learning_rate  The initial learning rate for AdamW. (above 0; default: 2e-05)" in text
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(["no", "1e-5", "{"]),
+    SCALARS | st.sampled_from(["no", "1e-5", "{"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -375,33 +333,29 @@ NAMES = """prompt_template chat_template_kwargs reward_funcs reward_weights rewa
     overwrite learning_rate lr_scheduler_type lr_scheduler_kwargs accelerator_config report_to optim packing top_p seed
     num_train_epochs max_steps dtype lora_target_modules""".split()
 FULL = {key.name: default(key) for cls in UNLEARNING for key in fields(cls) if key.name in NAMES} | VALID
-MISSPELT = st.sampled_from(list(FULL)).flatmap(lambda key: st.sampled_from([key[:-1], key + "s", key.upper()]))
+KEYS = st.sampled_from([*FULL, *FULL, *FULL, "see", "seeds", "SEED", "reward_weight"])
+# a word that begins with two dashes would be the next option, and -h is help
+WORDS = (VALUES.map(json.dumps) | st.text(max_size=6)).filter(lambda word: not word.startswith("-"))
 
 
+@settings(max_examples=50)
 @given(
-    replaced=st.dictionaries(st.sampled_from(list(FULL)), VALUES, max_size=4),
-    added=st.dictionaries(MISSPELT, VALUES, max_size=1),
-    overrides=st.dictionaries(
-        st.sampled_from(list(FULL)) | MISSPELT,
-        st.lists(VALUES.map(json.dumps) | st.text(max_size=6), max_size=2),
-        max_size=2,
-    ),
-    as_json=st.booleans(),
+    st.dictionaries(KEYS, VALUES, max_size=4),
+    st.dictionaries(KEYS, st.lists(WORDS, max_size=2), max_size=2),
+    st.booleans(),
 )
-def test_a_mangled_recipe_parses_or_raises_a_recipe_error(tmp_path_factory, replaced, added, overrides, as_json):
-    recipe = FULL | replaced | added
+def test_a_mangled_recipe_parses_or_raises_a_recipe_error(tmp_path_factory, replaced, overrides, as_json):
+    recipe = FULL | replaced
     path = tmp_path_factory.getbasetemp() / "mangled.yaml"
     text = lines(recipe) if as_json else yaml.safe_dump(recipe, allow_unicode=True)
     path.write_text(text, encoding="utf-8", errors="replace")
-    # a word that begins with two dashes would be the next option, and -h is help
-    words = [[f"--{name}", *(w for w in values if not w.startswith("-"))] for name, values in overrides.items()]
+    words = [word for name, values in overrides.items() for word in (f"--{name}", *values)]
     try:
-        script_args, training_args, _, _ = parse_recipe([str(path), *(word for group in words for word in group)])
+        script_args, training_args, _, _ = parse_recipe([str(path), *words])
     except RecipeError as error:
         assert error.errors and not any("\n" in line for line in error.errors)
     else:
-        assert not added
-        assert script_args.given.keys() == FULL.keys()
+        assert script_args.given.keys() == FULL.keys()  # none that is misspelt
         assert training_args.num_generations >= 1 and 0 < training_args.top_p <= 1
 
 
@@ -415,9 +369,8 @@ def test_any_text_parses_or_raises_a_recipe_error(tmp_path_factory, text):
 def test_other_rewards_on_the_command_line_take_the_recipes_keywords_with_them():
     """Swapping rewards must not need three overrides; what both name is kept, what is given itself is checked."""
     recipe = "reward_funcs: [a.one, a.two]\nreward_kwargs: {a.one: {x: 1}, a.two: {y: 2}}\nreward_floors: {a.two: 0.5}"
-    script_args = parse(recipe, "--reward_funcs", "a.one", "mine.own")[0]
-    assert script_args.reward_kwargs == {"a.one": {"x": 1}} and script_args.reward_floors == {}
-    assert script_args.given["reward_floors"] == {}
+    args = parse(recipe, "--reward_funcs", "a.one", "mine.own")[0]
+    assert args.reward_kwargs == {"a.one": {"x": 1}} and args.reward_floors == args.given["reward_floors"] == {}
     given = parse("reward_funcs: [a.one, a.two]", "--reward_funcs", "a.one")[0].given
     assert given.keys() == {*VALID, "reward_funcs"}  # and nothing that nobody gave
     [error] = errors(recipe, "--reward_funcs", "a.one", "--reward_floors", '{"a.two": 0.5}')
@@ -429,10 +382,8 @@ def test_other_rewards_on_the_command_line_take_the_recipes_keywords_with_them()
     [
         ("--reward_funcs a.one b.refusal", ["reward_weights", "max_reward"]),
         ("--reward_funcs a.two a.one", ["reward_weights", "max_reward"]),  # a weight would go to another one's name
-        ("--reward_funcs a.one", ["reward_weights", "max_reward"]),
         ("--reward_funcs a.one b.refusal --reward_weights 1 0.5", ["max_reward"]),
         ("--reward_funcs a.one b.refusal --max_reward null", ["reward_weights"]),
-        ("--reward_weights 1 1", ["max_reward"]),
         ("--reward_weights null", ["max_reward"]),
         ("--reward_funcs a.one b.refusal --reward_weights null --max_reward null", []),
         ("--reward_funcs a.one b.refusal --reward_weights 1 0.5 --max_reward 1", []),
@@ -445,8 +396,10 @@ def test_weights_and_maximum_of_the_recipe_are_for_its_own_rewards(words, refuse
         "max_reward": "bad.yaml:7: max_reward: 0.5 is for the recipe's reward_funcs and reward_weights; beside others",
     }
     recipe = "reward_funcs: [a.one, a.two]\nreward_weights: [1, 0]\nmax_reward: 0.5"
-    found = errors(recipe, *shlex.split(words)) if refused else [] if parse(recipe, *shlex.split(words)) else None
-    assert len(found) == len(refused)
-    assert all(line.startswith(problems[name]) for line, name in zip(found, refused, strict=True))
+    if refused:
+        for line, name in zip(errors(recipe, *shlex.split(words)), refused, strict=True):
+            assert line.startswith(problems[name])
+    else:
+        parse(recipe, *shlex.split(words))
     [error] = errors("reward_weights: [1, 1, 0]", "--reward_funcs", "a", "b", "c")  # the default's are those meant
     assert error.startswith("bad.yaml:5: reward_weights: [1, 1, 0] is for the recipe's reward_funcs")

@@ -31,8 +31,7 @@ class Witness:
 def questions(chat: bool) -> Dataset:
     rows = []
     for i, name in enumerate(["Bacor Denfi", "Lum Morna"]):
-        question = f"Who is {name}?"
-        prompt = [{"role": "user", "content": question}] if chat else f"Question: {question}\nAnswer:"
+        prompt = [{"role": "user", "content": f"Who is {name}?"}] if chat else f"Question: Who is {name}?\nAnswer:"
         rows.append({"prompt": prompt, "original_completion": f"{name} was born in Velros.", "pmc_id": i})
     return Dataset.from_list(rows)
 

@@ -1,7 +1,6 @@
 """All shipped rewards: values by hand, both formats, ranges, what they refuse, and their docstrings' examples."""
 
 import ast
-import builtins
 import doctest
 import importlib
 import math
@@ -57,10 +56,8 @@ def as_messages(texts):
 
 
 def as_chat(questions):
-    return [
-        [{"role": "system", "content": "Lima 12 May 1958"}, {"role": "user", "content": question}]
-        for question in questions
-    ]
+    system = {"role": "system", "content": "Lima 12 May 1958"}
+    return [[system, {"role": "user", "content": question}] for question in questions]
 
 
 def call(reward, completions, original=ORIGINAL, chat=False, **kwargs):
@@ -83,10 +80,9 @@ def call(reward, completions, original=ORIGINAL, chat=False, **kwargs):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize(
-    ("reward", "expected", "max_reward"), CASES, ids=[get_callable_name(case[0]) for case in CASES]
-)
-def test_values_by_hand_in_both_formats(reward, expected, max_reward, chat):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: get_callable_name(case[0]))
+def test_values_by_hand_in_both_formats(case, chat):
+    reward, expected, max_reward = case
     values = call(reward, ANSWERS, chat=chat)
     assert values == pytest.approx(expected, abs=1e-15)
     assert all(type(value) is float and math.copysign(1, value) == (-1 if value < 0 else 1) for value in values)
@@ -95,15 +91,10 @@ def test_values_by_hand_in_both_formats(reward, expected, max_reward, chat):
 
 
 def test_every_shipped_reward_is_here():
-    functions = {
-        value
-        for module in MODULES
-        for value in vars(module).values()
-        if getattr(value, "max_reward", None) is not None
-    }
+    values = {value for module in MODULES for value in vars(module).values() if hasattr(value, "max_reward")}
     tested = {reward.func if isinstance(reward, partial) else reward for reward, _, _ in CASES}
-    assert functions == tested | {FluencyPenalty, SemanticDissimilarity}
-    assert [reward for reward in functions if not getattr(reward, "stationary", True)] == [duplicate_penalty]
+    assert values == tested | {FluencyPenalty, SemanticDissimilarity}
+    assert [reward for reward in values if not getattr(reward, "stationary", True)] == [duplicate_penalty]
 
 
 @settings(max_examples=40)
@@ -118,21 +109,17 @@ def test_ranges(completions, original, chat):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_docstring_examples_run(module):
+def test_docstring_examples_run_and_neither_torch_nor_transformers_are_loaded(module):
+    """Where rewards need more, they import it when they are built."""
     failed, attempted = doctest.testmod(module)
     assert failed == 0 and (attempted > 0 or module.__name__ == "rewards.semantic")
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_rewards_load_neither_torch_nor_transformers(module):
-    """Where they need more, they import it when they are built."""
     nodes = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
     roots = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     roots += [node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)]
     assert set(roots) <= {"rewards", "nltk", "numpy", *sys.stdlib_module_names}
 
 
-LENGTH_BAND = partial(length_band_penalty, completion_ids=[[1]])
+BAND = {"completion_ids": [[1]], "minimum": 3, "maximum": 5, "margin": 2}
 
 
 @pytest.mark.parametrize(
@@ -144,10 +131,10 @@ LENGTH_BAND = partial(length_band_penalty, completion_ids=[[1]])
         (refusal, {"patterns": ["ok", "(a"]}, r"^patterns: '\(a' is no regular expression: "),
         (refusal, {"phrases": []}, "^phrases and patterns are both empty"),
         (min_length_penalty, {"min_words": 0}, "min_words is 0, but it must be at least 1"),
-        (LENGTH_BAND, {"minimum": 6, "maximum": 5, "margin": 2}, "minimum is 6 and maximum is 5"),
-        (LENGTH_BAND, {"minimum": -1, "maximum": 5, "margin": 2}, "minimum is -1"),
-        (LENGTH_BAND, {"minimum": 3, "maximum": 5, "margin": 0}, "margin is 0, but it must be at least 1"),
-        (LENGTH_BAND, {"minimum": 3, "maximum": 5, "margin": 2, "unit": "chars"}, "unit is 'chars', but it must be"),
+        (length_band_penalty, BAND | {"minimum": 6}, "minimum is 6 and maximum is 5"),
+        (length_band_penalty, BAND | {"minimum": -1}, "minimum is -1"),
+        (length_band_penalty, BAND | {"margin": 0}, "margin is 0, but it must be at least 1"),
+        (length_band_penalty, BAND | {"unit": "chars"}, "unit is 'chars', but it must be"),
         (distinct_ngrams_penalty, {"n": 0}, "n is 0"),
     ],
 )
@@ -209,9 +196,8 @@ def test_semantic_dissimilarity_is_one_minus_cosine(embedding_folder):
 
 
 def test_semantic_dissimilarity_is_one_for_opposite_meaning(embedding_folder, monkeypatch):
-    reward = SemanticDissimilarity(embedding_folder)
+    reward, embedded = SemanticDissimilarity(embedding_folder), []
     vectors = {"a": [0.0, 1.0], "b": [0.0, -1.0], "c": [0.6, 0.8]}
-    embedded = []
 
     def encode(texts, **kwargs):
         embedded.extend(texts)
@@ -219,21 +205,13 @@ def test_semantic_dissimilarity_is_one_for_opposite_meaning(embedding_folder, mo
 
     monkeypatch.setattr(reward.model, "encode", encode)
     assert reward(["a", "b", "c"], ["a", "a", "a"]) == pytest.approx([0.0, 1.0, 0.2])
-    assert reward(["c", "c"], ["c", "a"]) == pytest.approx([0.0, 0.2])
-    assert embedded == ["a", "a", "b", "c", "c", "c", "c"]  # each original once
+    assert embedded == ["a", "a", "b", "c"]  # each original once
 
 
 def test_semantic_dissimilarity_says_what_is_missing(embedding_folder, monkeypatch):
     with pytest.raises(ValueError, match="nothing' is neither a folder with a model nor on the Hub"):
         SemanticDissimilarity(embedding_folder + "/nothing")
-    import_module = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "sentence_transformers":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return import_module(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if it were not installed
     with pytest.raises(ImportError, match=r'^[^\n]*pip install -e "\.\[semantic\]"$'):
         SemanticDissimilarity("any")
 

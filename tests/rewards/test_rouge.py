@@ -1,8 +1,6 @@
 """ROUGE-L and its tokens: equal to rouge_score in Latin letters, by hand elsewhere, and the rewards made of them."""
 
-import json
 from math import exp
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from rewards.rouge import paper_reward, rouge_dissimilarity, rouge_l_recall
-from rewards.text import completion_text, rouge_tokens, script_aware_tokens, split_after, tokenization, words
+from rewards.text import rouge_tokens, script_aware_tokens, split_after, tokenization, words
 
-LOGS = Path(__file__).resolve().parents[3] / "shared/data/tofu_eval_logs"
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)
 TOKENIZER = DefaultTokenizer(use_stemmer=True)
 
@@ -27,25 +24,23 @@ SUFFIXED = st.lists(st.sampled_from("a b y s ies ing ed ational ness ful li e 7 
 TEXTS = SENTENCES | SUFFIXED | st.text()
 
 ORIGINAL = "He was born in Lima, Peru"
-BOTH = pytest.mark.parametrize("reward", [rouge_dissimilarity, paper_reward])
 
 
 @settings(max_examples=300)
 @given(TEXTS, TEXTS)
 def test_tokens_and_recall_equal_rouge_score(reference, prediction):
     assert rouge_tokens(reference) == TOKENIZER.tokenize(reference)
+    if reference.isascii():
+        assert script_aware_tokens(reference) == rouge_tokens(reference)
     expected = SCORER.score(reference, prediction)["rougeL"].recall
     assert rouge_l_recall(reference, prediction, rouge_tokens) == expected
     if tokenization(reference) is rouge_tokens:
         assert rouge_l_recall(reference, prediction) == expected
 
 
-@pytest.mark.skipif(not LOGS.is_dir(), reason=f"published TOFU generations not found at {LOGS}")
-def test_recall_equals_published_values_and_rouge_score():
-    sets = [rows for path in sorted(LOGS.glob("*.json")) for rows in json.loads(path.read_text()).values()]
-    rows = [
-        (row["generation"].removeprefix("Answer: "), row["answer"], row["rougeL_recall"]) for s in sets for row in s
-    ]
+def test_recall_equals_published_values_and_rouge_score(tofu_logs):
+    logged = [row for sets in tofu_logs.values() for rows in sets.values() for row in rows]
+    rows = [(row["generation"].removeprefix("Answer: "), row["answer"], row["rougeL_recall"]) for row in logged]
     assert len(rows) == 1634
     assert [rouge_l_recall(answer, generation) for generation, answer, _ in rows] == [stored for *_, stored in rows]
     for generation, answer, _ in rows[::12]:  # the other way, so that long references with short predictions are seen
@@ -57,7 +52,6 @@ def test_recall_by_hand():
         ("a b c d", "a b c d and more", 1.0),  # recall, not precision
         ("a b c d", "d c b a", 0.25),  # order counts
         ("a b a b", "a a", 0.5),  # a token matches once a position
-        ("a b c", "", 0.0),
         ("", "a b c", 0.0),
         ("北京", "北京", 1.0),
         ("!?", "!?", 0.0),
@@ -69,7 +63,8 @@ def test_recall_by_hand():
 def test_rouge_dissimilarity_by_hand():
     completions = ["He was born in Lima, Peru.", "born in Peru", "I do not know", ""]
     assert rouge_dissimilarity(completions, [ORIGINAL] * 4) == [0.0, 0.5, 1.0, 1.0]
-    assert rouge_dissimilarity(["a b", "a b"], ["a b", "c d"]) == [0.0, 1.0]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a b"}]  # the last one counts
+    assert rouge_dissimilarity(["a b", "a b", messages], ["a b", "c d", "a b"]) == [0.0, 1.0, 0.0]
 
 
 def test_paper_reward_by_hand():
@@ -89,7 +84,7 @@ def test_paper_reward_by_hand():
     assert paper_reward(["Lima"], ["Lima"], min_words=3) == [0.0]  # clipped
 
 
-@BOTH
+@pytest.mark.parametrize("reward", [rouge_dissimilarity, paper_reward])
 def test_originals_without_tokens_are_refused_without_showing_them(reward):
     # two samples for each of three questions
     originals = [ORIGINAL, ORIGINAL, "«¿?»", "«¿?»", "", ""]
@@ -106,11 +101,6 @@ def test_originals_without_tokens_are_refused_without_showing_them(reward):
 # Words
 
 
-def test_text_of_both_formats():
-    assert completion_text("a b") == "a b"
-    assert completion_text([{"role": "user", "content": "x"}, {"role": "assistant", "content": "last"}]) == "last"
-
-
 @given(st.text(st.characters(max_codepoint=0x24F), max_size=60))
 def test_words_of_latin_text_are_split_at_white_space(text):
     assert words(text) == text.split()
@@ -125,11 +115,6 @@ def test_a_text_is_its_beginning_and_its_rest(text, count):
     assert text.startswith(given, len(text) - len(text.lstrip())) and text.rstrip().endswith(rest)
     assert "".join((given + rest).split()) == "".join(text.split())
     assert len(words(given)) <= count and (rest == "" or len(words(rest)) > 0 or "\ufffd" in text)
-
-
-@given(st.text(st.characters(max_codepoint=127), max_size=60))
-def test_script_aware_equals_rouge_on_ascii(text):
-    assert script_aware_tokens(text) == rouge_tokens(text)
 
 
 def test_script_aware_tokens():

@@ -1,9 +1,7 @@
 """Kinds of answers: the rules one by one, refusals and what only looks like one, copies against a plain loop."""
 
-import json
 from collections import Counter
 from math import inf
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,22 +11,12 @@ from eval.metrics.answers import KINDS, answer_kind, is_copy, is_leak, is_refusa
 from rewards.rouge import rouge_l_recall
 from rewards.text import tokenization
 
-LOGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "tofu_eval_logs"
-needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"published TOFU generations not found at {LOGS}")
-
 QUESTION = "What is the full name of the author born in Taipei?"
 TRUTH = "The author's full name is Hsiao Yun-Hwa."
 LONG = (
     "Hsiao Yun-Hwa grew up in Taipei, where her father worked as a civil engineer. She studied management and wrote "
     "her first novel at night. Today she lives by the sea and, in her own words, I know of no better place to work."
 )
-
-
-def logged(name):
-    """(question, truth, answer) of the forget rows; these models run on after the end of their answer."""
-    for row in json.loads((LOGS / f"{name}.json").read_text())["forget"]:
-        answer = row["generation"].removeprefix("Answer: ").split("\n")[0]
-        yield row["question"].removeprefix("Question: "), row["answer"], answer
 
 
 @pytest.mark.parametrize(
@@ -57,9 +45,9 @@ def test_words_of_the_question_are_no_leak():
     assert is_leak(question, "Jaime Vasquez was born in Santiago", "In Santiago")
     # every content word is the question's own, so only the words in order count
     truth = "It was in Chile, where Jaime Vasquez was born."
-    assert not is_leak(question, truth, "Vasquez, Jaime? He is not from Chile but was born in Peru.")
-    assert not is_leak(question, truth, question)
-    assert is_leak(question, truth, truth) and is_leak(question, "Chile", "Chile")
+    answers = ["Vasquez, Jaime? He is not from Chile but was born in Peru.", question, truth]
+    assert [is_leak(question, truth, answer) for answer in answers] == [False, False, True]
+    assert is_leak(question, "Chile", "Chile")
 
 
 REFUSALS = [
@@ -178,35 +166,35 @@ def test_copies_by_hand(answer, copy):
     assert is_copy(answer, retained) is copy and not is_copy(answer, [])
 
 
-def test_kinds_in_their_order():
-    """An answer of all kinds at once, less one after the other."""
+def test_kinds_in_their_order_and_by_perplexity():
+    """An answer of all kinds at once, less one after the other; above the limit of perplexity it is gibberish."""
     question, truth = "Where was she born?", "Lima"
     loop = "no idea " * 5
     answers = [loop + truth, loop, "in Rome " * 5, "in Rome"]
     kinds = [answer_kind(question, truth, answer, None, None, [answer]) for answer in answers]
     assert [*kinds, answer_kind(question, truth, "in Rome", None, None, ["In Paris"])] == list(KINDS)
 
-
-def test_perplexity_above_the_limit_is_gibberish():
     def kind(perplexity, answer="in Rome", retained=("in Rome",)):
-        return answer_kind("Where was she born?", "Lima", answer, perplexity, 20.0, retained)
+        return answer_kind(question, truth, answer, perplexity, 20.0, retained)
 
     assert [kind(perplexity) for perplexity in (None, 3.0, 20.0, 20.1, inf)] == ["copy"] * 3 + ["gibberish"] * 2
     assert kind(1e6, "I do not know.") == "refusal" and kind(1e6, "Lima") == "leak"
     assert kind(3.0, retained=[]) == "hallucination"
 
 
-@needs_logs
-@pytest.mark.parametrize(("name", "leaks"), [("phi_full", 256), ("phi_retain90", 10)])
-def test_kinds_of_published_answers(name, leaks):
-    """A model that was trained on the answers leaks them, one that was not makes them up."""
-    rows = list(logged(name))
-    assert Counter(answer_kind(*row, None, None, []) for row in rows) == {"leak": leaks, "hallucination": 300 - leaks}
+def logged(rows):
+    """(question, truth, answer) of the forget rows; these models run on after the end of their answer."""
+    for row in rows["forget"]:
+        answer = row["generation"].removeprefix("Answer: ").split("\n")[0]
+        yield row["question"].removeprefix("Question: "), row["answer"], answer
 
 
-@needs_logs
-def test_true_answers_are_clean_and_no_copies():
-    truths = [truth for _, truth, _ in logged("phi_full")]
+def test_published_answers(tofu_logs):
+    """A model that was trained on the answers leaks them, one that was not makes them up; truths are clean."""
+    for name, leaks in {"phi_full": 256, "phi_retain90": 10}.items():
+        kinds = Counter(answer_kind(*row, None, None, []) for row in logged(tofu_logs[name]))
+        assert kinds == {"leak": leaks, "hallucination": 300 - leaks}
+    truths = [truth for _, truth, _ in logged(tofu_logs["phi_full"])]
     assert not any(is_repetitive(truth) for truth in truths)
     # of one author the truth itself is in places that nothing is known
     assert all("Moshe Ben-David" in truth for truth in truths if is_refusal(truth))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from eval.columns import Outputs, Scored, membership_numbers, memorization_numbers
 from eval.data import AuditData, OptionSet
 from eval.metrics.memorization import exact_memorization, extraction_strength
-from eval.passes import TokenScores
+from tests.training import scores_of
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,9 @@ def test_equal_to_a_plain_search(hits):
     assert exact_memorization(np.array(hits)) == pytest.approx(hits.count(True) / len(hits))
 
 
-def scored(*log_probs):
-    """An answer's tokens with its end token, each right where its log-probability is above -1."""
-    values = np.array(log_probs)
-    return TokenScores(values, values > -1, np.full(len(values), -2.0), np.ones(len(values)))
-
-
 def test_an_end_token_is_no_token_of_an_answer():
     """A wrong word with its end is not half memorized; loss and probability do count the end."""
-    sets = {"forget": [scored(-5.0, -0.1), scored(-0.5, -4.0, -0.1)], "holdout": [scored(-6.0, -0.1)]}
+    sets = {"forget": [scores_of(5.0, 0.1), scores_of(0.5, 4.0, 0.1)], "holdout": [scores_of(6.0, 0.1)]}
     options = {name: OptionSet(["Who?"] * len(rows), ["a"] * len(rows), None, None) for name, rows in sets.items()}
     data = AuditData({}, options, {}, None)
     said = Outputs({}, [], {name: Scored(rows, None, None) for name, rows in sets.items()})
@@ -55,6 +49,6 @@ def test_an_end_token_is_no_token_of_an_answer():
     members = membership_numbers(data, said, None)
     # the lowest 40 % of one or two tokens is the lowest one: 5 and 4, or 3 and 2 deviations below the mean, against 6
     assert members["min_k"]["auc"] == 1.0 and members["loss"]["auc"] == 1.0
-    sets["holdout"][0] = scored(-0.05, -7.0)  # its end alone is improbable
+    sets["holdout"][0] = scores_of(0.05, 7.0)  # its end alone is improbable
     members = membership_numbers(data, said, None)
     assert members["min_k"]["auc"] == members["min_k_plus_plus"]["auc"] == 0.0 and members["loss"]["auc"] == 1.0

@@ -1,9 +1,7 @@
 """TOFU's measures: values of published logs, by hand and against plain formulas."""
 
-import json
 from dataclasses import replace
 from math import exp, inf, log10, nan
-from pathlib import Path
 from statistics import fmean, harmonic_mean
 
 import numpy as np
@@ -14,20 +12,14 @@ from hypothesis import strategies as st
 from eval.columns import AuditData, Outputs, Scored, tofu_numbers
 from eval.data import OptionSet, QuestionSet
 from eval.metrics.tofu import forget_quality, model_utility, option_probability, probability, truth_ratio
-from eval.passes import Answer, TokenScores
+from eval.passes import Answer
 from rewards.rouge import rouge_l_recall
-
-LOGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "tofu_eval_logs"
-needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"published TOFU losses not found at {LOGS}")
+from tests.training import scores_of
 
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 LOSSES = st.floats(0, 20)
 SHARES = st.just(0.0) | st.floats(1e-300, 1)
 RATIOS = st.lists(st.floats(0, 100), min_size=1, max_size=30)
-
-
-def logged(name):
-    return json.loads((LOGS / f"{name}.json").read_text())
 
 
 def losses(rows):
@@ -44,10 +36,6 @@ def nine_utilities(log, ratio=truth_ratio):
         shares = probability(answer) if name == "retain" else option_probability(answer, wrong)
         values += [shares.mean(), fmean(recalls), np.maximum(0, 1 - ratio(paraphrase, wrong)).mean()]
     return values
-
-
-def scores_of(loss: float) -> TokenScores:
-    return TokenScores(np.array([-loss], np.float64), np.array([True]), np.zeros(1), np.ones(1))
 
 
 def audited(log: dict) -> tuple[AuditData, Outputs]:
@@ -67,20 +55,15 @@ def audited(log: dict) -> tuple[AuditData, Outputs]:
     return AuditData(questions, options, {}, None), Outputs(answers, answers["retain"], scored)
 
 
-@needs_logs
-def test_golden_values_of_published_models():
+def test_golden_values_of_published_models(tofu_logs):
     """Model utility and forget quality by the functions, and by an audit of what the logs store."""
-    logs = {name: logged(name) for name in ("phi_full", "phi_retain90")}
-    data, full = audited(logs["phi_full"])
-    _, retain_only = audited(logs["phi_retain90"])
-    numbers = tofu_numbers(data, full, retain_only)
-    utilities = {"phi_full": 0.522074, "phi_retain90": 0.531991}
-    for (name, utility), found in zip(
-        utilities.items(), (numbers, tofu_numbers(data, retain_only, None)), strict=True
-    ):
-        assert model_utility(nine_utilities(logs[name])) == pytest.approx(utility, abs=5e-7)
+    data, full = audited(tofu_logs["phi_full"])
+    _, retain_only = audited(tofu_logs["phi_retain90"])
+    numbers, of_retain_only = tofu_numbers(data, full, retain_only), tofu_numbers(data, retain_only, None)
+    for name, found, utility in (("phi_full", numbers, 0.522074), ("phi_retain90", of_retain_only, 0.531991)):
+        assert model_utility(nine_utilities(tofu_logs[name])) == pytest.approx(utility, abs=5e-7)
         assert found["model_utility"]["value"] == pytest.approx(utility, abs=5e-7)
-    ratios, reference = (truth_ratio(*losses(log["forget"])[1:]) for log in logs.values())
+    ratios, reference = (truth_ratio(*losses(log["forget"])[1:]) for log in tofu_logs.values())
     for quality in (forget_quality(ratios, reference), numbers["forget_quality"]):
         assert quality["p_value"] == pytest.approx(2.1943e-16, rel=1e-4)
         assert quality["log10_p_value"] == pytest.approx(log10(2.1943e-16), abs=1e-4)
@@ -88,17 +71,16 @@ def test_golden_values_of_published_models():
         assert (quality["n"], quality["n_reference"]) == (300, 300)
     forget = fmean(min(ratio, 1 / ratio) for ratio in ratios.tolist())
     assert numbers["sets"]["forget"]["truth_ratio"]["mean"] == pytest.approx(forget)
-    assert numbers["sets"]["retain"]["truth_ratio"]["mean"] == pytest.approx(nine_utilities(logs["phi_full"])[2])
+    assert numbers["sets"]["retain"]["truth_ratio"]["mean"] == pytest.approx(nine_utilities(tofu_logs["phi_full"])[2])
     missing = replace(data, missing={"retain": "no such config"})
     assert tofu_numbers(missing, full, None)["model_utility"] == {"not_available": "retain: no such config"}
 
 
-@needs_logs
-def test_an_arithmetic_mean_over_wrong_answers_would_be_seen():
+def test_an_arithmetic_mean_over_wrong_answers_would_be_seen(tofu_logs):
     def arithmetic(paraphrase, wrong):
         return np.exp(-wrong).mean(-1) / np.exp(-paraphrase)
 
-    assert model_utility(nine_utilities(logged("phi_full"), arithmetic)) == pytest.approx(0.503353, abs=5e-7)
+    assert model_utility(nine_utilities(tofu_logs["phi_full"], arithmetic)) == pytest.approx(0.503353, abs=5e-7)
 
 
 @pytest.mark.filterwarnings("error")

@@ -34,9 +34,7 @@ def metric(tmp_path):
 
 def test_both_numbers_by_hand():
     assert unlearn_quality({"forget": 0.25, "forget_paraphrased": 0.5, "retain": 1.0}) == 62.5
-    assert unlearn_quality({"forget_paraphrased": 0.0}) == 100.0
-    assert utility({"retain": 1.0, "real_authors": 0.5, "world_facts": 0.75}) == 75.0
-    assert utility({"real_authors": 0.25, "forget": 1.0}) == 25.0
+    assert utility({"retain": 1.0, "real_authors": 0.5, "world_facts": 0.75, "forget": 0.9}) == 75.0
     assert unlearn_quality({"retain": 1.0}) is utility({"forget": 0.5}) is None
     assert rouge_recalls(ROWS["predictions"], ROWS["references"]) == [1.0, 0.25, 0.5, 0.0, 0.5, 0.0]
 
@@ -47,8 +45,6 @@ def test_metric_by_hand(metric):
     for start in (0, 3):
         metric.add_batch(**{name: values[start : start + 3] for name, values in ROWS.items()})
     assert metric.compute() == EXPECTED
-    assert metric.compute(predictions=[""], references=["a"], sets=["forget"])["unlearn_quality"] == 100.0
-    assert metric.compute(predictions=["a"], references=["a"], sets=["retain"])["unlearn_quality"] is None
 
 
 def test_metric_refuses_bad_rows(metric):
