@@ -22,7 +22,7 @@ import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
 from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
-from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
+from pmc_rl.config import DataArguments, FinetuneConfig, PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
 from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of, tiny_sizes
@@ -106,8 +106,8 @@ def limit(monkeypatch, name: str, value: int) -> None:
     monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), value))
 
 
-def numbers(scores) -> list[tuple]:
-    return [(s.log_probs.tolist(), s.hits.tolist(), s.means.tolist(), s.stds.tolist()) for s in scores]
+def numbers(scores) -> list[list]:
+    return [[part.tolist() for part in vars(score).values()] for score in scores]
 
 
 def plain_scores(model, prompt: list[int], target: list[int]) -> tuple:
@@ -118,7 +118,7 @@ def plain_scores(model, prompt: list[int], target: list[int]) -> tuple:
     p = log_p.exp()
     means = (p * log_p).sum(-1)
     stds = ((p * log_p**2).sum(-1) - means**2).sqrt()
-    own = torch.stack([row[token] for row, token in zip(log_p, target, strict=True)])
+    own = log_p.gather(-1, torch.tensor(target)[:, None])[:, 0]
     return own.numpy(), (log_p.argmax(-1) == torch.tensor(target)).numpy(), means.numpy(), stds.numpy()
 
 
@@ -130,9 +130,6 @@ def assert_plain(scores, model, rows):
         np.testing.assert_allclose(score.means, means, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(score.stds, stds, rtol=1e-4, atol=1e-5)
         assert score.loss == pytest.approx(-own.mean(), rel=1e-5)
-
-
-# rows
 
 
 @pytest.mark.parametrize(
@@ -167,9 +164,6 @@ def test_answers_are_encoded_as_trl_does(request, tmp_path, kind, templates):
     elif templates:  # the space at the end of the prompt goes into the first token of the answer
         assert len(prompt) < len(tokenizer(f"{questions[4]} ")["input_ids"])
         assert tokenizer.decode(target).startswith(" ba")
-
-
-# teacher-forced
 
 
 # they change the logits behind the head
@@ -217,7 +211,7 @@ def test_scores_equal_plain_torch_row_by_row(kind, tokenizer, cache):
 
 def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_phi, tmp_path, batches):
     rows = answer_rows(tokenizer)
-    expected = make(tiny_phi, tokenizer, RowCache(tmp_path / "whole")).score(QUESTIONS, ANSWERS)
+    expected = numbers(make(tiny_phi, tokenizer, RowCache(tmp_path / "whole")).score(QUESTIONS, ANSWERS))
     chunks = []
     tiny_phi.lm_head.register_forward_pre_hook(lambda module, args: chunks.append(len(args[0])))
     for batch_size in (1, 3):
@@ -229,12 +223,8 @@ def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_
         assert sum(batches) == len(rows) and max(batches) == batch_size
         # never the logits of all tokens at a time, and none of a prompt's
         assert max(chunks) == 5 and sum(chunks) == sum(len(target) for _, target in rows)
-        for score, other in zip(scores, expected, strict=True):
-            for ours, theirs in zip(vars(score).values(), vars(other).values(), strict=True):
-                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-# once
+        for ours, theirs in zip(numbers(scores), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_is_computed_once(speaker, tokenizer, cache, batches):
@@ -292,24 +282,7 @@ def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cac
     assert samples == drawn[2] and samples not in drawn[:2] and drawn[0] != drawn[1]
 
 
-# not served
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"max_completion_length": 7},
-        {"templates": {"prompt_template": "Question: {question}\nAnswer"}},
-        {"prefixes": ["The answer is:"] * len(QUESTIONS)},
-        {"end_ids": [0, 1, 2, *range(5, 300)]},
-        {"seed": 43},
-        {"temperature": 0.9},
-        {"top_k": 5},
-        {"top_p": 0.95},
-    ],
-    ids=lambda changed: next(iter(changed)),
-)
-def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_path, batches, changed):
+def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_path, batches):
     def ask(file, prefixes=None, temperature=1.0, top_k=0, top_p=1.0, **settings):
         passes = make(speaker, tokenizer, file, **settings)
         sampling = SamplingSettings(temperature, top_k, top_p)
@@ -318,10 +291,13 @@ def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_pat
     first = ask(cache)
     batches.clear()
     assert ask(cache, generation_batch_size=3) == first and not batches  # speed is no other setting
-    changed_one = ask(cache, **changed)
-    kinds = 2 if {"seed", "temperature", "top_k", "top_p"} & set(changed) else 3  # a greedy one too
-    assert sum(batches) == kinds * len(QUESTIONS)
-    assert changed_one == ask(RowCache(tmp_path / "fresh"), **changed) and changed_one != first
+    of_both = {"max_completion_length": 7, "templates": {"prompt_template": "Question: {question}\nAnswer"}}
+    of_both |= {"prefixes": ["The answer is:"] * len(QUESTIONS), "end_ids": [0, 1, 2, *range(5, 300)]}
+    for name, value in [*of_both.items(), ("seed", 43), ("temperature", 0.9), ("top_k", 5), ("top_p", 0.95)]:
+        batches.clear()
+        found = ask(cache, **{name: value})
+        assert sum(batches) == (3 if name in of_both else 2) * len(QUESTIONS), name  # greedy, and two samples
+        assert found == ask(RowCache(tmp_path / name), **{name: value}) and found != first, name
 
 
 def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokenizer, cache, batches):
@@ -329,7 +305,7 @@ def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokeni
     for templates in ({"prompt_template": "Q {question}"}, {"completion_template": ": {answer}"}):
         batches.clear()
         scores = make(tiny_llama, tokenizer, cache, templates).score(QUESTIONS, ANSWERS)
-        assert_plain(scores, tiny_llama.eval(), answer_rows(tokenizer, **templates))
+        assert_plain(scores, tiny_llama, answer_rows(tokenizer, **templates))
         assert sum(batches) == len(QUESTIONS)
     for precision, error in {"bf16": 0.02, "fp16": 0.002}.items():
         passes = make(tiny_llama, tokenizer, cache)
@@ -342,8 +318,7 @@ def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokeni
 def column_passes(folder, tokenizer, cache, **model_args):
     model_args = ModelConfig(model_name_or_path=str(folder), **model_args)
     args = PMCConfig(output_dir="unused", use_cpu=True, max_completion_length=8)
-    recipe = (DataArguments(), args, model_args, EvalArguments())
-    return AuditedModel("after", model_args, tokenizer).passes(recipe, cache)
+    return AuditedModel("after", model_args, tokenizer).passes((DataArguments(), args, model_args, None), cache)
 
 
 def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, tokenizer, cache, tmp_path):
@@ -369,9 +344,8 @@ def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, t
 def test_an_adapter_is_its_base_as_well(model_folder, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(model_folder, base)
-    model = AutoModelForCausalLM.from_pretrained(base)
     lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(base), init_lora_weights=False)
-    adapted = get_peft_model(model, lora)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
     adapted.save_pretrained(adapter)
     seen = {model_fingerprint(str(folder), "main") for folder in (base, adapter)}
     (base / "generation_config.json").write_text('{"eos_token_id": 3}')
@@ -382,18 +356,13 @@ def test_an_adapter_is_its_base_as_well(model_folder, tmp_path):
 
 
 def test_a_model_of_the_hub_is_its_commit(monkeypatch, tmp_path):
-    commits = {"main": "a" * 40, "v2": "b" * 40}
-    repository = tmp_path / "models--some--model"
-    for revision, commit in commits.items():
-        for folder, name, text in (("refs", revision, commit), (f"snapshots/{commit}", "config.json", "{}")):
-            (repository / folder).mkdir(parents=True, exist_ok=True)
-            (repository / folder / name).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for revision, commit in commits.items():
+    for revision, commit in {"main": "a" * 40, "v2": "b" * 40}.items():
+        for name, content in {f"refs/{revision}": commit, f"snapshots/{commit}/config.json": "{}"}.items():
+            path = tmp_path / "models--some--model" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
         assert model_fingerprint("some/model", revision) == commit
-
-
-# memory
 
 
 def test_out_of_memory_halves_the_batch_and_stays_there(monkeypatch, tokenizer, speaker, tmp_path, batches):
@@ -429,9 +398,6 @@ def test_out_of_memory_that_no_smaller_batch_mends_is_raised(tokenizer, tiny_lla
     assert len(loads) == 1
 
 
-# generation
-
-
 @pytest.mark.parametrize(
     ("kind", "templates", "end"),
     [
@@ -455,19 +421,6 @@ def test_a_forced_beginning_stands_behind_the_prompt(request, speaker, chat_llam
         new = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
         assert answer.ended == (new[-1] == tokenizer.eos_token_id)
         assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
-
-
-def test_samples_with_a_forced_beginning_come_after_it(speaker, tokenizer, cache):
-    """The same seeds after the same ids are the same samples, however the ids came about."""
-    question = QUESTIONS[0]
-    [forced] = make(speaker, tokenizer, cache).sample([question], 4, PLAIN, ["denba"])
-    by_template = {"prompt_template": "Question: {question}\nAnswer: denba"}
-    ids = [tokenizer(f"Question: {question}\nAnswer:{end}")["input_ids"] for end in ("", " denba")]
-    assert ids[0] + tokenizer(" denba")["input_ids"] == ids[1]
-    assert make(None, tokenizer, cache, by_template).sample([question], 4, PLAIN) == [forced]
-
-
-# several processes
 
 
 def run_all(model, tokenizer, cache, batches, rows_that_fit: int) -> dict:
@@ -529,9 +482,6 @@ def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, s
     assert [[answer.text, answer.ended] for answer in again.answer(QUESTIONS)] == alone["answer"]["values"]
 
 
-# cache
-
-
 def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
     path = tmp_path / "rows.sqlite"
     cache = RowCache(path)
@@ -544,18 +494,13 @@ def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
 
 
-def test_times_add_up_over_audits_by_model_and_pass(tmp_path, speaker, tokenizer):
+def test_times_add_up_over_audits_by_model_and_pass(tmp_path):
     for seconds in (1.5, 2.0):
         cache = RowCache(tmp_path / "rows.sqlite")
         cache.put({b"1": b"", b"2": b"", b"3": b""}, "model a", "greedy", seconds)
         cache.put({b"4": b""}, "model a", "sampling", 1.0)
     times = {"greedy": {"seconds": 3.5, "rows": 6}, "sampling": {"seconds": 2.0, "rows": 2}}
     assert cache.times("model a") == times
-    passes = make(speaker, tokenizer, cache, generation_batch_size=2)
-    passes.answer(QUESTIONS, what="asked")
-    passes.answer(QUESTIONS, what="asked again")  # nothing computed, no time
-    times = cache.times(passes.fingerprint)
-    assert list(times) == ["asked"] and times["asked"]["rows"] == len(QUESTIONS) and times["asked"]["seconds"] > 0
 
 
 def test_a_broken_cache_is_one_clear_line(tmp_path):
