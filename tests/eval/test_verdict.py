@@ -100,9 +100,6 @@ def test_leakage_by_measure_and_by_attack():
     assert leakage_by_measure(column()) == {}
 
 
-# what the model before knew
-
-
 def test_known_is_what_was_told_plainly_or_in_a_sample():
     greedy = {4: 0.5, 5: 0.49, 7: 0.0, 8: 1.0}
     assert known_rows(column(greedy)) == [4, 8] and known_rows(column()) == []
@@ -164,9 +161,6 @@ def test_a_run_that_changed_nothing_has_forgotten_nothing(recalls):
         values = column(greedy, sampling=samples, **further)
         found, _ = leakage_verdict(values, values, None)
         assert found == ("not forgotten" if known_rows(values) else NOTHING_KNOWN)
-
-
-# does it leak
 
 
 @pytest.mark.parametrize(
