@@ -101,9 +101,6 @@ def read(folder: Path, name: str):
     return json.loads((folder / name).read_text())
 
 
-# the retain-only model
-
-
 def test_a_proper_retain_only_model_is_accepted(trained, model_folder):
     recipe = parse(trained)
     assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == []  # none at all
@@ -171,9 +168,6 @@ def test_without_private_folders_it_is_said_that_nothing_tells_the_data(trained)
     assert "3 of the 3 questions" in errors_of(check_retain_only, recipe, load_columns(recipe), QUESTIONS)[0]
 
 
-# further models
-
-
 def test_names_of_further_models(trained, model_folder, tmp_path):
     also = ["only_a_name", "=folder", "before=x", "retain_only=x", f"fine={model_folder}"]
     recipe = parse(trained, "--also", *also, f"fine={model_folder}", f"lost={trained}/unlearnt")
@@ -234,9 +228,6 @@ def test_before_and_after_are_quantized_as_trained_and_the_merged_model_is_anoth
     assert "load_in_4bit" in line
 
 
-# rows held out
-
-
 @given(st.integers(0, 300), st.floats(0, 1, exclude_max=True))
 def test_retain_rows_are_split_into_two(count, share):
     kept, held_out = split_retain_rows(count, share)
@@ -269,9 +260,6 @@ def test_training_and_audit_split_alike(tmp_path):
     assert line == "eval_sets: retain_holdout: retain_holdout is 0"
 
 
-# the whole audit
-
-
 def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     """Questions and answers, and nothing else: what this serves is measured, of all else the reason is told."""
     opened, real = [], open
@@ -292,10 +280,8 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
         shapes += [(scores, SetNumbers) for scores in sets.values()]
         assert all(set(part) == published_keys(shape) for part, shape in shapes)
         assert {part: scores["n"] for part, scores in sets.items()} == {"forget": 3, "retain": 5, "retain_holdout": 2}
-        assert {part: scores["probability"]["n"] for part, scores in tofu["sets"].items()} == {
-            "forget": 3,
-            "retain": 5,
-        }
+        compared = {part: scores["probability"]["n"] for part, scores in tofu["sets"].items()}
+        assert compared == {"forget": 3, "retain": 5}
         assert column["memorization"]["extraction_strength"]["n"] == 3
         assert attacks["sampling"]["temperature 1"]["leaking"]["of"] == 6
         recall = {part: scores["rougeL_recall"] for part, scores in sets.items()}
