@@ -17,6 +17,7 @@ from eval import run as eval_run
 from eval.data import load_data
 from eval.metrics.unlearning import utility
 from eval.models import check_data, check_retain_only, check_run, load_columns
+from eval.report.page import svg
 from eval.results import Attacks, Column, Relearned, Sampled, SetNumbers
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, FinetuneArguments, PMCArguments
@@ -43,6 +44,12 @@ QUESTIONS = [row["question"] for row in FORGET]
 SETTINGS = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_checkpointing": False, "disable_tqdm": True}
 SETTINGS |= {"use_cpu": True}
 NO_DATA = "private/ was deleted, so nothing tells whether its data is that of this audit"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Figures are drawn, but not laid out and saved, which takes most of the time of an audit."""
+    monkeypatch.setattr("eval.report.figures.svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +273,9 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     settings = [str(trained / "unlearned.yaml"), "--retain_only_model", str(trained / "retain_only")]
     settings += ["--also", f"elsewhere={trained / 'memorized'}"]
-    eval_run.main(settings)
+    with monkeypatch.context() as with_figures:
+        with_figures.setattr("eval.report.figures.svg", svg)
+        eval_run.main(settings)
     assert opened.count(str(trained / "forget.jsonl")) == 1
     results, audit = (read(trained / "unlearned", name) for name in ("results.json", "audit.json"))
     assert list(results) == ["before", "after", "retain_only", "elsewhere"]
