@@ -166,5 +166,6 @@ def test_weights_are_not_tied_again(tasks, tokenizer, tiny_llama, module_to_save
 @pytest.mark.slow
 def test_tasks_of_lm_eval():
     """Its own names are known; offline, their data are not there."""
+    pytest.importorskip("lm_eval")
     unknown, known = errors_of(check_tasks, ["arc_esay", "arc_easy"])
     assert unknown.endswith("Did you mean 'arc_easy'?") and "'arc_easy' cannot be loaded (" in known
