@@ -10,7 +10,7 @@ from eval import run as eval_run
 from eval.data import QuestionSet, load_data
 from pmc_rl import reading
 from pmc_rl.config import EvalArguments, PMCArguments
-from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
+from pmc_rl.data import read_retain_rows
 from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
 from tests.training import write_recipe
 
@@ -139,7 +139,6 @@ def test_tofu():
     sizes = {"forget": 400, "forget_paraphrased": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
     assert {name: len(rows.rows) for name, rows in data.questions.items()} == sizes
     assert data.questions["retain"].rows == np.random.default_rng(12345).integers(0, 3600, 400).tolist()
-    check_no_overlap(read_forget_rows(args)[0], read_retain_rows(args)[0], "question")
 
 
 @pytest.mark.parametrize("answer", [None, "", " \n", "-- ...", "\U0001f642", float("nan")])
