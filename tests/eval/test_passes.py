@@ -143,26 +143,24 @@ def assert_plain(scores, model, rows):
 )
 def test_answers_are_encoded_as_trl_does(request, tmp_path, kind, templates):
     tokenizer = request.getfixturevalue(kind)
-    answers = [*ANSWERS[:3], "Zoë, 東京", "bacorden"]
-    answers += [f"ends itself{tokenizer.eos_token}"] if kind == "tokenizer" else ANSWERS[3:]
-    questions = QUESTIONS[: len(answers)]
-    rows = [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=False)]
+    ends_itself = "ends itself" if tokenizer.chat_template else f"ends itself{tokenizer.eos_token}"
+    answers = [*ANSWERS[:4], ends_itself, "Zoë, 東京", "bacorden"]
+    rows = [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
     trainer = SFTTrainer(
         model=build_llama(tokenizer),
         args=FinetuneConfig(output_dir=str(tmp_path / "sft"), use_cpu=True, gradient_checkpointing=False),
         train_dataset=answered_dataset(DataArguments(**templates), tokenizer, rows),
         processing_class=tokenizer,
     )
-    encoded = answer_rows(tokenizer, questions, answers[: len(questions)], **templates)
+    encoded = answer_rows(tokenizer, answers=answers, **templates)
     for (prompt, target), row in zip(encoded, trainer.train_dataset, strict=True):
         assert prompt + target == row["input_ids"]
         assert [-100] * len(prompt) + target == row["labels"]
-    prompt, target = encoded[4]
     assert target[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in target[:-1]
     if kind == "chat_tokenizer":
         assert prompt.count(tokenizer.bos_token_id) == 1
     elif templates:  # the space at the end of the prompt goes into the first token of the answer
-        assert len(prompt) < len(tokenizer(f"{questions[4]} ")["input_ids"])
+        assert len(prompt) < len(tokenizer(f"{QUESTIONS[-1]} ")["input_ids"])
         assert tokenizer.decode(target).startswith(" ba")
 
 
@@ -410,8 +408,8 @@ def test_out_of_memory_that_no_smaller_batch_mends_is_raised(tokenizer, tiny_lla
 def test_a_forced_beginning_stands_behind_the_prompt(request, speaker, chat_llama, cache, kind, templates, end):
     tokenizer, model = request.getfixturevalue(kind), speaker if kind == "tokenizer" else chat_llama.eval()
     passes = make(model, tokenizer, cache, templates)
-    prefixes = ["The answer is:", "denba", *["The answer is:"] * 5]
-    for question, prefix, answer in zip(QUESTIONS, prefixes, passes.answer(QUESTIONS, prefixes), strict=True):
+    questions, prefixes = QUESTIONS[:3], ["The answer is:", "denba", "The answer is:"]
+    for question, prefix, answer in zip(questions, prefixes, passes.answer(questions, prefixes), strict=True):
         prompt = encode_prompt(tokenizer, format_prompt(passes.script_args, tokenizer, question))
         start = "" if kind == "chat_tokenizer" else end.removeprefix("?\nAnswer:")
         ids = prompt + tokenizer(start + prefix, add_special_tokens=False)["input_ids"]
@@ -441,12 +439,12 @@ def run_all(model, tokenizer, cache, batches, rows_that_fit: int) -> dict:
     return json.loads(json.dumps(results))
 
 
-def run_as(rank: int, folder: Path, *of_test) -> None:
+def run_as(rank: int, folder: Path, model, tokenizer, batches) -> None:
     """One of two processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     PartialState._reset_state()
-    model, tokenizer, batches = of_test
-    results = run_all(model, tokenizer, RowCache(folder / "rows") if rank == 0 else None, batches, 2 - rank)
+    cache = RowCache(folder / "rows") if rank == 0 else None
+    results = run_all(model, tokenizer, cache, batches, rows_that_fit=2 - rank)
     (folder / f"{rank}.json").write_text(json.dumps(results))
     os._exit(0)  # forked: what pytest has yet to do is none of its business
 
