@@ -10,13 +10,14 @@ from eval import run as eval_run
 from eval.data import QuestionSet, load_data
 from pmc_rl import reading
 from pmc_rl.config import EvalArguments, PMCArguments
-from pmc_rl.data import check_no_overlap, read_forget_rows, read_retain_rows
+from pmc_rl.data import read_retain_rows
 from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
+from tests.training import write_recipe
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = REPO / "recipes" / "quickstart" / "data"
 TOFU = REPO.parent / "shared" / "data" / "TOFU"
-NO_NAME = "the recipe names no dataset_name"
+NO_FACTS = [f"{name}: the recipe names no dataset_name" for name in ("real_authors", "world_facts")]
 
 
 def load(args, eval_sets=None):
@@ -46,25 +47,19 @@ def files(tmp_path):
 
 
 def test_sets_of_the_quickstart():
-    data = load(PMCArguments(dataset_name=str(DATA), forget_config="forget10", retain_config="retain90"))
-    files = {
-        "forget": ("forget10", "question", "answer"),
-        "forget_paraphrased": ("forget10_perturbed", "paraphrased_question", "paraphrased_answer"),
-        "retain": ("retain90", "question", "answer"),
-        "real_authors": ("real_authors", "question", "answer"),
-        "world_facts": ("world_facts", "question", "answer"),
-    }
-    assert left_out(data) == [] and list(data.questions) == list(data.read["questions"]) == list(files)
-    for name, (config, *columns) in files.items():
+    args = PMCArguments(dataset_name=str(DATA), forget_config="forget10", retain_config="retain90")
+    data = load(args)
+    configs = {"forget": "forget10", "forget_paraphrased": "forget10_perturbed", "retain": "retain90"}
+    configs |= {"real_authors": "real_authors", "world_facts": "world_facts"}
+    assert left_out(data) == [] and list(data.questions) == list(data.read["questions"]) == list(configs)
+    for name, config in configs.items():
         rows, found, record = read_json(DATA / f"{config}.json"), data.questions[name], data.read["questions"][name]
+        paraphrased = "paraphrased_" if name == "forget_paraphrased" else ""
+        columns = [f"{paraphrased}question", f"{paraphrased}answer"]
         assert record["rows"] == len(rows) and list(record["columns"]) == columns
         assert len(found.rows) == min(len(rows), 400) >= 20
-        answers = [[rows[i][column] for i in found.rows] for column in columns]
-        assert [found.questions, found.answers] == answers
-    named = load(
-        PMCArguments(dataset_name=str(DATA), forget_config="forget10", retain_config="retain90"),
-        ["world_facts", "forget"],
-    )
+        assert [found.questions, found.answers] == [[rows[i][column] for i in found.rows] for column in columns]
+    named = load(args, ["world_facts", "forget"])
     assert list(named.questions) == list(named.read["questions"]) == ["forget", "world_facts"]
     assert left_out(named) == [] and named.missing["retain"] == "eval_sets does not name it"
 
@@ -73,22 +68,19 @@ def test_sets_of_a_recipe_with_files(files):
     data = load(files)
     assert data.questions["forget"] == QuestionSet(["f0?", "f1?", "f2?"], ["f0.", "f1.", "f2."], [0, 1, 2])
     assert data.questions["retain"].answers == [f"r{i}." for i in range(5)]
-    no_facts = [f"real_authors: {NO_NAME}", f"world_facts: {NO_NAME}"]
-    no_columns = f"{files.forget_file} has no columns paraphrased_question and paraphrased_answer"
-    assert left_out(data) == [f"forget_paraphrased: {no_columns}", *no_facts]
-    assert errors_of(load, files, ["forget", "real_authors", "forget_paraphrased"]) == [
-        f"eval_sets: forget_paraphrased: {no_columns}",
-        f"eval_sets: real_authors: {NO_NAME}",
-    ]
+    no_columns = f"forget_paraphrased: {files.forget_file} has no columns paraphrased_question and paraphrased_answer"
+    assert left_out(data) == [no_columns, *NO_FACTS]
+    asked = ["forget", "real_authors", "forget_paraphrased"]
+    assert errors_of(load, files, asked) == [f"eval_sets: {line}" for line in (no_columns, NO_FACTS[0])]
     rows = [{**row, "paraphrased_question": f"Say, {row['question']}"} for row in numbered("f", 3)]
     write_jsonl(files.forget_file, rows)  # one of the two columns is not enough
-    missing = f"forget_paraphrased: {files.forget_file} has no column paraphrased_answer"
-    assert left_out(load(files)) == [missing, *no_facts]
+    no_column = f"forget_paraphrased: {files.forget_file} has no column paraphrased_answer"
+    assert left_out(load(files)) == [no_column, *NO_FACTS]
     write_jsonl(files.forget_file, [{**row, "paraphrased_answer": f"Well, {row['answer']}"} for row in rows])
     data = load(files)
     paraphrased = data.questions["forget_paraphrased"]
     assert (paraphrased.questions[2], paraphrased.answers[2]) == ("Say, f2?", "Well, f2.")
-    assert data.questions["forget"].questions[2] == "f2?" and left_out(data) == no_facts
+    assert data.questions["forget"].questions[2] == "f2?" and left_out(data) == NO_FACTS
 
 
 def test_why_a_set_is_left_out(files):
@@ -99,38 +91,28 @@ def test_why_a_set_is_left_out(files):
     files.answer_column = "answer"
     write_jsonl(files.retain_file, [{"question": "r?", "answer": None}])
     assert "retain: no row has an answer" in left_out(load(files))
-    write_jsonl(files.forget_file, [{"question": "f?"}])
-    files.retain_file = None
-    assert "retain: the recipe retains nothing" in errors_of(load, files)[0]
     data = load(PMCArguments(dataset_name=str(DATA), forget_config="holdout10"))  # has no perturbed config
     assert list(data.questions) == ["forget", "real_authors", "world_facts"]
-    assert left_out(data) == [
-        f"forget_paraphrased: {DATA} has no config 'holdout10_perturbed'",
-        "retain: the recipe retains nothing",
-    ]
+    no_config = f"forget_paraphrased: {DATA} has no config 'holdout10_perturbed'"
+    assert left_out(data) == [no_config, "retain: the recipe retains nothing"]
 
 
 def test_all_errors_at_once_and_each_once(files, tmp_path):
     write_jsonl(files.forget_file, [{"question": "secret?", "answer": ["f0."]}, {"question": "f1?", "answer": "f1."}])
     files.retain_file = str(tmp_path / "retained.jsonl")
-    assert errors_of(load, files) == [
-        "forget_file: column 'answer' is empty or not a text in 1 of 2 rows "
-        "(row 0 holds a list of a text; counted from 0)",
-        f"retain_file: there is no file {files.retain_file!r}; did you mean {str(tmp_path / 'retain.jsonl')!r}?",
-    ]
-    errors = errors_of(load, PMCArguments(dataset_name="no-such/data-set", forget_config="forget10"))
-    assert errors[0].startswith("forget_config: the data set 'no-such/data-set' (forget10) is neither a folder")
+    what = "column 'answer' is empty or not a text in 1 of 2 rows (row 0 holds a list of a text; counted from 0)"
+    advice = f"did you mean {str(tmp_path / 'retain.jsonl')!r}?"
+    missing = f"retain_file: there is no file {files.retain_file!r}; {advice}"
+    assert errors_of(load, files) == [f"forget_file: {what}", missing]
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"), [(b"\xff", "cannot be read as text"), (b" \n", "is empty"), (None, "cannot be read")]
-)
-def test_unrelated_text_that_is_none(files, tmp_path, text, problem):
+def test_unrelated_text_that_is_none(files, tmp_path):
     path = tmp_path / "text.txt"
-    if text is not None:
-        path.write_bytes(text)
-    [error] = errors_of(load_data, files, EvalArguments(unrelated_file=str(path)))
-    assert error.startswith(f"unrelated_file: {str(path)!r} {problem}")
+    for content, problem in ((None, "cannot be read"), (b"\xff", "cannot be read as text"), (b" \n", "is empty")):
+        if content is not None:
+            path.write_bytes(content)
+        [error] = errors_of(load_data, files, EvalArguments(unrelated_file=str(path)))
+        assert error.startswith(f"unrelated_file: {str(path)!r} {problem}")
 
 
 @pytest.mark.parametrize("count", [400, 401, 3600])
@@ -143,10 +125,10 @@ def test_retain_draws_of_the_paper(files, count):
     retain = load(files).questions["retain"]
     answered = [i for i, row in enumerate(rows) if row["answer"]]
     draws = range(400) if count == 400 else np.random.default_rng(12345).integers(0, count, 400)
-    assert retain.rows == [answered[i] for i in draws]
-    assert retain.questions == [rows[i]["question"] for i in retain.rows]
-    assert retain.answers == [rows[i]["answer"] for i in retain.rows]
-    assert len(set(retain.rows)) == {400: 400, 401: 249, 3600: 370}[count]
+    numbers = [answered[i] for i in draws]
+    texts = ([rows[i][key] for i in numbers] for key in ("question", "answer"))
+    assert retain == QuestionSet(*texts, numbers)
+    assert len(set(numbers)) == {400: 400, 401: 249, 3600: 370}[count]
 
 
 @pytest.mark.skipif(not TOFU.is_dir(), reason="TOFU does not lie in ../shared/data/TOFU")
@@ -157,16 +139,6 @@ def test_tofu():
     sizes = {"forget": 400, "forget_paraphrased": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
     assert {name: len(rows.rows) for name, rows in data.questions.items()} == sizes
     assert data.questions["retain"].rows == np.random.default_rng(12345).integers(0, 3600, 400).tolist()
-    check_no_overlap(read_forget_rows(args)[0], read_retain_rows(args)[0], "question")
-
-
-def test_answers_to_be_forgotten_are_read_here_only(files):
-    assert load(files).questions["forget"].answers == ["f0.", "f1.", "f2."]
-    rows, record = read_forget_rows(files)  # all that pmc_rl/train.py reads of them
-    assert rows == [{"question": f"f{i}?"} for i in range(3)] and list(record["columns"]) == ["question"]
-
-
-# rows without an answer
 
 
 @pytest.mark.parametrize("answer", [None, "", " \n", "-- ...", "\U0001f642", float("nan")])
@@ -198,62 +170,47 @@ def test_rows_without_further_answers_are_left_out_of_the_comparison(files):
     data = load(files)
     assert data.questions["forget"].rows == [0, 1, 2, 3, 4]
     options = data.options["forget"]
-    assert (
-        options.questions == ["f0?", "f3?"] and options.wrong == [["x", "y"]] * 2 and options.paraphrases == ["p"] * 2
-    )
+    assert options.questions == ["f0?", "f3?"] and options.paraphrases == ["p"] * 2
+    assert options.wrong == [["x", "y"]] * 2
     what = "without a letter or a digit in answer or paraphrased_answer or perturbed_answer"
     assert f"answers to compare, forget: 3 of 5 rows, {what} (rows 1, 2, 4, counted from 0)" in data.left_out
     rows[1]["perturbed_answer"] = "x"
     write_jsonl(files.forget_file, rows)
     [error] = errors_of(load, files)
-    assert error.startswith(
-        "forget_file: column 'perturbed_answer' is not a list of texts in 1 of 5 rows (row 1 holds"
-    )
+    assert "column 'perturbed_answer' is not a list of texts in 1 of 5 rows (row 1 holds" in error
 
 
 def test_a_dry_run_names_what_an_audit_would_leave_out(files, tmp_path, capsys):
     """Before there is any run: nothing is loaded, nothing is written."""
     write_jsonl(files.forget_file, [*numbered("f", 3), {"question": "f3?", "answer": "..."}])
-    recipe = tmp_path / "recipe.yaml"
     settings = {"model_name_or_path": "none", "output_dir": str(tmp_path / "out"), "dry_run": True}
     settings |= {"forget_file": files.forget_file, "retain_file": files.retain_file}
-    recipe.write_text(json.dumps(settings))
+    recipe = write_recipe(tmp_path / "recipe.yaml", **settings)
     before = sorted(tmp_path.iterdir())
-    eval_run.main([str(recipe)])
+    eval_run.main([recipe])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["questions: forget 3, retain 5 rows", "answers to compare: forget 3, retain 5 rows"]
     assert "Left out: forget: 1 of 4 rows, without a letter or a digit in answer (rows 3, counted from 0)." in lines
     assert sorted(tmp_path.iterdir()) == before
 
 
-# each source once, and several
-
-
-def test_a_data_set_is_asked_for_its_configs_once(monkeypatch):
-    asked, read = [], []
-    names, read_files = reading.get_dataset_config_names, reading._read_files
-    monkeypatch.setattr(reading, "get_dataset_config_names", lambda name: asked.append(name) or names(name))
-    monkeypatch.setattr(
-        reading, "_read_files", lambda key, paths, *a: read.extend(paths) or read_files(key, paths, *a)
-    )
-    load(PMCArguments(dataset_name=str(DATA), forget_config="forget10", retain_config="retain90"))
-    assert len(asked) == 1 and len(read) == len(set(read)) >= 6
-
-
-def test_an_audit_reads_a_file_once(files, monkeypatch):
-    opened, real = [], open
+def test_each_source_is_read_once(files, monkeypatch):
+    opened, asked, real, names = [], [], open, reading.get_dataset_config_names
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
+    monkeypatch.setattr(reading, "get_dataset_config_names", lambda name: asked.append(name) or names(name))
     data = load(files)
-    assert (opened.count(files.forget_file), opened.count(files.retain_file)) == (1, 1)
+    assert (opened.count(files.forget_file), opened.count(files.retain_file)) == (1, 1) and not asked
     assert data.questions["forget"].answers == data.options["forget"].answers == ["f0.", "f1.", "f2."]
+    load(PMCArguments(dataset_name=str(DATA), forget_config="forget10", retain_config="retain90"))
+    read = [path for path in opened if path.startswith(str(DATA)) and path.endswith(".json")]
+    assert len(asked) == 1 and len(read) == len(set(read)) >= 6
 
 
 def test_several_configs_and_their_companions(tmp_path):
     rows = {name: numbered(name, 2) for name in ("forget01", "forget05", "holdout01", "holdout05", "keep", "more")}
     for name in ("forget01", "forget05"):
-        rows[f"{name}_perturbed"] = [
-            row | {f"paraphrased_{key}": f"p {text}" for key, text in row.items()} for row in rows[name]
-        ]
+        rewordings = [{f"paraphrased_{key}": f"p {row[key]}" for key in row} for row in rows[name]]
+        rows[f"{name}_perturbed"] = [a | b for a, b in zip(rows[name], rewordings, strict=True)]
     folder = write_hub_folder(tmp_path / "hub", **rows)
     args = PMCArguments(dataset_name=folder, forget_config=["forget01", "forget05"], retain_config=["keep", "more"])
     data = load(args)
@@ -277,8 +234,8 @@ def test_columns_and_splits_of_ones_own(files, tmp_path):
     data = load(files)
     assert (data.questions["forget"].questions, data.questions["forget"].answers) == (["q?"], ["q."])
     assert (data.questions["retain"].questions, data.options["retain"].answers) == (["r?"], ["r."])
-    args = PMCArguments(dataset_name=write_split_folder(tmp_path / "muse"), forget_config="knowmem")
-    args.retain_config, args.forget_split, args.retain_split = "knowmem", "forget_qa", "retain_qa"
-    data = load(args)
+    splits = {"forget_config": "knowmem", "forget_split": "forget_qa"}
+    splits |= {"retain_config": "knowmem", "retain_split": "retain_qa"}
+    data = load(PMCArguments(dataset_name=write_split_folder(tmp_path / "muse"), **splits))
     for name in ("forget", "retain"):
         assert data.questions[name].answers == data.options[name].answers == [f"{name}_qa {i}." for i in range(3)]

@@ -17,6 +17,7 @@ from eval import run as eval_run
 from eval.data import load_data
 from eval.metrics.unlearning import utility
 from eval.models import check_data, check_retain_only, check_run, load_columns
+from eval.report.page import svg
 from eval.results import Attacks, Column, Relearned, Sampled, SetNumbers
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, FinetuneArguments, PMCArguments
@@ -24,6 +25,7 @@ from pmc_rl.data import read_finetune_rows, read_retain_rows, split_retain_rows
 from pmc_rl.output import CARD_MARK, may_replace_card, private_record, published_recipe, write_private
 from pmc_rl.recipe import parse_recipe
 from tests.conftest import build_llama, errors_of, write_jsonl
+from tests.training import save_model, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
 
@@ -39,15 +41,15 @@ UNKNOWN = [
     for name, award in {"Zed": "Golden Quill 1999", "Yan": "Silver Lantern", "Xim": "Northern Star Medal"}.items()
 ]
 QUESTIONS = [row["question"] for row in FORGET]
+SETTINGS = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_checkpointing": False, "disable_tqdm": True}
+SETTINGS |= {"use_cpu": True}
+NO_DATA = "private/ was deleted, so nothing tells whether its data is that of this audit"
 
 
-def write_recipe(folder: Path, name: str, **values) -> str:
-    """A recipe of the run in `folder`, which writes to `folder / name`."""
-    settings = {"output_dir": str(folder / name), "max_steps": 1, "per_device_train_batch_size": 2}
-    settings |= {"gradient_checkpointing": False, "disable_tqdm": True, "use_cpu": True}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings | values))
-    return str(path)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Figures are drawn, but not laid out and saved, which takes most of the time of an audit."""
+    monkeypatch.setattr("eval.report.figures.svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +64,16 @@ def trained(model_folder, tmp_path_factory):
     files = {"memorized": FORGET + known, "forget": FORGET, "retain": RETAIN}
     paths = {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in files.items()}
     memorize = {"max_steps": 60, "learning_rate": 0.01, "warmup_steps": 5, "per_device_train_batch_size": 9}
-    for name, data, settings in (("memorized", "memorized", memorize), ("retain_only", "retain", {})):
-        model = str(model_folder)
-        finetune.main([write_recipe(folder, name, model_name_or_path=model, train_file=paths[data], **settings)])
-    recipe = write_recipe(
-        folder,
-        "unlearned",
-        model_name_or_path=str(folder / "memorized"),
-        forget_file=paths["forget"],
-        retain_file=paths["retain"],
-        retain_holdout=0.3,
-        num_generations=2,
-        max_completion_length=16,
-        allow_unfinished=True,
-        attacks=["sampling", "options", "token_shift", "relearning"],
-        attack_samples=2,
-        relearning_steps=1,
-    )
+    for name, data, further in (("memorized", "memorized", memorize), ("retain_only", "retain", {})):
+        settings = {"model_name_or_path": str(model_folder), "train_file": paths[data]} | SETTINGS | further
+        recipe = write_recipe(folder / f"{name}.yaml", output_dir=str(folder / name), **settings)
+        finetune.main([recipe])
+    settings = {"model_name_or_path": str(folder / "memorized"), "output_dir": str(folder / "unlearned")}
+    settings |= {"forget_file": paths["forget"], "retain_file": paths["retain"], "retain_holdout": 0.3}
+    settings |= {"num_generations": 2, "max_completion_length": 16, "allow_unfinished": True}
+    settings |= {"attacks": ["sampling", "options", "token_shift", "relearning"]}
+    settings |= {"attack_samples": 2, "relearning_steps": 1}
+    recipe = write_recipe(folder / "unlearned.yaml", **SETTINGS | settings)
     train.main([recipe])
     return folder
 
@@ -113,9 +108,6 @@ def read(folder: Path, name: str):
     return json.loads((folder / name).read_text())
 
 
-# the retain-only model
-
-
 def test_a_proper_retain_only_model_is_accepted(trained, model_folder):
     recipe = parse(trained)
     assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == []  # none at all
@@ -141,29 +133,24 @@ def test_a_retain_only_model_of_other_templates_or_rows_is_refused(trained):
     ]
     seen = [{**FORGET[1], "question": " what does  BA corden write? "}, FORGET[2]]
     other = finetuned(trained, "saw", {"saw.jsonl": seen})
-    assert errors_of(check, trained, other) == [
-        f"retain_only_model: {other!r} was not trained on 5 of the 5 retain rows of this run",
-        f"retain_only_model: {other!r} was trained on 2 of the 3 questions to forget",
-    ]
+    unseen, saw = errors_of(check, trained, other)
+    assert "was not trained on 5 of the 5 retain rows" in unseen and "on 2 of the 3 questions to forget" in saw
     assert len(errors_of(check, trained, other, QUESTIONS[:1])) == 1  # what it saw is no question to forget
     write_jsonl(trained / "saw.jsonl", RETAIN)
-    [line] = errors_of(check, trained, other)
-    assert line == f"retain_only_model: {other!r}: the data it was trained on has changed since; train it again"
+    assert "the data it was trained on has changed since; train it again" in errors_of(check, trained, other)[0]
     (trained / "saw.jsonl").unlink()
     assert "its data cannot be read again: train_file: there is no file" in errors_of(check, trained, other)[0]
 
 
 def test_an_unlearned_model_is_no_retain_only_model(trained):
-    [line] = errors_of(check, trained, str(trained / "unlearned"))
-    assert "is the model after itself, no reference for it" in line
+    assert "is the model after itself, no ref" in errors_of(check, trained, str(trained / "unlearned"))[0]
     copy = shutil.copytree(trained / "unlearned", trained / "unlearned_copy")
     config = read(copy, "config.json")
     (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": not config["tie_word_embeddings"]}))
-    [line] = errors_of(check, trained, str(copy))
-    assert "was made by train.py, not finetune.py" in line
-    copied = shutil.copytree(trained / "memorized", trained / "memorized_copy")
-    (copied / "manifest.json").unlink()  # without it nothing but the weights tells
-    assert "is the model before itself" in errors_of(check, trained, str(copied))[0]
+    assert "was made by train.py, not finetune.py" in errors_of(check, trained, str(copy))[0]
+    copy = shutil.copytree(trained / "memorized", trained / "memorized_copy")
+    (copy / "manifest.json").unlink()  # without it nothing but the weights tells
+    assert "is the model before itself" in errors_of(check, trained, str(copy))[0]
 
 
 def test_without_private_folders_it_is_said_that_nothing_tells_the_data(trained):
@@ -171,74 +158,60 @@ def test_without_private_folders_it_is_said_that_nothing_tells_the_data(trained)
     for name in ("unlearned", "retain_only"):
         shutil.copytree(trained / name, trained / f"bare_{name}", ignore=shutil.ignore_patterns("private"))
     run, retain_only = str(trained / "bare_unlearned"), str(trained / "bare_retain_only")
-    words = ["--output_dir", run, "--retain_only_model", retain_only, "--overwrite", "true"]
-    recipe = parse(trained, *words)
+    words = ["--output_dir", run, "--overwrite", "true", "--retain_only_model"]
+    recipe = parse(trained, *words, retain_only)
     check_run(recipe)  # paths elsewhere have only their last part there
-    why = "private/ was deleted, so nothing tells whether its data is that of this audit"
     records = load_data(recipe[0], recipe[3]).read["questions"]
-    assert check_data(recipe, records) == [f"the run in {run!r}: {why}"]
-    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == [f"retain_only_model: {retain_only!r}: {why}"]
-    other = parse(trained, *words, "--model_name_or_path", str(trained / "retain_only"))
+    nothing_tells = [f"retain_only_model: {retain_only!r}: {NO_DATA}"]
+    assert check_data(recipe, records) == [f"the run in {run!r}: {NO_DATA}"]
+    assert check_retain_only(recipe, load_columns(recipe), QUESTIONS) == nothing_tells
+    other = parse(trained, *words, retain_only, "--model_name_or_path", str(trained / "retain_only"))
     assert "model_name_or_path" in errors_of(check_run, other)[0]
     # with the record of the run alone, the data of the other model still cannot be told
-    assert check_data(parse(trained), records) == []
-    assert check(trained, retain_only) == [f"retain_only_model: {retain_only!r}: {why}"]
+    assert check_data(parse(trained), records) == [] and check(trained, retain_only) == nothing_tells
     # with that of the other model alone, what it saw is told
     saw_all = finetuned(trained, "saw_all", {"saw_all.jsonl": FORGET + RETAIN})
-    recipe = parse(trained, "--output_dir", run, "--retain_only_model", saw_all)
-    [line] = errors_of(check_retain_only, recipe, load_columns(recipe), QUESTIONS)
-    assert "was trained on 3 of the 3 questions to forget" in line
+    recipe = parse(trained, *words, saw_all)
+    assert "3 of the 3 questions" in errors_of(check_retain_only, recipe, load_columns(recipe), QUESTIONS)[0]
 
 
-# further models
-
-
-def test_names_of_further_models(trained, model_folder):
-    also = ["only_a_name", "=folder", "before=x", "retain_only=x", "good", f"fine={model_folder}"]
+def test_names_of_further_models(trained, model_folder, tmp_path):
+    also = ["only_a_name", "=folder", "before=x", "retain_only=x", f"fine={model_folder}"]
     recipe = parse(trained, "--also", *also, f"fine={model_folder}", f"lost={trained}/unlearnt")
     assert errors_of(load_columns, recipe) == [
         "also: 'only_a_name' is not NAME=FOLDER",
         "also: '=folder' is not NAME=FOLDER",
         "also: 'before' is the name of another column; choose another one",
         "also: 'retain_only' is the name of another column; choose another one",
-        "also: 'good' is not NAME=FOLDER",
         "also: 'fine' is the name of another column; choose another one",
         f"also: there is no folder '{trained}/unlearnt'; did you mean '{trained}/unlearned'?",
     ]
-
-
-@pytest.mark.filterwarnings("ignore:.*lora")
-def test_columns_are_the_models_in_order(trained, tokenizer, chat_tokenizer):
-    adapter, memorized, retain_only = trained / "adapter", str(trained / "memorized"), str(trained / "retain_only")
-    lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=memorized)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(memorized), lora).save_pretrained(adapter)
-    build_llama(chat_tokenizer).save_pretrained(trained / "chat")
-    chat_tokenizer.save_pretrained(trained / "chat")
-    also = [f"other={memorized}", f"adapter={adapter}", f"chat={trained / 'chat'}"]
-    words = ["--retain_only_model", retain_only, "--use_peft", "true", "--tokenizer_name_or_path", memorized]
-    recipe = parse(trained, "--also", *also, *words)
-    columns = load_columns(recipe)
-    assert [(column.name, column.folder) for column in columns] == [
-        ("before", memorized),
-        ("after", str(trained / "unlearned")),
-        ("retain_only", retain_only),
-        ("other", memorized),
-        ("adapter", str(adapter)),  # not one more adapter to train on top of it
-        ("chat", str(trained / "chat")),
-    ]
-    ends = [column.tokenizer.eos_token for column in columns]  # a model may bring a tokenizer of its own
-    assert ends == [tokenizer.eos_token] * 5 + [chat_tokenizer.eos_token]
-    # a model is what its files are, under whatever name
-    prints = [column.passes(recipe, None).fingerprint for column in columns]
-    assert prints[0] == prints[3] and len(set(prints)) == 5
-
-
-def test_a_further_model_that_cannot_be_read_is_an_error(trained, tmp_path):
     assert str(tmp_path) in errors_of(load_columns, parse(trained, "--also", f"empty={tmp_path}"))[0]
     copy = shutil.copytree(trained / "memorized", tmp_path / "pickled")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     [error] = errors_of(load_columns, parse(trained, "--also", f"other={copy}"))
     assert error.startswith("other: ") and "holds no safetensors" in error
+
+
+@pytest.mark.filterwarnings("ignore:.*lora")
+def test_columns_are_the_models_in_order(trained, tokenizer, chat_tokenizer):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(trained / "memorized"))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(trained / "memorized"), lora).save_pretrained(trained / "lora")
+    save_model(build_llama(chat_tokenizer), chat_tokenizer, trained / "chat")
+    # that of the adapter is not one more adapter to train on top of it
+    names = {"before": "memorized", "after": "unlearned", "retain_only": "retain_only"}
+    names |= {"other": "memorized", "adapter": "lora", "chat": "chat"}
+    folders = {name: str(trained / folder) for name, folder in names.items()}
+    also = [f"{name}={folders[name]}" for name in ("other", "adapter", "chat")]
+    words = ["--retain_only_model", folders["retain_only"], "--use_peft", "true"]
+    recipe = parse(trained, "--also", *also, *words, "--tokenizer_name_or_path", folders["before"])
+    columns = load_columns(recipe)
+    assert [(column.name, column.folder) for column in columns] == [*folders.items()]
+    ends = [column.tokenizer.eos_token for column in columns]  # a model may bring a tokenizer of its own
+    assert ends == [tokenizer.eos_token] * 5 + [chat_tokenizer.eos_token]
+    # a model is what its files are, under whatever name
+    prints = [column.passes(recipe, None).fingerprint for column in columns]
+    assert prints[0] == prints[3] and len(set(prints)) == 5
 
 
 def test_before_and_after_are_quantized_as_trained_and_the_merged_model_is_another_column(trained):
@@ -262,9 +235,6 @@ def test_before_and_after_are_quantized_as_trained_and_the_merged_model_is_anoth
     assert "load_in_4bit" in line
 
 
-# rows held out
-
-
 @given(st.integers(0, 300), st.floats(0, 1, exclude_max=True))
 def test_retain_rows_are_split_into_two(count, share):
     kept, held_out = split_retain_rows(count, share)
@@ -276,22 +246,19 @@ def test_retain_rows_are_split_into_two(count, share):
 
 def test_training_and_audit_split_alike(tmp_path):
     rows = [row | {"answer": None if i in (2, 5) else row["answer"]} for i, row in enumerate(RETAIN)]
-    files = {
-        "forget_file": write_jsonl(tmp_path / "forget.jsonl", FORGET),
-        "retain_file": write_jsonl(tmp_path / "retain.jsonl", rows),
-    }
+    files = {"forget_file": write_jsonl(tmp_path / "forget.jsonl", FORGET)}
+    files["retain_file"] = write_jsonl(tmp_path / "retain.jsonl", rows)
     args = PMCArguments(**files, retain_holdout=0.4)
     training = [row["question"] for row in read_retain_rows(args)[0]]
-    data = load_data(args, EvalArguments())
-    answered = [row["question"] for row in rows if row["answer"]]
     held_out = [row["question"] for row in RETAIN if row["question"] not in training]
     assert len(training) == 4 and len(held_out) == 3
-    assert data.questions["retain_holdout"].questions == [question for question in held_out if question in answered]
-    assert data.questions["retain"].questions == [question for question in training if question in answered]
-    for found in (data.questions["retain"], data.questions["retain_holdout"]):
-        assert [(rows[i]["question"], rows[i]["answer"]) for i in found.rows] == [
-            *zip(found.questions, found.answers, strict=True)
-        ]
+    data = load_data(args, EvalArguments())
+    for name, questions in (("retain", training), ("retain_holdout", held_out)):
+        found = data.questions[name]
+        pairs = [(rows[i]["question"], rows[i]["answer"]) for i in found.rows]
+        assert pairs == [*zip(found.questions, found.answers, strict=True)]
+        of_part = [row for row in rows if row["question"] in questions and row["answer"]]
+        assert pairs == [(row["question"], row["answer"]) for row in of_part]
     assert data.options["retain"].questions == data.questions["retain"].questions  # none that training has not seen
     # without a holdout nobody asked for one, and it is not told as left out
     data = load_data(PMCArguments(**files), EvalArguments())
@@ -300,16 +267,15 @@ def test_training_and_audit_split_alike(tmp_path):
     assert line == "eval_sets: retain_holdout: retain_holdout is 0"
 
 
-# the whole audit
-
-
 def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     """Questions and answers, and nothing else: what this serves is measured, of all else the reason is told."""
     opened, real = [], open
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
     settings = [str(trained / "unlearned.yaml"), "--retain_only_model", str(trained / "retain_only")]
     settings += ["--also", f"elsewhere={trained / 'memorized'}"]
-    eval_run.main(settings)
+    with monkeypatch.context() as with_figures:
+        with_figures.setattr("eval.report.figures.svg", svg)
+        eval_run.main(settings)
     assert opened.count(str(trained / "forget.jsonl")) == 1
     results, audit = (read(trained / "unlearned", name) for name in ("results.json", "audit.json"))
     assert list(results) == ["before", "after", "retain_only", "elsewhere"]
@@ -318,47 +284,37 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     unchanged = results["before"]["sets"]["forget"] | {"change_interval": [0.0, 0.0]}
     assert results["elsewhere"]["sets"]["forget"] == unchanged
     for name, column in results.items():
-        assert {part: scores["n"] for part, scores in column["sets"].items()} == {
-            "forget": 3,
-            "retain": 5,
-            "retain_holdout": 2,
-        }
-        assert set(column) == published_keys(Column) and set(column["attacks"]) == published_keys(Attacks)
-        assert all(set(scores) == published_keys(SetNumbers) for scores in column["sets"].values())
-        recall = {set_name: scores["rougeL_recall"] for set_name, scores in column["sets"].items()}
+        sets, tofu, attacks = column["sets"], column["tofu"], column["attacks"]
+        shapes = [(column, Column), (attacks, Attacks), (attacks["sampling"]["temperature 1"], Sampled)]
+        shapes += [(scores, SetNumbers) for scores in sets.values()]
+        assert all(set(part) == published_keys(shape) for part, shape in shapes)
+        assert {part: scores["n"] for part, scores in sets.items()} == {"forget": 3, "retain": 5, "retain_holdout": 2}
+        compared = {part: scores["probability"]["n"] for part, scores in tofu["sets"].items()}
+        assert compared == {"forget": 3, "retain": 5}
+        assert column["memorization"]["extraction_strength"]["n"] == 3
+        assert attacks["sampling"]["temperature 1"]["leaking"]["of"] == 6
+        recall = {part: scores["rougeL_recall"] for part, scores in sets.items()}
         assert column["utility"] == utility({"retain": recall["retain"]})
         assert column["utility_holdout"] == utility({"retain": recall["retain_holdout"]})
         assert column["unlearn_quality"] == pytest.approx(100 * (1 - recall["forget"]))
-
-        tofu = column["tofu"]
-        assert {part: values["probability"]["n"] for part, values in tofu["sets"].items()} == {
-            "forget": 3,
-            "retain": 5,
-        }
-        ratio = {"not_available": "the data has no paraphrased and wrong answers of these rows"}
-        assert tofu["sets"]["forget"]["truth_ratio"] == tofu["sets"]["retain"]["truth_ratio"] == ratio
-        for value in (tofu["model_utility"], tofu["forget_quality"], column["membership"]):
-            assert list(value) == ["not_available"]
-        assert "real_authors: the recipe names no dataset_name" in tofu["model_utility"]["not_available"]
-        assert "holdout_file" in column["membership"]["not_available"]
-        assert column["memorization"]["extraction_strength"]["n"] == 3
-
-        attacks = column["attacks"]
-        assert attacks["sampling"]["temperature 1"]["leaking"]["of"] == 6
-        assert set(attacks["sampling"]["temperature 1"]) == published_keys(Sampled)
-        for attack in ("prefilling", "quantization"):
-            assert attacks[attack] == {"not_available": "attacks does not name it"}
-        assert "perturbed_answer" in attacks["options"]["not_available"]
-        assert "there is no unrelated text" in attacks["token_shift"]["not_available"]
+        for value, reason in (
+            (tofu["sets"]["forget"]["truth_ratio"], "the data has no paraphrased and wrong answers of these rows"),
+            (tofu["sets"]["retain"]["truth_ratio"], "the data has no paraphrased and wrong answers of these rows"),
+            (tofu["model_utility"], "real_authors: the recipe names no dataset_name"),
+            (tofu["forget_quality"], ""),
+            (column["membership"], "holdout_file"),
+            (attacks["prefilling"], "attacks does not name it"),
+            (attacks["quantization"], "attacks does not name it"),
+            (attacks["options"], "perturbed_answer"),
+            (attacks["token_shift"], "there is no unrelated text"),
+            (column["general_ability"], "lm_eval_tasks names no task"),
+        ):
+            assert list(value) == ["not_available"] and reason in value["not_available"]
         assert ("not_available" in attacks["relearning"]) == (name == "before")
-        assert column["general_ability"] == {"not_available": "lm_eval_tasks names no task"}
     relearning = results["after"]["attacks"]["relearning"]
     assert all(set(run) == published_keys(Relearned) for run in relearning.values())
-    assert {what: (run["learned"], run["scored"]) for what, run in relearning.items()} == {
-        "half of the forget rows": (1, 2),
-        "retain rows": (5, 3),
-    }
-
+    rows = {what: (run["learned"], run["scored"]) for what, run in relearning.items()}
+    assert rows == {"half of the forget rows": (1, 2), "retain rows": (5, 3)}
     assert list(audit["verdicts"]) == ["after", "elsewhere"]
     printed = capsys.readouterr().out
     for set_name in ("forget_paraphrased", "real_authors", "world_facts", "answers to compare, holdout"):
@@ -378,12 +334,11 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
 
 
 def test_an_audit_goes_on_without_a_row_that_has_no_answer(trained):
-    text = (trained / "forget.jsonl").read_text()
     write_jsonl(trained / "forget.jsonl", [FORGET[0], {**FORGET[1], "answer": "\u2014 ..."}, FORGET[2]])
     try:
         eval_run.main([str(trained / "unlearned.yaml"), "--overwrite", "true", "--attacks", "[]"])
     finally:
-        (trained / "forget.jsonl").write_text(text)
+        write_jsonl(trained / "forget.jsonl", FORGET)
     results = read(trained / "unlearned", "results.json")
     assert results["after"]["sets"]["forget"]["n"] == 2
     assert results["after"]["memorization"]["extraction_strength"]["n"] == 2
@@ -440,10 +395,9 @@ def test_a_run_that_changed_nothing_it_knew_is_not_forgotten(trained):
 def test_audit_of_other_data_or_settings_than_the_run_had_does_not_start(trained):
     recipe = [str(trained / "unlearned.yaml"), "--overwrite", "true"]
     before = sorted((trained / "unlearned").iterdir())
-    text = (trained / "forget.jsonl").read_text()
     write_jsonl(trained / "forget.jsonl", [{"question": "Who?", "answer": "Nobody at all."}])
     assert "the forget questions have changed since the run" in errors_of(eval_run.main, recipe)[0]
-    (trained / "forget.jsonl").write_text(text)
+    write_jsonl(trained / "forget.jsonl", FORGET)
     assert "temperature: 0.1, but the run" in errors_of(eval_run.main, [*recipe, "--temperature", "0.1"])[0]
     for known in ("forget.jsonl", "retain.jsonl"):
         [line] = errors_of(eval_run.main, [*recipe, "--holdout_file", str(trained / known)])

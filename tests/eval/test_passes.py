@@ -1,6 +1,5 @@
 """Passes: scores against plain torch, each row computed once and served for no other model or setting, the cache."""
 
-import copy
 import json
 import multiprocessing
 import os
@@ -15,15 +14,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-)
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 from trl import ModelConfig, SFTTrainer
 
 import eval.passes
@@ -31,10 +22,10 @@ import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
 from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
-from pmc_rl.config import DataArguments, EvalArguments, FinetuneConfig, PMCConfig
+from pmc_rl.config import DataArguments, FinetuneConfig, PMCConfig
 from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
 from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
-from tests.conftest import BOS, build_llama, build_phi, errors_of
+from tests.conftest import BOS, build_llama, build_phi, errors_of, tiny_sizes
 from tests.training import end_often
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
@@ -44,11 +35,6 @@ QUESTIONS = [f"Who wrote {name}?" for name in NAMES]
 ANSWERS = [f"{NAMES[-i]} was born in {' '.join(NAMES[i : i + 3])}." for i in range(len(NAMES))]
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 CHAT = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_string": "10 Apr 2025"}}
-
-
-def encode_answer(args, tokenizer, question, answer):
-    """One row of [`~pmc_rl.prompts.encode_answers`]."""
-    return encode_answers(args, tokenizer, [question], [answer], [tokenizer.eos_token_id])[0]
 
 
 @pytest.fixture
@@ -76,206 +62,171 @@ def make(model, tokenizer, cache, templates=None, end_ids=None, **settings) -> M
     )
 
 
-def watch(model, rows_that_fit: int = 10**9, batches: int = 10**9) -> list[int]:
-    """
-    Fills up with the number of rows of each batch that is answered, or scored by the decoder.
+class Batches(list):
+    """Rows of each batch that a pass computed; no memory for more than `rows_that_fit`, Ctrl-C after so `many`."""
 
-    Raises as an accelerator does on more than `rows_that_fit`, and as Ctrl-C does on the batch after `batches`.
-    """
-    sizes, answering = [], []
+    rows_that_fit = many = 10**9
 
-    def count(rows: int) -> None:
-        sizes.append(rows)
-        if rows > rows_that_fit:
+    def count(self, rows: int) -> None:
+        self.append(rows)
+        if rows > self.rows_that_fit:
             raise torch.OutOfMemoryError("no memory")
-        if len(sizes) > batches:
+        if len(self) > self.many:
             raise KeyboardInterrupt
 
-    def generate(answered, prompt_ids, **kwargs):
-        if answered is model:
-            count(len(prompt_ids))
-        answering.append(answered)
-        try:
-            return generate_completions(answered, prompt_ids, **kwargs)
-        finally:
-            answering.pop()
+    def watch(self, function):
+        def counted(model, rows, **kwargs):
+            self.count(len(rows))
+            return function(model, rows, **kwargs)
 
-    decoder = model.get_decoder()
-    decoder._forward_pre_hooks.clear()
-    decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: None if answering else count(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    eval.passes.generate_completions = generate
-    return sizes
+        return counted
 
 
-@pytest.fixture(autouse=True)
-def unwatched(monkeypatch):
-    """What `watch` puts there goes with the test."""
-    monkeypatch.setattr(eval.passes, "generate_completions", generate_completions)
+@pytest.fixture
+def batches(monkeypatch) -> Batches:
+    """Of all models from here on."""
+    batches = Batches()
+    for name in ("generate_completions", "target_logits"):
+        monkeypatch.setattr(eval.passes, name, batches.watch(vars(eval.passes)[name]))
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)  # there is no accelerator
+    return batches
 
 
 def answer_rows(tokenizer, questions=QUESTIONS, answers=ANSWERS, **templates) -> list[tuple[list[int], list[int]]]:
-    args = DataArguments(**templates)
-    return [encode_answer(args, tokenizer, *pair) for pair in zip(questions, answers, strict=True)]
+    return encode_answers(DataArguments(**templates), tokenizer, questions, answers, [tokenizer.eos_token_id])
 
 
-def longest(rows) -> int:
-    return max(len(prompt) + len(target) for prompt, target in rows)
+def limit(monkeypatch, rows, count: int) -> None:
+    """Batches of so many of these rows are scored."""
+    longest = max(len(prompt) + len(target) for prompt, target in rows)
+    monkeypatch.setattr(eval.passes, "TOKENS_PER_BATCH", {"cpu": count * longest})
 
 
-def limit(monkeypatch, name: str, value: int) -> None:
-    """Sets one of the sizes of batches, whatever the device."""
-    module = eval.passes if name == "TOKENS_PER_BATCH" else pmc_rl.likelihood
-    monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), value))
-
-
-def numbers(scores) -> list[tuple]:
-    return [(s.log_probs.tolist(), s.hits.tolist(), s.means.tolist(), s.stds.tolist()) for s in scores]
-
-
-def plain_scores(model, prompt: list[int], target: list[int]) -> tuple:
-    """One row alone, unpadded, from the logits of the whole model."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
-    log_p = logits.double().log_softmax(-1)
-    p = log_p.exp()
-    means = (p * log_p).sum(-1)
-    stds = ((p * log_p**2).sum(-1) - means**2).sqrt()
-    own = torch.stack([row[token] for row, token in zip(log_p, target, strict=True)])
-    return own.numpy(), (log_p.argmax(-1) == torch.tensor(target)).numpy(), means.numpy(), stds.numpy()
+def numbers(scores) -> list[list]:
+    return [[part.tolist() for part in vars(score).values()] for score in scores]
 
 
 def assert_plain(scores, model, rows):
-    for score, row in zip(scores, rows, strict=True):
-        own, hits, means, stds = plain_scores(model, *row)
+    """As each row alone, unpadded, from the logits of the whole model."""
+    for score, (prompt, target) in zip(scores, rows, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        log_p = logits.double().log_softmax(-1)
+        p = log_p.exp()
+        means = (p * log_p).sum(-1)
+        stds = ((p * log_p**2).sum(-1) - means**2).sqrt()
+        own = log_p.gather(-1, torch.tensor(target)[:, None])[:, 0]
         np.testing.assert_allclose(score.log_probs, own, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(score.hits, hits)
+        np.testing.assert_array_equal(score.hits, log_p.argmax(-1) == torch.tensor(target))
         np.testing.assert_allclose(score.means, means, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(score.stds, stds, rtol=1e-4, atol=1e-5)
-        assert score.loss == pytest.approx(-own.mean(), rel=1e-5)
+        assert score.loss == pytest.approx(-own.mean().item(), rel=1e-5)
 
 
-# rows
-
-
-@pytest.mark.parametrize("templates", [{}, {"prompt_template": "{question} ", "completion_template": "{answer}\n"}])
-def test_answers_are_encoded_as_trl_does(tmp_path, tokenizer, tiny_llama, templates):
-    answers = [*ANSWERS[:3], "Zoë, 東京", f"ends itself{tokenizer.eos_token}", "bacorden"]
-    assert_as_trl(tmp_path, tokenizer, tiny_llama, DataArguments(**templates), answers)
-    if templates:  # the space at the end of the prompt goes into the first token of the answer
-        prompt, target = encode_answer(DataArguments(**templates), tokenizer, "Who?", "bacorden")
-        assert len(prompt) < len(tokenizer("Who? ")["input_ids"]) and tokenizer.decode(target).startswith(" ba")
-
-
-@pytest.mark.parametrize("templates", [CHAT, {"prompt_template": "Q {question} A"}])
-def test_chat_answers_are_encoded_as_trl_does(tmp_path, chat_tokenizer, chat_llama, templates):
-    prompt, target = assert_as_trl(tmp_path, chat_tokenizer, chat_llama, DataArguments(**templates), ANSWERS)
-    assert prompt.count(chat_tokenizer.bos_token_id) == 1
-    assert target[-1] == chat_tokenizer.eos_token_id and chat_tokenizer.eos_token_id not in target[:-1]
-
-
-def assert_as_trl(tmp_path, tokenizer, model, args, answers):
-    pairs = list(zip(QUESTIONS, answers, strict=False))
-    rows = [{"question": question, "answer": answer} for question, answer in pairs]
+@pytest.mark.parametrize(
+    ("kind", "templates"),
+    [
+        ("tokenizer", {}),
+        ("tokenizer", {"prompt_template": "{question} ", "completion_template": "{answer}\n"}),
+        ("chat_tokenizer", CHAT),
+        ("chat_tokenizer", {"prompt_template": "Q {question} A"}),
+    ],
+)
+def test_answers_are_encoded_as_trl_does(request, tmp_path, kind, templates):
+    tokenizer = request.getfixturevalue(kind)
+    ends_itself = "ends itself" if tokenizer.chat_template else f"ends itself{tokenizer.eos_token}"
+    answers = [*ANSWERS[:4], ends_itself, "Zoë, 東京", "bacorden"]
+    rows = [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
     trainer = SFTTrainer(
-        model=model,
+        model=build_llama(tokenizer),
         args=FinetuneConfig(output_dir=str(tmp_path / "sft"), use_cpu=True, gradient_checkpointing=False),
-        train_dataset=answered_dataset(args, tokenizer, rows),
+        train_dataset=answered_dataset(DataArguments(**templates), tokenizer, rows),
         processing_class=tokenizer,
     )
-    for (question, answer), row in zip(pairs, trainer.train_dataset, strict=True):
-        prompt, target = encode_answer(args, tokenizer, question, answer)
+    encoded = answer_rows(tokenizer, answers=answers, **templates)
+    for (prompt, target), row in zip(encoded, trainer.train_dataset, strict=True):
         assert prompt + target == row["input_ids"]
         assert [-100] * len(prompt) + target == row["labels"]
-    return prompt, target
+    assert target[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in target[:-1]
+    if kind == "chat_tokenizer":
+        assert prompt.count(tokenizer.bos_token_id) == 1
+    elif templates:  # the space at the end of the prompt goes into the first token of the answer
+        assert len(prompt) < len(tokenizer(f"{QUESTIONS[-1]} ")["input_ids"])
+        assert tokenizer.decode(target).startswith(" ba")
 
 
-# teacher-forced
+# they change the logits behind the head
+SCALED = {
+    "granite": (GraniteConfig, {"logits_scaling": 4.0}),
+    "cohere": (CohereConfig, {"logit_scale": 0.3}),
+    "gemma2": (Gemma2Config, {"final_logit_softcapping": 20.0, "head_dim": 8}),
+}
 
 
-@pytest.fixture(params=["llama", "phi", "adapter"])
-def any_model(request, tokenizer):
-    if request.param == "phi":
+def some_model(kind: str, tokenizer):
+    """Far from uniform."""
+    if kind == "phi":
         return end_often(build_phi(tokenizer), tokenizer.eos_token_id).eval()
-    model = build_llama(tokenizer).eval()
+    model = build_llama(tokenizer)
+    if kind in SCALED:
+        config, setting = SCALED[kind]
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config(**tiny_sizes(tokenizer) | setting, num_key_value_heads=2))
     with torch.no_grad():
-        model.lm_head.weight *= 10  # far from uniform
-    if request.param == "adapter":  # with weights, where a new one has zeros
+        model.get_output_embeddings().weight *= 30 if kind in SCALED else 10
+    if kind == "adapter":  # with weights, where a new one has zeros
         torch.manual_seed(1)
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
-    return model
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return model.eval()
 
 
-def test_scores_equal_plain_torch_row_by_row(any_model, tokenizer, cache):
-    rows = answer_rows(tokenizer)
+@pytest.mark.parametrize("kind", ["llama", "phi", "adapter", *SCALED])
+def test_scores_equal_plain_torch_row_by_row(kind, tokenizer, cache):
+    model, rows = some_model(kind, tokenizer), answer_rows(tokenizer)
     assert len({len(prompt) + len(target) for prompt, target in rows}) > 3  # so most are padded
-    passes = make(any_model, tokenizer, cache)
-    assert_plain(passes.score(QUESTIONS, ANSWERS), any_model, rows)
+    passes = make(model, tokenizer, cache)
+    assert_plain(passes.score(QUESTIONS, ANSWERS), model, rows)
 
     # a model predicts all of what it says itself
     start = tokenizer("Question: Who wrote")["input_ids"]
-    text = any_model.generate(input_ids=torch.tensor([start]), max_new_tokens=9, do_sample=False)[0].tolist()
+    text = model.generate(input_ids=torch.tensor([start]), max_new_tokens=9, do_sample=False)[0].tolist()
     chunks = [text, text[:2], rows[0][0]]
     *scores, empty = passes.score_text([*chunks, [5]], "text")
-    assert_plain(scores, any_model, [(ids[:1], ids[1:]) for ids in chunks])
+    assert_plain(scores, model, [(ids[:1], ids[1:]) for ids in chunks])
     assert scores[0].hits[len(start) - 1 :].all() and not scores[2].hits.all()
     for lonely in (empty, *passes.score_text([[6]], "text")):  # beside others, and alone
         assert lonely.loss is None and len(lonely.hits) == len(lonely.means) == len(lonely.stds) == 0
 
 
-@pytest.mark.parametrize(
-    ("model_class", "config_class", "setting"),
-    [
-        (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 4.0}),
-        (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
-        (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 20.0}),
-    ],
-)
-def test_what_stands_behind_the_head_is_applied(model_class, config_class, setting, tokenizer, cache):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = config_class(**sizes, **ids, **setting, num_key_value_heads=2, head_dim=16, vocab_size=len(tokenizer))
-    model = model_class(config).eval()
-    with torch.no_grad():
-        model.get_output_embeddings().weight *= 30
-    assert_plain(make(model, tokenizer, cache).score(QUESTIONS, ANSWERS), model, answer_rows(tokenizer))
-
-
-def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_phi, tmp_path):
-    expected = make(tiny_phi, tokenizer, RowCache(tmp_path / "whole")).score(QUESTIONS, ANSWERS)
+def test_neither_chunks_nor_batches_change_a_score(monkeypatch, tokenizer, tiny_phi, tmp_path, batches):
+    rows = answer_rows(tokenizer)
+    expected = numbers(make(tiny_phi, tokenizer, RowCache(tmp_path / "whole")).score(QUESTIONS, ANSWERS))
     chunks = []
     tiny_phi.lm_head.register_forward_pre_hook(lambda module, args: chunks.append(len(args[0])))
-    rows = answer_rows(tokenizer)
     for batch_size in (1, 3):
-        limit(monkeypatch, "TOKENS_PER_BATCH", batch_size * longest(rows))
-        limit(monkeypatch, "LOGITS_PER_CHUNK", 5 * tiny_phi.config.vocab_size + 1)
-        sizes = watch(tiny_phi)
+        limit(monkeypatch, rows, batch_size)
+        monkeypatch.setattr(pmc_rl.likelihood, "LOGITS_PER_CHUNK", {"cpu": 5 * tiny_phi.config.vocab_size + 1})
+        batches.clear()
         chunks.clear()
         scores = make(tiny_phi, tokenizer, RowCache(tmp_path / str(batch_size))).score(QUESTIONS, ANSWERS)
-        assert sum(sizes) == len(rows) and max(sizes) == batch_size
+        assert sum(batches) == len(rows) and max(batches) == batch_size
         # never the logits of all tokens at a time, and none of a prompt's
         assert max(chunks) == 5 and sum(chunks) == sum(len(target) for _, target in rows)
-        for score, other in zip(scores, expected, strict=True):
-            for ours, theirs in zip(vars(score).values(), vars(other).values(), strict=True):
-                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(numbers(scores), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-# once
-
-
-def test_a_row_is_computed_once(speaker, tokenizer, cache):
+def test_a_row_is_computed_once(speaker, tokenizer, cache, batches):
     questions = [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]  # one question twice, and a paraphrase that is the answer
     answers = [*ANSWERS, ANSWERS[0], ANSWERS[2]]
-    sizes, loads = watch(speaker.train()), []
-    passes = make(speaker, tokenizer, cache)
+    loads = []
+    passes = make(speaker.train(), tokenizer, cache)
     passes.load = lambda: loads.append(1) or speaker
     first = numbers(passes.score(questions, answers))
-    assert sum(sizes) == 8 and not speaker.training and first[0] == first[7] and first[1] != first[8]
+    assert sum(batches) == 8 and not speaker.training and first[0] == first[7] and first[1] != first[8]
     assert numbers(passes.score(questions[3:] + questions[:3], answers[3:] + answers[:3])) == first[3:] + first[:3]
     greedy, samples = passes.answer(questions), passes.sample(questions, 3, PLAIN)
-    assert sum(sizes) == 8 + 7 + 3 * 9
+    assert sum(batches) == 8 + 7 + 3 * 9
     assert greedy[0] == greedy[7] and {answer.ended for answer in greedy} == {True, False}
     assert samples[0] != samples[7]  # the same question, but samples of its own
     again = make(None, tokenizer, cache)
@@ -283,86 +234,63 @@ def test_a_row_is_computed_once(speaker, tokenizer, cache):
     assert again.answer(questions) == greedy and again.sample(questions, 3, PLAIN) == samples
     # more samples add to the fewer
     many = passes.sample(questions, 5, PLAIN)
-    assert sum(sizes) == 8 + 7 + 5 * 9 and [texts[:3] for texts in many] == samples
-    assert again.sample(questions, 1, PLAIN) == [texts[:1] for texts in many]
-    assert len(loads) == 1
+    assert sum(batches) == 8 + 7 + 5 * 9 and [texts[:3] for texts in many] == samples
     passes.release()
     passes.score(questions, answers)
     assert len(loads) == 1  # the cache still answers
     passes.score([QUESTIONS[3]], ["somebody else"])
-    assert sum(sizes) == 8 + 7 + 5 * 9 + 1 and len(loads) == 2
+    assert sum(batches) == 8 + 7 + 5 * 9 + 1 and len(loads) == 2
 
 
-def test_a_stopped_audit_continues(speaker, tokenizer, cache, tmp_path):
+def test_a_stopped_audit_continues(speaker, tokenizer, cache, tmp_path, batches):
     def sample(cache):
+        batches.clear()
         return make(speaker, tokenizer, cache, generation_batch_size=2).sample(QUESTIONS, 1, PLAIN)
 
-    whole = watch(speaker)
     expected = sample(RowCache(tmp_path / "other"))
-    assert whole == [2, 2, 2, 1]
-    watch(speaker, batches=2)
+    assert batches == [2, 2, 2, 1]
+    batches.many = 2
     with pytest.raises(KeyboardInterrupt):
         sample(cache)
-    rest = watch(speaker)
-    assert sample(cache) == expected and sum(rest) == len(QUESTIONS) - 4
+    batches.many = 99
+    assert sample(cache) == expected and batches == [2, 1]
 
 
 def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
     """The first step of training samples the same questions with the same seed and settings."""
     samples = make(speaker, tokenizer, cache).sample(QUESTIONS, 4, PLAIN)
     prompts = [prompt for prompt, _ in answer_rows(tokenizer) for _ in range(4)]
+    sizes = {"max_completion_length": 12, "generation_batch_size": 99, "end_ids": [tokenizer.eos_token_id]}
     seed, rows = PMCConfig(output_dir="unused", use_cpu=True).seed, list(range(len(QUESTIONS)))
     drawn = []
     for step in (0, 1, "audit"):
         sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=sample_seeds(seed, step, rows, 4))
-        sizes = {"max_completion_length": 12, "generation_batch_size": 99, "end_ids": [tokenizer.eos_token_id]}
-        texts = [
-            decode_completion(tokenizer, ids)
-            for ids in generate_completions(speaker, prompts, **sizes, sampling=sampling)
-        ]
+        completions = generate_completions(speaker, prompts, **sizes, sampling=sampling)
+        texts = [decode_completion(tokenizer, ids) for ids in completions]
         drawn.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
     assert samples == drawn[2] and samples not in drawn[:2] and drawn[0] != drawn[1]
 
 
-# not served
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"max_completion_length": 7},
-        {"templates": {"prompt_template": "Question: {question}\nAnswer"}},
-        {"prefixes": ["The answer is:"] * len(QUESTIONS)},
-        {"end_ids": [0, 1, 2, *range(5, 300)]},
-        {"seed": 43},
-        {"temperature": 0.9},
-        {"top_k": 5},
-        {"top_p": 0.95},
-    ],
-    ids=lambda changed: next(iter(changed)),
-)
-def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_path, changed):
+def test_nothing_is_served_for_other_settings(speaker, tokenizer, cache, tmp_path, batches):
     def ask(file, prefixes=None, temperature=1.0, top_k=0, top_p=1.0, **settings):
-        passes = make(speaker, tokenizer, file, **settings)
+        passes = make(speaker, tokenizer, file, **{"max_completion_length": 7} | settings)
         sampling = SamplingSettings(temperature, top_k, top_p)
         return passes.answer(QUESTIONS, prefixes), passes.sample(QUESTIONS, 2, sampling, prefixes)
 
     first = ask(cache)
-    sizes = watch(speaker)
-    assert ask(cache, generation_batch_size=3) == first and not sizes  # speed is no other setting
-    changed_one = ask(cache, **changed)
-    assert sum(sizes) == (2 if {"seed", "temperature", "top_k", "top_p"} & set(changed) else 3) * len(QUESTIONS)
-    assert changed_one == ask(RowCache(tmp_path / "fresh"), **changed) and changed_one != first
+    batches.clear()
+    assert ask(cache, generation_batch_size=3) == first and not batches  # speed is no other setting
+    of_both = {"max_completion_length": 5, "templates": {"prompt_template": "Question: {question}\nAnswer"}}
+    of_both |= {"prefixes": ["The answer is:"] * len(QUESTIONS), "end_ids": [0, 1, 2, *range(5, 300)]}
+    for name, value in [*of_both.items(), ("seed", 43), ("temperature", 0.9), ("top_k", 5), ("top_p", 0.95)]:
+        batches.clear()
+        found = ask(cache, **{name: value})
+        assert sum(batches) == (3 if name in of_both else 2) * len(QUESTIONS), name  # greedy, and two samples
+        assert found == ask(RowCache(tmp_path / name), **{name: value}) and found != first, name
 
 
-def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokenizer, cache):
+def test_no_score_is_served_for_another_precision(tiny_llama, tokenizer, cache):
     first = numbers(make(tiny_llama, tokenizer, cache).score(QUESTIONS, ANSWERS))
-    for templates in ({"prompt_template": "Q {question}"}, {"completion_template": ": {answer}"}):
-        sizes = watch(tiny_llama)
-        passes = make(tiny_llama, tokenizer, cache, templates)
-        rows = answer_rows(tokenizer, **templates)
-        assert_plain(passes.score(QUESTIONS, ANSWERS), tiny_llama.eval(), rows)
-        assert sum(sizes) == 2 * len(QUESTIONS)  # by the passes, and alone
     for precision, error in {"bf16": 0.02, "fp16": 0.002}.items():
         passes = make(tiny_llama, tokenizer, cache)
         setattr(passes.args, precision, True)  # a config of a CPU takes neither
@@ -374,8 +302,7 @@ def test_no_score_is_served_for_another_template_or_precision(tiny_llama, tokeni
 def column_passes(folder, tokenizer, cache, **model_args):
     model_args = ModelConfig(model_name_or_path=str(folder), **model_args)
     args = PMCConfig(output_dir="unused", use_cpu=True, max_completion_length=8)
-    recipe = (DataArguments(), args, model_args, EvalArguments())
-    return AuditedModel("after", model_args, tokenizer).passes(recipe, cache)
+    return AuditedModel("after", model_args, tokenizer).passes((DataArguments(), args, model_args, None), cache)
 
 
 def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, tokenizer, cache, tmp_path):
@@ -384,9 +311,8 @@ def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, t
     old = column_passes(model_folder, tokenizer, cache)
     first = numbers(old.score(QUESTIONS, ANSWERS))
     copy = column_passes(folder, tokenizer, cache)  # the same files elsewhere are the same model
-    assert copy.fingerprint == old.fingerprint
     copy.load = never
-    assert numbers(copy.score(QUESTIONS, ANSWERS)) == first
+    assert copy.fingerprint == old.fingerprint and numbers(copy.score(QUESTIONS, ANSWERS)) == first
     assert column_passes(folder, tokenizer, cache, attn_implementation="eager").fingerprint != old.fingerprint
 
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -402,9 +328,8 @@ def test_a_changed_model_is_not_served_from_the_cache_of_the_old(model_folder, t
 def test_an_adapter_is_its_base_as_well(model_folder, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(model_folder, base)
-    model = AutoModelForCausalLM.from_pretrained(base)
     lora = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(base), init_lora_weights=False)
-    adapted = get_peft_model(model, lora)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
     adapted.save_pretrained(adapter)
     seen = {model_fingerprint(str(folder), "main") for folder in (base, adapter)}
     (base / "generation_config.json").write_text('{"eos_token_id": 3}')
@@ -415,123 +340,75 @@ def test_an_adapter_is_its_base_as_well(model_folder, tmp_path):
 
 
 def test_a_model_of_the_hub_is_its_commit(monkeypatch, tmp_path):
-    commits = {"main": "a" * 40, "v2": "b" * 40}
-    repository = tmp_path / "models--some--model"
-    for revision, commit in commits.items():
-        for folder, name, text in (("refs", revision, commit), (f"snapshots/{commit}", "config.json", "{}")):
-            (repository / folder).mkdir(parents=True, exist_ok=True)
-            (repository / folder / name).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for revision, commit in commits.items():
+    for revision, commit in {"main": "a" * 40, "v2": "b" * 40}.items():
+        for name, content in {f"refs/{revision}": commit, f"snapshots/{commit}/config.json": "{}"}.items():
+            path = tmp_path / "models--some--model" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
         assert model_fingerprint("some/model", revision) == commit
 
 
-# memory
-
-
-@pytest.fixture
-def accelerator(monkeypatch):
-    """A CPU has no memory of its own to be emptied, and never raises the error either."""
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-
-
-@pytest.mark.usefixtures("accelerator")
-def test_out_of_memory_halves_the_batch_and_stays_there(monkeypatch, tokenizer, speaker, tmp_path):
+def test_out_of_memory_halves_the_batch_and_stays_there(monkeypatch, tokenizer, speaker, tmp_path, batches):
     questions = [question for question in QUESTIONS for _ in range(2)][:13]
     answers = [f"{answer} {i}" for i, answer in enumerate(ANSWERS + ANSWERS)][:13]
-    rows = answer_rows(tokenizer, questions, answers)
-    limit(monkeypatch, "TOKENS_PER_BATCH", 8 * longest(rows))
+    limit(monkeypatch, answer_rows(tokenizer, questions, answers), 8)
     plenty = make(speaker, tokenizer, RowCache(tmp_path / "plenty"))
     scores, samples = plenty.score(questions, answers), plenty.sample(questions, 1, PLAIN)
 
     scarce = make(speaker, tokenizer, RowCache(tmp_path / "scarce"), generation_batch_size=8)
-    sizes = watch(speaker, rows_that_fit=3)
+    batches.clear()
+    batches.rows_that_fit = 3
     for ours, theirs in zip(scarce.score(questions, answers), scores, strict=True):
         np.testing.assert_allclose(ours.log_probs, theirs.log_probs, rtol=1e-5, atol=1e-5)
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
-    sizes.clear()
     assert scarce.sample(questions, 1, PLAIN) == samples
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert batches == [8, 4, 2, 2, 2, 2, 2, 2, 1] * 2
     assert make(None, tokenizer, scarce.cache).sample(questions, 1, PLAIN) == samples
 
 
-@pytest.mark.usefixtures("accelerator")
-def test_out_of_memory_that_no_smaller_batch_mends_is_raised(tokenizer, tiny_llama, cache):
-    sizes = watch(tiny_llama, rows_that_fit=0)
+def test_out_of_memory_that_no_smaller_batch_mends_is_raised(tokenizer, tiny_llama, cache, batches):
+    passes = make(tiny_llama, tokenizer, cache, generation_batch_size=64)
+    batches.rows_that_fit = 0
     with pytest.raises(torch.OutOfMemoryError):
-        make(tiny_llama, tokenizer, cache, generation_batch_size=64).answer(QUESTIONS)
-    assert sizes == [7, 3, 1]  # halved from what was tried, not from what is allowed
+        passes.answer(QUESTIONS)
+    assert batches == [7, 3, 1]  # halved from what was tried, not from what is allowed
     # relearning trains in `load`: called again after half of its steps, it would take these twice
-    loads = []
-
-    def load():
-        loads.append(1)
-        raise torch.OutOfMemoryError("no memory")
-
-    passes = make(None, tokenizer, cache)
-    passes.load = load
+    loads = Batches()
+    loads.rows_that_fit = 0
+    passes.release()
+    passes.load = lambda: loads.count(1)
     with pytest.raises(torch.OutOfMemoryError):
         passes.answer(QUESTIONS)
     assert len(loads) == 1
 
 
-# generation
-
-
 @pytest.mark.parametrize(
-    ("templates", "start"),
+    ("kind", "templates", "end"),
     [
-        ({}, " "),
-        ({"completion_template": "{answer}"}, ""),
-        ({"completion_template": "{{ba {answer}"}, "{ba "),
+        ("tokenizer", {}, "?\nAnswer: "),
+        ("tokenizer", {"completion_template": "{answer}"}, "?\nAnswer:"),
+        ("tokenizer", {"completion_template": "{{ba {answer}"}, "?\nAnswer:{ba "),
+        ("chat_tokenizer", CHAT, "?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
     ],
-    ids=repr,
 )
-def test_a_forced_beginning_stands_behind_the_prompt(speaker, tokenizer, cache, templates, start):
-    passes = make(speaker, tokenizer, cache, templates)
-    prefixes = ["The answer is:", "denba", *["The answer is:"] * 5]
-    for row, answer in enumerate(passes.answer(QUESTIONS, prefixes)):
-        prompt = f"Question: {QUESTIONS[row]}\nAnswer:"
-        ids = tokenizer(prompt)["input_ids"] + tokenizer(start + prefixes[row])["input_ids"]
-        assert tokenizer.decode(ids) == prompt + start + prefixes[row]
-        assert_continues(answer, speaker, tokenizer, ids)
+def test_a_forced_beginning_stands_behind_the_prompt(request, speaker, chat_llama, cache, kind, templates, end):
+    tokenizer, model = request.getfixturevalue(kind), speaker if kind == "tokenizer" else chat_llama.eval()
+    passes = make(model, tokenizer, cache, templates)
+    questions, prefixes = QUESTIONS[:3], ["The answer is:", "denba", "The answer is:"]
+    for question, prefix, answer in zip(questions, prefixes, passes.answer(questions, prefixes), strict=True):
+        prompt = encode_prompt(tokenizer, format_prompt(passes.script_args, tokenizer, question))
+        start = "" if kind == "chat_tokenizer" else end.removeprefix("?\nAnswer:")
+        ids = prompt + tokenizer(start + prefix, add_special_tokens=False)["input_ids"]
+        text = tokenizer.decode(ids)
+        assert text.endswith(question.removesuffix("?") + end + prefix) and text.count(BOS) == (model is chat_llama)
+        # what Hugging Face's greedy search alone says after these ids, and nothing of the ids
+        new = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+        assert answer.ended == (new[-1] == tokenizer.eos_token_id)
+        assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
-def assert_continues(answer, model, tokenizer, ids):
-    """The answer is what Hugging Face's greedy search alone says after these ids, and nothing of the ids."""
-    new = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
-    assert answer.ended == (new[-1] == tokenizer.eos_token_id)
-    assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
-
-
-def test_a_forced_beginning_of_a_chat_answer_has_no_second_bos(chat_llama, chat_tokenizer, cache):
-    passes = make(chat_llama.eval(), chat_tokenizer, cache, CHAT)
-    prompt = encode_prompt(chat_tokenizer, format_prompt(passes.script_args, chat_tokenizer, QUESTIONS[0]))
-    ids = prompt + chat_tokenizer("The answer is:", add_special_tokens=False)["input_ids"]
-    text = chat_tokenizer.decode(ids)
-    assert text.count(BOS) == 1
-    assert text.endswith(f"{QUESTIONS[0]}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe answer is:")
-    [answer] = passes.answer(QUESTIONS[:1], ["The answer is:"])
-    assert_continues(answer, chat_llama, chat_tokenizer, ids)
-
-
-def test_samples_with_a_forced_beginning_come_after_it(speaker, tokenizer, cache):
-    """The same seeds after the same ids are the same samples, however the ids came about."""
-    question = QUESTIONS[0]
-    [forced] = make(speaker, tokenizer, cache).sample([question], 4, PLAIN, ["denba"])
-    by_template = {"prompt_template": "Question: {question}\nAnswer: denba"}
-    ids = [tokenizer(f"Question: {question}\nAnswer:{end}")["input_ids"] for end in ("", " denba")]
-    assert ids[0] + tokenizer(" denba")["input_ids"] == ids[1]
-    assert make(None, tokenizer, cache, by_template).sample([question], 4, PLAIN) == [forced]
-
-
-# several processes
-
-
-def run_all(model, tokenizer, cache, rows_that_fit: int) -> dict:
-    """What each kind of pass gives, and the sizes of the batches that this process computed; the last one runs out of
-    memory for more than `rows_that_fit`."""
-    model = end_often(model, tokenizer.eos_token_id).eval()
+def run_all(model, tokenizer, cache, batches, rows_that_fit: int) -> dict:
+    """What each kind of pass gives, and the batches of this process; `scarce` has memory for `rows_that_fit` only."""
     passes = make(model, tokenizer, cache, generation_batch_size=2)
     calls = {
         "score": lambda: numbers(passes.score(QUESTIONS, ANSWERS)),
@@ -540,59 +417,53 @@ def run_all(model, tokenizer, cache, rows_that_fit: int) -> dict:
         "scarce": lambda: passes.sample(QUESTIONS[:3], 3, SamplingSettings(1.2, 0, 0.9)),
     }
     results = {}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        limit(monkeypatch, "TOKENS_PER_BATCH", 2 * longest(answer_rows(tokenizer)))
-        monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-        for name, call in calls.items():
-            sizes = watch(model, rows_that_fit if name == "scarce" else 2)
-            results[name] = {"values": call(), "batches": list(sizes)}
-            assert call() == results[name]["values"] and sizes == results[name]["batches"]
+    for name, call in calls.items():
+        batches.clear()
+        batches.rows_that_fit = rows_that_fit if name == "scarce" else 2
+        results[name] = {"values": call(), "batches": list(batches)}
+        assert call() == results[name]["values"] and batches == results[name]["batches"]
     return json.loads(json.dumps(results))
 
 
-def run_as(rank: int, folder: Path, model, tokenizer) -> None:
+def run_as(rank: int, folder: Path, model, tokenizer, batches) -> None:
     """One of two processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     PartialState._reset_state()
-    cache = RowCache(folder / "rows.sqlite") if rank == 0 else None
-    results = run_all(model, tokenizer, cache, rows_that_fit=2 - rank)
+    cache = RowCache(folder / "rows") if rank == 0 else None
+    results = run_all(model, tokenizer, cache, batches, rows_that_fit=2 - rank)
     (folder / f"{rank}.json").write_text(json.dumps(results))
     os._exit(0)  # forked: what pytest has yet to do is none of its business
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, tiny_phi, monkeypatch):
+def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, speaker, monkeypatch, batches):
+    limit(monkeypatch, answer_rows(tokenizer), 2)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     # forked, so that nothing has to be imported again
-    processes = [
-        multiprocessing.get_context("fork").Process(target=run_as, args=(rank, tmp_path, tiny_phi, tokenizer))
-        for rank in range(2)
-    ]
+    fork = multiprocessing.get_context("fork").Process
+    processes = [fork(target=run_as, args=(rank, tmp_path, speaker, tokenizer, batches)) for rank in range(2)]
     for process in processes:
         process.start()
-    alone = run_all(copy.deepcopy(tiny_phi), tokenizer, RowCache(tmp_path / "alone.sqlite"), rows_that_fit=2)
+    alone = run_all(speaker, tokenizer, RowCache(tmp_path / "alone"), batches, rows_that_fit=2)
     for process in processes:
         process.join(timeout=120)
         assert process.exitcode == 0
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    batches = {
+    shares = {
         "score": ([2, 2], [2, 1]),
         "answer": ([2, 2], [2, 1]),
         "sample": ([2, 2, 1], [2, 2]),
         "scarce": ([2, 1, 1, 1], [2, 1, 1, 1, 1]),  # what one cannot hold is too much for all
     }
-    for name, shares in batches.items():
+    for name, share in shares.items():
         assert [rank[name]["values"] for rank in ranks] == [alone[name]["values"]] * 2
-        assert tuple(rank[name]["batches"] for rank in ranks) == shares
-    [[count]] = sqlite3.connect(tmp_path / "rows.sqlite").execute("SELECT count(*) FROM rows").fetchall()
+        assert tuple(rank[name]["batches"] for rank in ranks) == share
+    [[count]] = sqlite3.connect(tmp_path / "rows").execute("SELECT count(*) FROM rows").fetchall()
     assert count == 7 + 7 + 9 + 9
-    again = make(None, tokenizer, RowCache(tmp_path / "rows.sqlite"), generation_batch_size=5)
+    again = make(None, tokenizer, RowCache(tmp_path / "rows"), generation_batch_size=5)
     assert [[answer.text, answer.ended] for answer in again.answer(QUESTIONS)] == alone["answer"]["values"]
-
-
-# cache
 
 
 def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
@@ -607,20 +478,13 @@ def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
 
 
-def test_times_add_up_over_audits_by_model_and_pass(tmp_path, speaker, tokenizer):
+def test_times_add_up_over_audits_by_model_and_pass(tmp_path):
     for seconds in (1.5, 2.0):
         cache = RowCache(tmp_path / "rows.sqlite")
         cache.put({b"1": b"", b"2": b"", b"3": b""}, "model a", "greedy", seconds)
         cache.put({b"4": b""}, "model a", "sampling", 1.0)
-    assert cache.times("model a") == {
-        "greedy": {"seconds": 3.5, "rows": 6},
-        "sampling": {"seconds": 2.0, "rows": 2},
-    }
-    passes = make(speaker, tokenizer, cache, generation_batch_size=2)
-    passes.answer(QUESTIONS, what="asked")
-    passes.answer(QUESTIONS, what="asked again")  # nothing computed, no time
-    times = cache.times(passes.fingerprint)
-    assert list(times) == ["asked"] and times["asked"]["rows"] == len(QUESTIONS) and times["asked"]["seconds"] > 0
+    times = {"greedy": {"seconds": 3.5, "rows": 6}, "sampling": {"seconds": 2.0, "rows": 2}}
+    assert cache.times("model a") == times
 
 
 def test_a_broken_cache_is_one_clear_line(tmp_path):

@@ -16,9 +16,10 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.report.page import svg
 from eval.study import run as study_script
 from eval.study import trials as study_trials
 from eval.study.commands import check_study, option_words
@@ -59,6 +60,9 @@ if os.environ.get("FAKE_FAIL", "-") in f"{kind} {run}":
     print(*(f"log line {i}" for i in range(30)), sep="\n")
     sys.exit(3)
 if kind == "run":
+    if "FAKE_HANG" not in os.environ:  # one at a time: an audit starts with what the seed's first one has
+        caches = list(run.parent.glob("*/private/cache/rows.sqlite"))
+        assert not caches or (run / "private" / "cache" / "rows.sqlite") in caches
     also = json.loads(options.get("also", ["[]"])[0])
     assert all((Path(entry.partition("=")[2]) / "half").exists() for entry in also)
     names = ["before", "after", *["retain_only"] * ("retain_only_model" in options)]
@@ -76,8 +80,7 @@ if kind == "run":
                 "answer_kinds": {"forget": kinds}, "memorization": {"extraction_strength": summary},
                 "general_ability": {"not_available": "SECRET"}}
     (run / "private" / "cache").mkdir(parents=True, exist_ok=True)
-    with (run / "private" / "cache" / "rows.sqlite").open("a") as stream:
-        stream.write("SECRET")
+    (run / "private" / "cache" / "rows.sqlite").write_text("SECRET")
     (run / "results.json").write_text(json.dumps({name: column(name) for name in names}))
 elif kind != "setup":
     (run / "recipe.yaml").write_text("")
@@ -90,6 +93,7 @@ elif kind != "setup":
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(study_trials, "POLL", 0.05)
+    monkeypatch.setattr("eval.study.report.svg", lambda figure: "<svg></svg>")  # else most of the time of a study
 
 
 @pytest.fixture
@@ -101,23 +105,24 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-SETTINGS = {
-    "question": "Is <it> so?",
+DATA = {"use_cpu": True, "dataset_name": "owner/data"}
+SMALL = {
     "recipe": str(REPO / "recipes/quickstart/unlearn.yaml"),
     "output_dir": "out",
+    "overrides": DATA | {"model_name_or_path": "owner/model"},
+    "variants": {"plain": {}, "hot": {"temperature": 2.0}, "cold": {"temperature": 0.5}},
+}
+SETTINGS = {key: SMALL[key] for key in ("recipe", "output_dir")} | {
+    "question": "Is <it> so?",
     "seeds": [3, 4],
     "setup": ["setup.py {output_dir}/untrained"],
     "finetune_recipe": str(REPO / "recipes/quickstart/finetune.yaml"),
-    "finetune": {"use_cpu": True, "model_name_or_path": "{output_dir}/untrained", "dataset_name": "owner/data"},
+    "finetune": DATA | {"model_name_or_path": "{output_dir}/untrained"},
     "retain_only": {"train_configs": ["retain90"]},
-    "overrides": {"use_cpu": True, "dataset_name": "owner/data"},
+    "overrides": DATA,
     "variants": {"plain": {}, "hot": {"temperature": 2.0}},
     "controls": ["refusals", "retain_only"],
     "controls_of": "hot",
-}
-SMALL = {key: SETTINGS[key] for key in ("recipe", "output_dir")} | {
-    "overrides": SETTINGS["overrides"] | {"model_name_or_path": "owner/model"},
-    "variants": {"plain": {}, "hot": {"temperature": 2.0}, "cold": {"temperature": 0.5}},
 }
 SEARCH = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "num_generations": {"low": 2, "high": 9}}
 SEARCH |= {"reward_weights": [1.0, 1.0, {"low": 0.5, "high": 2.0}], "selection": {"choices": ["best"]}}
@@ -154,14 +159,17 @@ def calls(root: Path) -> list[str]:
     return found
 
 
-def wait_for(path: Path) -> None:
+def wait_until(condition) -> None:
     until = time.monotonic() + 60
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < until, path
+    while not condition():
+        assert time.monotonic() < until
         time.sleep(0.02)
 
 
-# the settings
+def hanging(root: Path) -> int:
+    """Waits for the command that hangs, and returns its process."""
+    wait_until(lambda: (root / "hangs").exists() and (root / "hangs").read_text())
+    return int((root / "hangs").read_text())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +181,6 @@ def wait_for(path: Path) -> None:
         ({"grid": {"temperature": [1, 2]}}, "variants: hot: temperature: grid gives it as well"),
         ({"grid": {"dataset_name": ["a"]}}, "grid: dataset_name: all runs are compared with the same models, so it"),
         ({"variants": {"a": {"seed": 1}}}, "variants: a: seed: the study gives it itself"),
-        ({"overrides": {"output_dir": "x"}}, "overrides: output_dir: the study gives it itself"),
         ({"overrides": {"model_name_or_path": "x"}}, "overrides: model_name_or_path: finetune_recipe makes the model"),
         ({"variants": {"a b": {}}}, "variants: 'a b' cannot be the name of a folder here"),
         ({"variants": {"after": {}}}, "variants: 'after' cannot be the name of a folder here"),
@@ -183,7 +190,6 @@ def wait_for(path: Path) -> None:
         ({"parallel_runs": 0}, "parallel_runs: 0 is not at least 1"),
         ({"search": {"top_k": 3}}, "search: holds no range such as {low: 1.0e-5, high: 1.0e-3, log: true}"),
         ({"search": {"top_k": {"low": 3}}}, 'search: top_k: {"low": 3} is neither'),
-        ({"search": {"top_k": {"low": 3, "high": 1}}}, 'search: top_k: {"low": 3, "high": 1} is neither'),
         ({"objectives": {"utilty": "maximize"}}, "objectives: 'utilty' is no number of a study. Did you mean"),
     ],
 )  # fmt: skip
@@ -195,8 +201,8 @@ def test_what_does_not_go_together(tmp_path, changes, line):
 
 
 def test_names_of_a_grid(tmp_path):
-    settings = SMALL | {"variants": {"plain": {"max_steps": 1}}, "grid": {"top_k": [5, 20], "also": [["a"], ["b"]]}}
-    settings["grid"] = {"top_k": [5, 20], "reward_columns": [["a"], ["b"]], "selection": ["best"]}
+    grid = {"top_k": [5, 20], "reward_columns": [["a"], ["b"]], "selection": ["best"]}
+    settings = SMALL | {"variants": {"plain": {"max_steps": 1}}, "grid": grid}
     runs = grid_runs(parse_study([write_study(tmp_path, **settings)]))
     names = [f"plain top_k={k} reward_columns=no.{i} selection=best" for k in (5, 20) for i in (1, 2)]
     assert [run.name for run in runs] == names
@@ -207,28 +213,26 @@ def test_names_of_a_grid(tmp_path):
 def test_ranges_are_found_and_replaced_anywhere():
     kwargs = {"a.b": {"min_words": {"low": 1, "high": 5}, "log": True}}
     value = {"weights": [1.0, {"choices": [0, 2]}], "kwargs": kwargs, "plain": 3}
-    found = dict(ranges(value))
-    assert found == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
-    assert replace_ranges(value, {"weights.1": "2", "kwargs.a.b.min_words": 4}) == {
-        "weights": [1.0, 2],
-        "kwargs": {"a.b": {"min_words": 4, "log": True}},
-        "plain": 3,
-    }
+    assert dict(ranges(value)) == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
+    replaced = {"weights": [1.0, 2], "kwargs": {"a.b": {"min_words": 4, "log": True}}, "plain": 3}
+    assert replace_ranges(value, {"weights.1": "2", "kwargs.a.b.min_words": 4}) == replaced
 
 
-@given(
-    st.one_of(
-        st.tuples(st.just(bool), st.booleans()),
-        st.tuples(st.just(float), st.floats(allow_nan=False, allow_infinity=False)),
-        st.tuples(st.just(str), st.text(max_size=9)),
-        st.tuples(st.just(int | None), st.none() | st.integers(-(2**31), 2**31)),
-        st.tuples(st.just(list[str]), st.lists(st.text(max_size=5), max_size=4)),
-        st.tuples(
-            st.just(dict[str, dict[str, Any]]),
-            st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(max_size=3), st.integers() | st.text())),
-        ),
-    )
-)
+words = st.text(max_size=5)
+VALUES = {
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(max_size=9),
+    int | None: st.none() | st.integers(-(2**31), 2**31),
+    list[str]: st.lists(words, max_size=4),
+    dict[str, dict[str, Any]]: st.dictionaries(
+        words, st.dictionaries(words, st.integers() | words, max_size=3), max_size=3
+    ),
+}
+
+
+@settings(max_examples=60)
+@given(st.one_of([st.tuples(st.just(hint), values) for hint, values in VALUES.items()]))
 def test_overrides_are_read_back_as_they_were(case):
     hint, value = case
     option, word = option_words({"key": value})
@@ -250,42 +254,52 @@ def test_mistakes_of_any_run_are_found_first(root):
     assert not (root / "out").exists()  # nothing was launched
 
 
-# the trials
-
-
-def test_a_study_from_start_to_end(root, capsys):
-    assert start(root, **SETTINGS) == 0
-    assert sorted(calls(root)) == sorted(
-        ["setup out/untrained"]
-        + [f"finetune out/seed{seed}/{name}" for seed in (3, 4) for name in ("finetuned", "retain_only")]
-        + [
-            f"{kind} out/seed{seed}/{name}"
-            for seed in (3, 4)
-            for name in ("plain", "hot")
-            for kind in ("train", "run")
-        ]
-        + [f"control out/seed{seed}/hot_control_{kind}" for seed in (3, 4) for kind in ("refusals", "retain_only")]
-    )
-    told = capsys.readouterr().out
+def test_a_study_from_start_to_end(root, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with monkeypatch.context() as with_figures:
+        with_figures.setattr("eval.study.report.svg", svg)
+        assert start(root, **SETTINGS) == 0
+    made = ["setup out/untrained"]
+    for seed in (3, 4):
+        made += [f"finetune out/seed{seed}/{name}" for name in ("finetuned", "retain_only")]
+        made += [f"{kind} out/seed{seed}/{name}" for name in ("plain", "hot") for kind in ("train", "run")]
+        made += [f"control out/seed{seed}/hot_control_{kind}" for kind in ("refusals", "retain_only")]
+    assert sorted(calls(root)) == sorted(made)
+    told, out = capsys.readouterr().out, root / "out"
     assert "done   seed4/hot in" in told and ", 4 of 4" in told and "min left" in told and SECRET not in told
-    assert told.endswith("Private files left: none.\n")
-    assert not list((root / "out").rglob("private")) and not list((root / "out").rglob("*.sqlite*"))
-    assert {path.stat().st_mode & 0o777 for path in (root / "out").rglob("*.log") if path.name != "journal.log"} == {
-        0o600
-    }
-    first = (root / "out" / "study.csv").read_text()
+    assert "control: refusals" in told and told.endswith("Private files left: none.\n")
+    assert not list(out.rglob("private")) and not list(out.rglob("*.sqlite*"))
+    logs = [path for path in out.rglob("*.log") if path.name != "journal.log"]
+    assert {path.stat().st_mode & 0o777 for path in logs} == {0o600}
+
+    with (out / "study.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    models = ["plain", "hot", "control: refusals", "control: retain_only", "retain-only model", "before"]
+    assert [(row["model"], row["seed"]) for row in rows] == [(model, seed) for model in models for seed in "34"]
+    results = json.loads((out / "seed4" / "hot" / "results.json").read_text())
+    assert float(rows[3]["unlearn_quality"]) == results["after"]["unlearn_quality"]
+    assert float(rows[5]["unlearn_quality"]) == results["control_refusals"]["unlearn_quality"]
+    assert float(rows[5]["utility_change"]) == results["control_refusals"]["utility"] - results["before"]["utility"]
+    assert (rows[5]["train_seconds"], rows[5]["num_samples"], rows[5]["fluent"]) == ("12.5", "7", "0.75")
+
+    text, page = (out / "study.md").read_text(), (out / "study.html").read_text()
+    qualities = [float(row["unlearn_quality"]) for row in rows[2:4]]
+    quality = f"{mean(qualities):.1f} ±{stdev(qualities):.1f}"
+    assert f"| hot | {quality} |" in text and f'<td style="text-align:right">{quality}</td>' in page
+    assert "Is &lt;it&gt; so?" in page and "<it>" not in page
+    assert "- temperature: 2.0" in text and str(root) not in page
+    # one file: nothing is fetched, nothing runs
+    assert page.count("<svg") == 1 and not re.search(r"<(script|link|img|iframe)|url\(http|@import", page)
+    ElementTree.parse(out / "pareto.svg")
+    for path in [*out.glob("study.*"), out / "pareto.svg", out / "journal.log"]:
+        assert SECRET not in path.read_text(), path
+
+    first = (out / "study.csv").read_text()
     assert start(root, **SETTINGS) == 0 and calls(root) == []  # nothing done is done twice
-    assert (root / "out" / "study.csv").read_text() == first
+    assert (out / "study.csv").read_text() == first
 
 
-def test_the_models_before_are_asked_once_a_seed(root):
-    """An audit starts with what the seed's first one has cached."""
-    check = 'if "out/seed0/hot" in str(run) and kind == "run": assert (run / "private/cache/rows.sqlite").exists()\n'
-    (root / "eval/run.py").write_text(FAKE.replace("if kind != ", check + "if kind != ", 1))
-    assert start(root, **SMALL) == 0
-
-
-def test_a_failed_study_goes_on(root, capfd, monkeypatch):
+def test_a_failed_study_goes_on_and_grows(root, capfd, monkeypatch):
     monkeypatch.setenv("FAKE_FAIL", "train out/seed0/hot")
     assert start(root, **SMALL) == 1
     told = capfd.readouterr()
@@ -296,32 +310,26 @@ def test_a_failed_study_goes_on(root, capfd, monkeypatch):
     assert calls(root) == ["train out/seed0/plain", "run out/seed0/plain", "train out/seed0/hot"]
     monkeypatch.delenv("FAKE_FAIL")
     # what is not made yet may change, also what failed
-    assert start(root, **SMALL | {"variants": SMALL["variants"] | {"hot": {"temperature": 3.0}}}) == 0
+    variants = SMALL["variants"] | {"hot": {"temperature": 3.0}}
+    assert start(root, **SMALL | {"variants": variants}) == 0
     assert sorted(calls(root)) == [f"{kind} out/seed0/{name}" for kind in ("run", "train") for name in ("cold", "hot")]
+    # what is done may grow, but what is made does not change
+    variants["warm"] = {"temperature": 1.5}
+    assert start(root, **SMALL | {"variants": variants}) == 0
+    assert calls(root) == ["train out/seed0/warm", "run out/seed0/warm"]
+    path = write_study(root, **SMALL | {"variants": variants | {"hot": {"temperature": 2.0}}})
+    [line] = errors_of(study_script.main, [path], root)
+    assert "seed0/hot: it was made with other settings (temperature was 3.0, is 2.0)" in line
 
 
-def test_a_study_grows_but_what_is_made_does_not_change(root):
-    assert start(root, **SMALL | {"variants": {"plain": {}}}) == 0
-    calls(root)
-    assert start(root, **SMALL) == 0
-    assert "train out/seed0/plain" not in calls(root)
-    changed = SMALL | {"variants": SMALL["variants"] | {"hot": {"temperature": 3.0}}}
-    [line] = errors_of(study_script.main, [write_study(root, **changed)], root)
-    assert "seed0/hot: it was made with other settings (temperature was 2.0, is 3.0)" in line
-
-
-def test_a_folder_of_somebody_else_is_left_alone(root):
+def test_what_is_not_begun(root, monkeypatch):
     (root / "out").mkdir()
     (root / "out" / "thesis.tex").write_text("x")
     [line] = errors_of(study_script.main, [write_study(root, **SMALL)], root)
     assert "holds files, but no study" in line and os.listdir(root / "out") == ["thesis.tex"]
-
-
-def test_a_study_is_no_distributed_program(root, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert errors_of(study_script.main, [write_study(root, **SMALL)], root) == [
-        "a study launches its runs itself: start it with python, not accelerate launch"
-    ]
+    [line] = errors_of(study_script.main, [write_study(root, **SMALL)], root)
+    assert "start it with python, not accelerate launch" in line
 
 
 def test_workers_of_several_processes_share_the_trials(root, monkeypatch):
@@ -329,12 +337,9 @@ def test_workers_of_several_processes_share_the_trials(root, monkeypatch):
     monkeypatch.setenv("FAKE_HANG", "train out/seed0/plain")
     settings = SETTINGS | {"seeds": [0]}
     first = start_process(root, **settings)
-    wait_for(root / "hangs")
+    hanging(root)
     second = start_process(root, **settings)
-    until = time.monotonic() + 60
-    while "run out/seed0/hot" not in (root / "calls.log").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: "run out/seed0/hot" in (root / "calls.log").read_text())
     (root / "go").touch()
     assert exit_code(first) == exit_code(second) == 0
     assert len(calls(root)) == len(set((root / "out" / "study.csv").read_text().splitlines())) - 1 + 3
@@ -342,13 +347,11 @@ def test_workers_of_several_processes_share_the_trials(root, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_is_gone_has_its_trial_done_again(root, monkeypatch, number):
-    uninterrupted = root / "other"
     monkeypatch.setenv("FAKE_HANG", "train out/seed0/hot")
     worker = start_process(root, **SMALL)
-    wait_for(root / "hangs")
+    command = hanging(root)
     os.kill(worker.pid, number)
     assert exit_code(worker) == (1 if number == signal.SIGTERM else -number)
-    command = int((root / "hangs").read_text())
     if number == signal.SIGKILL:  # its command lives on, and holds the trial; here it ends without a result
         os.kill(command, 0)
         os.kill(command, signal.SIGKILL)
@@ -357,55 +360,50 @@ def test_a_worker_that_is_gone_has_its_trial_done_again(root, monkeypatch, numbe
     made = calls(root)
     assert made.count("train out/seed0/hot") == 2 and made.count("train out/seed0/plain") == 1
     table = (root / "out" / "study.csv").read_text()
-    (root / "out").rename(uninterrupted)
+    (root / "out").rename(root / "other")
     assert start(root, **SMALL) == 0 and (root / "out" / "study.csv").read_text() == table
 
 
 def test_a_trial_whose_command_lives_on_is_not_begun_again(root, monkeypatch):
     monkeypatch.setenv("FAKE_HANG", "train out/seed0/plain")
     worker = start_process(root, **SMALL)
-    wait_for(root / "hangs")
+    command = hanging(root)
     worker.kill()
     worker.join()
     path = write_study(root, **SMALL)
     study = parse_study([path])
     trials = study_trials.Trials(study, check_study(study, path, root), root / "out", root)
-    trials.enqueue()
-    assert [trial.state.name for trial in trials.get()] == ["RUNNING", "WAITING", "WAITING"]
-    os.kill(int((root / "hangs").read_text()), signal.SIGKILL)
-    until = time.monotonic() + 60
-    while [trial.state.name for trial in trials.get()] != ["FAIL", "WAITING", "WAITING", "WAITING"]:
+
+    def states() -> list[str]:
         trials.enqueue()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+        return [trial.state.name for trial in trials.get()]
+
+    assert states() == ["RUNNING", "WAITING", "WAITING"]
+    os.kill(command, signal.SIGKILL)
+    wait_until(lambda: states() == ["FAIL", "WAITING", "WAITING", "WAITING"])
 
 
 def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
-    settings = SMALL | {"variants": {"own": {}}, "search": SEARCH, "search_trials": 6}
+    settings = SMALL | {"variants": {"own": {}}, "search": SEARCH, "search_trials": 4}
     tables = []
-    for _ in range(2):
+    for number in (1, 2):
         assert start(root, **settings) == 0
         table = (root / "out" / "study.md").read_text().partition("## The search")[2].partition("\n\n")[2]
-        rows = [
-            [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")
-        ]
-        tables.append(rows)
-        (root / "out").rename(root / f"out_{len(tables)}")
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        tables.append([[cell.strip() for cell in line.split("|")[1:-1]] for line in lines])
+        (root / "out").rename(root / f"out_{number}")
     assert tables[0] == tables[1]
     head, _, *rows = tables[0]
     assert head[:5] == ["trial", "on the front", "learning_rate", "num_generations", "reward_weights.2"]
-    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6", "own"]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "own"]
     for row in rows[:-1]:
         assert 1e-5 <= float(row[2]) <= 1e-3 and row[3] in list("23456789") and 0.5 <= float(row[4]) <= 2
-    assert len({row[2] for row in rows}) == 7
+    assert len({row[2] for row in rows}) == 5
     points = {row[0]: (float(row[6]), float(row[7]), -float(row[8])) for row in rows[:-1]}
     assert {row[0] for row in rows if row[1] == "yes"} == {name for name, by in dominators(points).items() if not by}
-    assert calls(root).count("train out/seed0/search_6") == 2
+    assert calls(root).count("train out/seed0/search_4") == 2
     changed = settings | {"output_dir": "out_1", "search": {"top_k": {"low": 1, "high": 5}}}
     assert any("search was" in line for line in errors_of(study_script.main, [write_study(root, **changed)], root))
-
-
-# the numbers
 
 
 @given(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6))
@@ -419,54 +417,35 @@ def test_dominators_by_brute_force(points):
 @given(st.lists(st.one_of(st.none(), st.floats(-1e3, 1e3)), max_size=6))
 def test_aggregate(values):
     numbers = [value for value in values if value is not None]
-    found = aggregate(values)
-    if not numbers:
-        assert found is None
-    else:
-        assert found[0] == pytest.approx(mean(numbers))
-        assert found[1] == (pytest.approx(stdev(numbers), abs=1e-6) if len(numbers) > 1 else None)
+    deviation = pytest.approx(stdev(numbers), abs=1e-6) if len(numbers) > 1 else None
+    assert aggregate(values) == ((pytest.approx(mean(numbers)), deviation) if numbers else None)
 
 
 def test_numbers_of_a_column_of_a_real_audit():
     before, after = column("before"), column("after")
     after["answer_kinds"]["forget"] |= {"distinct": 0.75}
     after["utility"] = 80.5
-    attacks = after["attacks"]
-    sampling = max(run["worst_case"]["mean"] for run in attacks["sampling"].values())
-    greedy = max(run["greedy"]["mean"] for run in attacks["prefilling"].values() if "greedy" in run)
-    prefilling = max(run["worst_case"]["mean"] for run in attacks["prefilling"].values() if "worst_case" in run)
+    sampling, prefilling = after["attacks"]["sampling"], after["attacks"]["prefilling"]
+    greedy = max(run["greedy"]["mean"] for run in prefilling.values() if "greedy" in run)
+    sampled = max(run["worst_case"]["mean"] for run in prefilling.values() if "worst_case" in run)
+    expected = {"unlearn_quality": 90, "utility": 80.5, "utility_change": -8.3, "distinct": 0.75}
+    expected |= {"leak": 1 / 6, "refusal": 2 / 6, "gibberish": 0, "copy": 1 / 6, "hallucination": 2 / 6}
+    expected |= {"fluent": 4 / 6, "sampling": max(run["worst_case"]["mean"] for run in sampling.values())}
+    expected |= {"prefilling": max(greedy, sampled), "prefilling_greedy": greedy}
+    expected |= {"extraction_strength": after["memorization"]["extraction_strength"]["mean"]}
     numbers = column_numbers(after, before)
-    expected = {
-        "unlearn_quality": 90,
-        "utility": 80.5,
-        "utility_change": -8.3,
-        "leak": 1 / 6,
-        "refusal": 2 / 6,
-        "gibberish": 0,
-        "copy": 1 / 6,
-        "hallucination": 2 / 6,
-        "fluent": 4 / 6,
-        "distinct": 0.75,
-        "sampling": sampling,
-        "prefilling": max(greedy, prefilling),
-        "prefilling_greedy": greedy,
-        "extraction_strength": after["memorization"]["extraction_strength"]["mean"],
-    }
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
-    assert numbers["worst_leakage"] == max(
-        numbers[name] or 0 for name in ("sampling", "prefilling", "relearning", "quantization")
-    )
+    attacks = ("sampling", "prefilling", "relearning", "quantization")
+    assert numbers["worst_leakage"] == max(numbers[name] or 0 for name in attacks)
 
 
 def test_what_an_audit_does_not_have_is_none():
     absent = {"not_available": "why"}
-    attacks = {"sampling": absent, "prefilling": {"a": absent}}
     audited = {"unlearn_quality": None, "utility": 90.0, "answer_kinds": {}, "sets": {}, "memorization": absent}
-    numbers = column_numbers(audited | {"attacks": attacks}, {"utility": 95.0})
-    assert {name: value for name, value in numbers.items() if value is not None} == {
-        "utility": 90.0,
-        "utility_change": -5.0,
-    }
+    audited["attacks"] = {"sampling": absent, "prefilling": {"a": absent}}
+    numbers = column_numbers(audited, {"utility": 95.0})
+    known = {name: value for name, value in numbers.items() if value is not None}
+    assert known == {"utility": 90.0, "utility_change": -5.0}
 
 
 def test_summaries_are_over_seeds():
@@ -474,38 +453,8 @@ def test_summaries_are_over_seeds():
     assert summarize(rows) == {"a": {"x": (pytest.approx(0.3), pytest.approx(stdev([0.2, 0.4]))), "y": None}}
 
 
-# the report
-
-
-def test_the_report(root, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    assert start(root, **SETTINGS) == 0
-    out = root / "out"
-    assert "control: refusals" in capsys.readouterr().out
-    with (out / "study.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    models = ["plain", "hot", "control: refusals", "control: retain_only", "retain-only model", "before"]
-    assert [(row["model"], row["seed"]) for row in rows] == [(model, seed) for model in models for seed in "34"]
-    results = json.loads((out / "seed4" / "hot" / "results.json").read_text())
-    assert float(rows[3]["unlearn_quality"]) == results["after"]["unlearn_quality"]
-    assert float(rows[5]["unlearn_quality"]) == results["control_refusals"]["unlearn_quality"]
-    assert float(rows[5]["utility_change"]) == results["control_refusals"]["utility"] - results["before"]["utility"]
-    assert (rows[5]["train_seconds"], rows[5]["num_samples"], rows[5]["fluent"]) == ("12.5", "7", "0.75")
-
-    text, page = (out / "study.md").read_text(), (out / "study.html").read_text()
-    qualities = [float(row["unlearn_quality"]) for row in rows[2:4]]
-    assert f"| hot | {mean(qualities):.1f} ±{stdev(qualities):.1f} |" in text
-    assert f'<td style="text-align:right">{mean(qualities):.1f} ±{stdev(qualities):.1f}</td>' in page
-    assert "Is &lt;it&gt; so?" in page and "<it>" not in page
-    assert "- temperature: 2.0" in text and str(root) not in page
-    # one file: nothing is fetched, nothing runs
-    assert page.count("<svg") == 1 and not re.search(r"<(script|link|img|iframe)|url\(http|@import", page)
-    ElementTree.parse(out / "pareto.svg")
-    for path in [*out.glob("study.*"), out / "pareto.svg", out / "journal.log"]:
-        assert SECRET not in path.read_text(), path
-
-
-def test_a_report_of_one_run_and_no_numbers(root):
+def test_a_report_of_one_run_and_no_numbers(root, monkeypatch):
+    monkeypatch.setattr("eval.study.report.svg", svg)
     script = FAKE.replace('"unlearn_quality": 20 + 80 * value', '"unlearn_quality": None')
     (root / "eval" / "run.py").write_text(script)
     settings = SMALL | {"variants": {"plain": {}}, "objectives": {"utility": "maximize"}}

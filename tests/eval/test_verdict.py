@@ -14,24 +14,27 @@ ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "qu
 FORGOTTEN = "forgotten, as far as these attacks tell"
 
 
-def rows_of(value: float) -> dict[int, float]:
-    """Nine questions that are alike."""
-    return dict.fromkeys(range(9), value)
+def rows_of(value) -> dict[int, float]:
+    """Nine questions that are alike, if there is one number for all."""
+    return value if isinstance(value, dict) else dict.fromkeys(range(9), value)
+
+
+def mean(value) -> float:
+    return fmean(value.values()) if isinstance(value, dict) else value
 
 
 def column(greedy=None, ratio=None, auc=None, **attacks) -> dict:
     """
-    A column of an audit; what is not given is not available.
+    A column of an audit; what is not given is not available. Recalls are numbers by row, or one for all nine rows.
 
     `ratio` is (median, reference's median, p), `auc` is (AUC, reference's), the attacks are as in results.json.
     """
-    quality = NOT
-    if ratio is not None:
-        quality = {"median": ratio[0], "reference_median": ratio[1], "p_value": ratio[2], "statistic": 0.5}
+    forget = {"rougeL_recall": mean(greedy), "recall_by_row": rows_of(greedy)}
+    quality = dict(zip(("median", "reference_median", "p_value"), ratio or (), strict=False))
     return {
-        "sets": {} if greedy is None else {"forget": {"rougeL_recall": greedy, "recall_by_row": rows_of(greedy)}},
+        "sets": {} if greedy is None else {"forget": forget},
         "attacks": {name: attacks.get(name, NOT) for name in ATTACKS},
-        "tofu": {"sets": {}, "forget_quality": quality},
+        "tofu": {"sets": {}, "forget_quality": quality or NOT},
         "membership": NOT if auc is None else {"min_k_plus_plus": {"auc": auc[0], "reference_auc": auc[1]}},
     }
 
@@ -39,44 +42,36 @@ def column(greedy=None, ratio=None, auc=None, **attacks) -> dict:
 def sampled(*worst) -> dict:
     """A sampling attack with these worst cases, one for each setting."""
     return {
-        f"setting {i}": {"worst_case": {"mean": value}, "mean": {"mean": 0.0}, "worst_by_row": rows_of(value)}
+        f"setting {i}": {"worst_case": {"mean": mean(value)}, "mean": {"mean": 0.0}, "worst_by_row": rows_of(value)}
         for i, value in enumerate(worst)
     }
 
 
 def prefilled(greedy, worst) -> dict:
     by_row = {"greedy_by_row": rows_of(greedy), "worst_by_row": rows_of(worst)}
-    return {"It is": {"greedy": {"mean": greedy}, "worst_case": {"mean": worst}, **by_row}}
+    return {"It is": {"greedy": {"mean": mean(greedy)}, "worst_case": {"mean": mean(worst)}, **by_row}}
 
 
-def relearned(*recall) -> dict:
-    run = {"steps": list(range(len(recall))), "recall": list(recall), "recall_by_row": [rows_of(r) for r in recall]}
-    return {"half of the forget rows": run}
+def relearned(*recall, what="half of the forget rows") -> dict:
+    return {what: {"recall": [mean(r) for r in recall], "recall_by_row": [rows_of(r) for r in recall]}}
 
 
 def quantized(recall8, recall4) -> dict:
     recalls = {"8 bit": recall8, "4 bit": recall4}
-    return {bits: {"recall": recall, "recall_by_row": rows_of(recall)} for bits, recall in recalls.items()}
+    return {bits: {"recall": mean(recall), "recall_by_row": rows_of(recall)} for bits, recall in recalls.items()}
 
 
 def attacked(greedy=0.1, **changed) -> dict:
     """A column under all attacks that can leak, none of which brings out more than a tenth."""
-    harmless = {
-        "sampling": sampled(0.1, 0.1),
-        "prefilling": prefilled(0.1, 0.1),
-        "relearning": relearned(0.1, 0.1),
-        "quantization": quantized(0.1, 0.1),
-    }
+    harmless = {"sampling": sampled(0.1, 0.1), "prefilling": prefilled(0.1, 0.1)}
+    harmless |= {"relearning": relearned(0.1, 0.1), "quantization": quantized(0.1, 0.1)}
     return column(greedy, **harmless | changed)
 
 
 ALL = {
     "sampling": sampled(0.3, 0.4),
     "prefilling": {**prefilled(0.2, 0.5), "the answer's first word": NOT},
-    "relearning": {
-        **relearned(0.1, 0.7, 0.6),
-        "retain rows": {"recall": [0.1, 0.15], "recall_by_row": [rows_of(0.1), rows_of(0.15)]},
-    },
+    "relearning": relearned(0.1, 0.7, 0.6) | relearned(0.1, 0.15, what="retain rows"),
     "quantization": quantized(0.12, 0.35),
     "options": {"least": 0.9, "most": 0.9},  # shares of rows, and no text
     "token_shift": {"forget_tokens": {"mean": -0.9}},
@@ -103,57 +98,38 @@ def test_leakage_by_measure_and_by_attack():
     highest = {"greedy": 0.25, "sampling": 0.4, "prefilling": 0.5, "relearning": 0.7, "quantization": 0.35}
     assert leakage_by_attack(values) == highest
     assert leakage_by_measure(column()) == {}
-    assert leakage_by_attack(column(0.0, prefilling={"the answer's first 9 words": NOT})) == {"greedy": 0.0}
-
-
-# what the model before knew
 
 
 def test_known_is_what_was_told_plainly_or_in_a_sample():
     greedy = {4: 0.5, 5: 0.49, 7: 0.0, 8: 1.0}
-    values = {"sets": {"forget": {"recall_by_row": greedy}}, "attacks": {"sampling": NOT}}
-    assert known_rows(values) == [4, 8] and known_rows(column()) == []
+    assert known_rows(column(greedy)) == [4, 8] and known_rows(column()) == []
     # one word of two comes by chance when a question is asked a hundred times
-    values["attacks"]["sampling"] = {
-        "a": {"worst_by_row": {4: 0.1, 5: 0.8, 7: 0.5, 8: 0.1}},
-        "b": {"worst_by_row": {4: 0.1, 5: 0.6, 7: 1.0, 8: 0.1}},
-    }
-    assert known_rows(values) == [4, 7, 8]
+    samples = sampled({4: 0.1, 5: 0.8, 7: 0.5, 8: 0.1}, {4: 0.1, 5: 0.6, 7: 1.0, 8: 0.1})
+    assert known_rows(column(greedy, sampling=samples)) == [4, 7, 8]
 
 
-@pytest.mark.parametrize("retain_only", [None, attacked(0.1)])
-def test_what_the_model_before_did_not_know_is_nothing_to_forget(retain_only):
+def test_what_the_model_before_did_not_know_is_nothing_to_forget():
     unknown = column(0.3, sampling=sampled(0.7, 0.7))
-    values = verdict(unknown, unknown, retain_only)
-    assert values["forgetting"] == NOTHING_KNOWN and values["calibration"] == "unknown"
-    assert values["forgetting_reasons"] == ["the model before did not know any of the 9 questions to forget"]
+    for retain_only in (None, attacked(0.1)):
+        values = verdict(unknown, unknown, retain_only)
+        assert values["forgetting"] == NOTHING_KNOWN and values["calibration"] == "unknown"
+        assert values["forgetting_reasons"] == ["the model before did not know any of the 9 questions to forget"]
 
 
 def half_known(known: float, unknown: float) -> dict:
     """A column whose first four rows have one recall in every way that was tried, the other five another."""
     by_row = {row: known if row < 4 else unknown for row in range(9)}
-    mean = fmean(by_row.values())
     last = {row: unknown for row in (7, 8)}
-    worst = {"worst_case": {"mean": mean}, "worst_by_row": by_row}
-    values = column(
-        mean,
-        sampling={"temperature 1": worst},
-        prefilling={"It is": {**worst, "greedy": {"mean": mean}, "greedy_by_row": by_row}},
-        # scored on the last rows, or on all
-        relearning={
-            "half of the forget rows": {"recall": [unknown] * 2, "recall_by_row": [last] * 2},
-            "retain rows": {"recall": [mean] * 2, "recall_by_row": [by_row] * 2},
-        },
-        quantization={"4 bit": {"recall": mean, "recall_by_row": by_row}},
-    )
-    values["sets"]["forget"]["recall_by_row"] = by_row
-    return values
+    tries = {"sampling": sampled(by_row), "prefilling": prefilled(by_row, by_row)}
+    tries["quantization"] = quantized(by_row, by_row)
+    # scored on the last rows, or on all
+    tries["relearning"] = relearned(last, last) | relearned(by_row, by_row, what="retain rows")
+    return column(by_row, **tries)
 
 
 @pytest.mark.parametrize(
     ("known", "unknown", "expected"),
     [
-        (0.1, 0.1, FORGOTTEN),
         (0.1, 0.9, FORGOTTEN),  # what it did not know is no matter
         (0.3, 0.0, "partly hidden"),
         (0.8, 0.0, "not forgotten"),  # the mean over all questions is 0.36
@@ -179,21 +155,12 @@ def test_only_what_the_model_before_knew_is_judged(known, unknown, expected):
 def test_a_run_that_changed_nothing_has_forgotten_nothing(recalls):
     """Whatever the model before said: its column is that of the model after."""
     greedy, first, second = (dict(enumerate(values)) for values in zip(*recalls, strict=True))
-    values = column(fmean(greedy.values()))
-    values["sets"]["forget"]["recall_by_row"] = greedy
-    values["attacks"]["sampling"] = {
-        name: {"worst_case": {"mean": fmean(run.values())}, "worst_by_row": run}
-        for name, run in {"temperature 1": first, "as in training": second}.items()
-    }
-    found, _ = leakage_verdict(values, values, None)
-    assert found == ("not forgotten" if known_rows(values) else NOTHING_KNOWN)
+    samples = sampled(first, second)
     # nor under attacks that leave it as it is
-    quantized_too = {"4 bit": {"recall_by_row": greedy, "recall": 0.0}}
-    attacks = values["attacks"] | {"quantization": quantized_too}
-    assert leakage_verdict(values | {"attacks": attacks}, values, None)[0] == found
-
-
-# does it leak
+    for further in ({}, {"quantization": quantized(greedy, greedy)}):
+        values = column(greedy, sampling=samples, **further)
+        found, _ = leakage_verdict(values, values, None)
+        assert found == ("not forgotten" if known_rows(values) else NOTHING_KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +168,6 @@ def test_a_run_that_changed_nothing_has_forgotten_nothing(recalls):
     [
         (attacked(0.1), FORGOTTEN),
         (attacked(0.5), "not forgotten"),
-        (attacked(0.9, sampling=sampled(1.0, 1.0)), "not forgotten"),
         (attacked(0.1, sampling=sampled(0.1, 0.5)), "hidden, not forgotten"),
         (attacked(0.1, prefilling=prefilled(0.6, 0.1)), "hidden, not forgotten"),
         (attacked(0.1, prefilling=prefilled(0.1, 0.6)), "hidden, not forgotten"),
@@ -221,17 +187,13 @@ def test_leakage_without_a_retain_only_model(values, expected):
 
 
 def test_reasons_name_what_leaks_the_worst_first():
-    _, reasons = leakage_verdict(column(0.25, **ALL), BEFORE, None)
-    assert reasons[0] == "asked plainly: 0.25 of the truth comes out"
-    assert [reason.partition(":")[0] for reason in reasons[1:]] == [
-        "relearned, half of the forget rows",
-        "prefilled, It is, sampled",
-        "sampling, setting 1",
-        "in 4 bit",
-        "sampling, setting 0",
-    ]
+    plain, *others = leakage_verdict(column(0.25, **ALL), BEFORE, None)[1]
+    assert plain == "asked plainly: 0.25 of the truth comes out"
+    worst = ["relearned, half of the forget rows", "prefilled, It is, sampled"]
+    worst += ["sampling, setting 1", "in 4 bit", "sampling, setting 0"]
+    assert [reason.partition(":")[0] for reason in others] == worst
     assert leakage_verdict(column(0.1), BEFORE, None)[1][-1] == "no attack that asks again was run"
-    [plain, nothing] = leakage_verdict(attacked(0.1), BEFORE, None)[1]
+    plain, nothing = leakage_verdict(attacked(0.1), BEFORE, None)[1]
     assert "0.10" in plain and nothing == "no attack brings out more than 0.2"
 
 
@@ -259,49 +221,43 @@ RETAIN_ONLY = attacked(0.4, sampling=sampled(0.6, 0.6))
 
 
 def like_retain_only(ratio=(0.6, 0.6, 0.8), auc=(0.52, 0.5), **changed) -> dict:
-    values = attacked(**{"greedy": 0.4, "sampling": sampled(0.6, 0.6)} | changed)
-    numbers = column(ratio=ratio, auc=auc)
-    return values | {"tofu": numbers["tofu"], "membership": numbers["membership"]}
+    return attacked(**{"greedy": 0.4, "sampling": sampled(0.6, 0.6), "ratio": ratio, "auc": auc} | changed)
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected", "reasons"),
+    ("changed", "expected", "reason"),
     [
-        ({}, "well unlearned", ["no difference from the retain-only model counts"]),
+        ({}, "well unlearned", "no difference from the retain-only model counts"),
         ({"ratio": (0.2, 0.6, 0.06), "auc": (0.6, 0.5)}, "well unlearned", None),  # neither is enough
         ({"ratio": None, "auc": None}, "well unlearned", None),
         # a memorised answer is likelier than the wrong ones: a low truth ratio
-        ({"ratio": (0.2, 0.6, 1e-9)}, "under-unlearned", ["the truth ratio is 0.20 against 0.60 (p = 1.0e-09)"]),
-        ({"ratio": (0.9, 0.6, 1e-9)}, "over-unlearned", ["the truth ratio is 0.90 against 0.60 (p = 1.0e-09)"]),
-        ({"auc": (0.95, 0.5)}, "under-unlearned", ["membership by min-k++ has AUC 0.95 against 0.50"]),
-        ({"auc": (0.1, 0.5)}, "over-unlearned", ["membership by min-k++ has AUC 0.10 against 0.50"]),
-        ({"greedy": 0.6}, "under-unlearned", ["more comes out asked plainly (0.60 against 0.40)"]),
-        ({"quantization": quantized(0.1, 0.9)}, "under-unlearned", ["more comes out in 4 bit (0.90 against 0.10)"]),
+        ({"ratio": (0.2, 0.6, 1e-9)}, "under-unlearned", "the truth ratio is 0.20 against 0.60 (p = 1.0e-09)"),
+        ({"ratio": (0.9, 0.6, 1e-9)}, "over-unlearned", "the truth ratio is 0.90 against 0.60 (p = 1.0e-09)"),
+        ({"auc": (0.95, 0.5)}, "under-unlearned", "membership by min-k++ has AUC 0.95 against 0.50"),
+        ({"auc": (0.1, 0.5)}, "over-unlearned", "membership by min-k++ has AUC 0.10 against 0.50"),
+        ({"greedy": 0.6}, "under-unlearned", "more comes out asked plainly (0.60 against 0.40)"),
+        ({"quantization": quantized(0.1, 0.9)}, "under-unlearned", "more comes out in 4 bit (0.90 against 0.10)"),
         ({"greedy": 0.45, "sampling": sampled(0.69, 0.5)}, "well unlearned", None),
         # says nothing at all, ever: that is no over-unlearning
         ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "relearning": relearned(0.0, 0.0)}, "well unlearned", None),
         ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "auc": (0.1, 0.5)}, "over-unlearned", None),
+        # signs that contradict each other are both told
+        ({"auc": (0.1, 0.5), "greedy": 0.9}, "mixed", None),
+        ({"ratio": (0.9, 0.6, 0.01), "auc": (1, 0.5)}, "mixed", None),
     ],
 )
-def test_calibration(changed, expected, reasons):
+def test_calibration(changed, expected, reason):
     found, why = calibration_verdict(like_retain_only(**changed), BEFORE, RETAIN_ONLY)
-    assert found == expected and why
-    assert reasons is None or why == reasons
+    assert found.partition(":")[0] == expected and len(why) == (2 if expected == "mixed" else 1)
+    assert reason is None or why == [reason]
     assert calibration_verdict(like_retain_only(**changed), BEFORE, None)[0] == "unknown"
 
 
-@pytest.mark.parametrize("changed", [{"auc": (0.1, 0.5), "greedy": 0.9}, {"ratio": (0.9, 0.6, 0.01), "auc": (1, 0.5)}])
-def test_signs_that_contradict_each_other_are_both_told(changed):
-    found, reasons = calibration_verdict(like_retain_only(**changed), BEFORE, RETAIN_ONLY)
-    assert found.startswith("mixed") and len(reasons) == 2
-
-
 def test_both_verdicts_of_one_column():
-    assert verdict(like_retain_only(auc=(0.95, 0.5)), BEFORE, RETAIN_ONLY) == {
-        "forgetting": FORGOTTEN,
-        "forgetting_reasons": leakage_verdict(like_retain_only(), BEFORE, RETAIN_ONLY)[1],
-        "calibration": "under-unlearned",
-        "calibration_reasons": ["membership by min-k++ has AUC 0.95 against 0.50"],
-        "leakage": {"greedy": 0.4, "sampling": 0.6, "prefilling": 0.1, "relearning": 0.1, "quantization": 0.1},
-    }
+    values = like_retain_only(auc=(0.95, 0.5))
+    found = verdict(values, BEFORE, RETAIN_ONLY)
+    parts = [(found[part], found[f"{part}_reasons"]) for part in ("forgetting", "calibration")]
+    assert parts == [of(values, BEFORE, RETAIN_ONLY) for of in (leakage_verdict, calibration_verdict)]
+    highest = {"greedy": 0.4, "sampling": 0.6, "prefilling": 0.1, "relearning": 0.1, "quantization": 0.1}
+    assert parts[0][0] == FORGOTTEN and parts[1][0] == "under-unlearned" and found["leakage"] == highest
     assert calibration_verdict(column(), column(), column())[0] == "unknown"  # nothing can be compared
