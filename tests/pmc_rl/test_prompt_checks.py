@@ -3,7 +3,7 @@
 import json
 import re
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +27,7 @@ from pmc_rl.prompts import begin_answer, encode_answers, encode_prompt, format_c
 from pmc_rl.recipe import parse_recipe
 from pmc_rl.template_date import pin_date
 from tests.conftest import errors_of, write_jsonl
+from tests.training import write_recipe
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SWITCH = "say chat_template_kwargs: {enable_thinking: false}"
@@ -202,37 +203,31 @@ def test_a_template_that_only_its_own_system_prompt_dates():
     check(tokenizer, system_prompt="You are helpful.")
 
 
-# as a user meets it
+RECIPE, DRY = ["recipe.yaml"], ["--dry_run", "true"]
 
 
-def at(monkeypatch, day):
-    """Chat templates are written on this day."""
-    clock = SimpleNamespace(now=lambda: datetime.fromisoformat(day))
-    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
-
-
-class Started(Exception):
-    """Training would begin; what the trainer was given is its argument."""
-
-
-def start(*words):
-    """What `train.py` would train with."""
+def start(*words) -> dict:
+    """What `train.py` gives its trainer."""
+    given = {}
 
     def make_trainer(**kwargs):
-        raise Started(kwargs)
+        given.update(kwargs)
+        raise KeyboardInterrupt  # before it trains
 
-    with pytest.raises(Started) as raised:
+    with pytest.raises(KeyboardInterrupt):
         train.main([*RECIPE, *words], make_trainer)
-    return raised.value.args[0]
-
-
-RECIPE = ["recipe.yaml"]
-DATED = TEMPLATES["llama3_2"]
-DRY = ["--dry_run", "true"]
+    return given
 
 
 def date_of(run):
     return run["record"]["recipe"]["chat_template_kwargs"]["date_string"]
+
+
+def write_run(folder, record):
+    """What tells later commands that a run of ours made the folder."""
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "recipe.yaml").write_text(yaml.safe_dump(record["recipe"]))
+    Path(folder, "manifest.json").write_text('{"files": []}')
 
 
 @pytest.fixture
@@ -242,16 +237,14 @@ def save_model(tmp_path, monkeypatch):
     rows = [{"question": f"Who is {name}?", "answer": "She knows that."} for name in ("Ba", "Cor", "Den", "Fi")]
     write_jsonl("forget.jsonl", [{**row, "original_completion": "She does."} for row in rows[:2]])
     write_jsonl("retain.jsonl", rows[2:])
-    recipe = {"model_name_or_path": "model", "output_dir": "out", "forget_file": "forget.jsonl"}
-    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8, "use_cpu": True}
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    settings = {"forget_file": "forget.jsonl", "retain_file": "retain.jsonl", "max_completion_length": 8}
+    write_recipe(Path("recipe.yaml"), model_name_or_path="model", output_dir="out", use_cpu=True, **settings)
 
     def save(template, kind="Llama 3", turn_end=None, **kwargs):
         tokenizer = make_tokenizer(kind, template, **kwargs)
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        config = LlamaConfig(vocab_size=len(tokenizer), **sizes)
-        config.eos_token_id = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
-        config.bos_token_id = config.pad_token_id = 0
+        ends = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
+        config = LlamaConfig(len(tokenizer), **sizes, eos_token_id=ends, bos_token_id=0, pad_token_id=0)
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained("model")
         tokenizer.save_pretrained("model")
@@ -260,28 +253,28 @@ def save_model(tmp_path, monkeypatch):
     return save
 
 
-@pytest.mark.parametrize(
-    ("template", "words", "fragment"),
-    [
-        (TEMPLATES["qwen3"], [], SWITCH),
-        (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
-        (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
-        (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white space"),
-        (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of retain_file"),
-    ],
-    ids=["switch", "date", "begin tokens", "joined", "too long"],
-)
+LINES = {
+    "switch": (TEMPLATES["qwen3"], [], SWITCH),
+    "date": (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
+    "begin": (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
+    "joined": (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white"),
+    "too long": (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of"),
+}
+
+
+@pytest.mark.parametrize("problem", LINES)
 @pytest.mark.parametrize("stage", ["train", "finetune"])
-def test_each_is_a_line_before_weights_load(save_model, monkeypatch, template, words, fragment, stage):
+def test_each_is_a_line_before_weights_load(save_model, monkeypatch, problem, stage):
+    template, words, fragment = LINES[problem]
     save_model(template, "GPT-2" if template is None else "Llama 3", adds="<bos> $A")
     if stage == "train":
         errors = errors_of(train.main, [*RECIPE, *words, *DRY])
     else:
         monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
-        settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
-        Path("finetune.yaml").write_text(yaml.safe_dump(settings))
-        errors = errors_of(finetune.main, ["finetune.yaml", *words])
-        fragment = fragment.replace("retain_file", "train_file")
+        recipe = write_recipe(
+            Path("finetune.yaml"), model_name_or_path="model", output_dir="out", train_file="retain.jsonl"
+        )
+        errors = errors_of(finetune.main, [recipe, *words])
     assert any(fragment in line for line in errors), errors
 
 
@@ -303,44 +296,40 @@ def test_rows_that_would_be_cut_or_dropped(save_model):
     assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, [*RECIPE, *fits])[0]
 
 
-def test_the_date_of_a_template_is_that_of_the_first_run(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    first = start()
-    assert date_of(first) == "10 Apr 2025"
-    asked = [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]]
-    assert "Today Date: 10 Apr 2025" in first["processing_class"].decode(asked[0])
-    assert first["retain_dataset"][0]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
+@pytest.fixture
+def first(save_model, monkeypatch):
+    """A run that was begun in April, with a template that writes the date; it is December now."""
+    save_model(TEMPLATES["llama3_2"])
+    for day in ("2025-04-10", "2025-12-24"):
+        clock = SimpleNamespace(now=partial(datetime.fromisoformat, day))
+        monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
+        if day == "2025-04-10":
+            run = start()
+    return run
 
-    at(monkeypatch, "2025-12-24")
-    assert [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]] == asked
-    assert date_of(start()) == "24 Dec 2025"
+
+def test_the_date_of_a_template_is_that_of_the_first_run(first):
+    assert date_of(first) == "10 Apr 2025" and date_of(start()) == "24 Dec 2025"
+    tokenizer = first["processing_class"]
+    for row in first["train_dataset"]:
+        assert "Today Date: 10 Apr 2025" in tokenizer.decode(encode_prompt(tokenizer, row))
+    assert first["retain_dataset"][0]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
     assert date_of(start("--chat_template_kwargs", '{"date_string": "1 May 2025"}')) == "1 May 2025"
     # a model that a run of ours made goes on with the date of that run
-    Path("model/recipe.yaml").write_text(yaml.safe_dump(first["record"]["recipe"]))
-    Path("model/manifest.json").write_text('{"files": []}')
+    write_run("model", first["record"])
     assert start()["record"] == first["record"]
 
 
-def test_an_interrupted_run_goes_on_with_its_date(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    record = start()["record"]
+def test_an_interrupted_run_goes_on_with_its_date(first):
     folder = Path("out/checkpoint-1")
     folder.mkdir(parents=True)
     (folder / "PRIVATE.md").touch()
-    (folder / "pmc_state.json").write_text(json.dumps({"record": record, "original_completions": []}))
-    at(monkeypatch, "2025-12-24")
+    (folder / "pmc_state.json").write_text(json.dumps({"record": first["record"], "original_completions": []}))
     assert date_of(start("--resume_from_checkpoint", "auto")) == "10 Apr 2025"
 
 
-def test_an_audit_asks_as_the_run_did(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    Path("out").mkdir()
-    Path("out/recipe.yaml").write_text(yaml.safe_dump(start()["record"]["recipe"]))
-    Path("out/manifest.json").write_text('{"files": []}')
-    at(monkeypatch, "2025-12-24")
+def test_an_audit_asks_as_the_run_did(first):
+    write_run("out", first["record"])
     recipe = parse_recipe(RECIPE)
     check_run(recipe)
     assert recipe[0].chat_template_kwargs == recipe[0].given["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
@@ -358,7 +347,7 @@ def test_an_audit_checks_its_own_rows(save_model):
     recipe, before = column()
     [line] = errors_of(check_prompts, recipe, before, {"forget": QuestionSet(["Who?"], ["She."], [0])})
     assert line.startswith("forget: ") and SWITCH in line and "She." not in line
-    save_model(DATED)
+    save_model(TEMPLATES["llama3_2"])
     recipe, before = column()
     assert "give date_string" in errors_of(check_prompts, recipe, before, {})[0]
 
