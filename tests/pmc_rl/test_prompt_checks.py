@@ -31,21 +31,18 @@ from tests.training import write_recipe
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SWITCH = "say chat_template_kwargs: {enable_thinking: false}"
-OTHER = "give a prompt_template"
 # a template of TRL for each way that they work (None) or are refused; the others are like one of these
 NAMES = {
     **dict.fromkeys(["gemma", "llama3", "llama3_2", "phi3", "qwen2_5"]),
     "qwen3": SWITCH,
-    "nemotron_3_nano": SWITCH,
-    "deepseekv3": OTHER,
-    "glm4moe": OTHER,
+    "deepseekv3": "give a prompt_template",
     "cohere2": "puts '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' behind an answer",
     "gptoss": "writes the date of today, and no variable fixes it",
     "smolvlm": "leaves the question out",  # content as a list of parts
 }
 TEMPLATES = {name: (FOLDER / f"{name}.jinja").read_text() for name in NAMES}
-ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<｜end▁of▁sentence｜>")
-ENDS += ("<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "</s>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
+ENDS += ("<end_of_utterance>", "</s>")
 MARKS = re.compile(r"<\|[^|>\s]+\|?>|<[a-z_]+\|?>|</?s>|\[/?INST\]|<｜[^｜]+｜>")
 LLAMA_3 = Regex(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -174,17 +171,20 @@ def test_tokenizers_of_all_kinds(kind, template, adds):
         assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
 
 
-def test_what_is_wrong_with_text_prompts():
+def test_what_is_wrong_with_prompts():
     tokenizer = make_tokenizer(text="Nobody knows what She said", adds="<bos> $A")
     [line] = errors_of(check, tokenizer, prompt_template="{question} ", completion_template="{answer}")
-    assert line == (
-        "retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; let prompt_template "
-        "end without white space, and completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)"
-    )
+    assert line.startswith("retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; ")
+    assert line.endswith("completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)")
     check(tokenizer, prompt_template="{question}", completion_template=" {answer}")
     [line] = errors_of(check, tokenizer, prompt_template="<bos>Q: {question}\nA:")
     assert line == "prompt_template: begins with '<bos>', and so does every text of the tokenizer; remove it"
     check(make_tokenizer(), prompt_template="<bos>Q: {question}\nA:")
+    # a template with a date of its own, unless it is given a system prompt
+    dated = "{% if messages[0].role != 'system' %}{{ 'On ' + strftime_now('%B %-d') + '\n' }}{% endif %}" + CHATML
+    tokenizer = make_tokenizer(template=dated)
+    assert "give a system_prompt" in errors_of(check, tokenizer)[0]
+    check(tokenizer, system_prompt="You are helpful.")
 
 
 def test_end_of_a_turn_must_be_an_end_token():
@@ -194,13 +194,6 @@ def test_end_of_a_turn_must_be_an_end_token():
     assert "<end_of_turn>" in line and "eos_token_id in the model's generation_config.json" in line
     end_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     assert_begins(check(tokenizer, end_ids=end_ids), tokenizer, end_ids)
-
-
-def test_a_template_that_only_its_own_system_prompt_dates():
-    dated = "{% if messages[0].role != 'system' %}{{ 'On ' + strftime_now('%B %-d') + '\n' }}{% endif %}" + CHATML
-    tokenizer = make_tokenizer(template=dated)
-    assert "give a system_prompt" in errors_of(check, tokenizer)[0]
-    check(tokenizer, system_prompt="You are helpful.")
 
 
 RECIPE, DRY = ["recipe.yaml"], ["--dry_run", "true"]
@@ -244,9 +237,9 @@ def save_model(tmp_path, monkeypatch):
         tokenizer = make_tokenizer(kind, template, **kwargs)
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         ends = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
-        config = LlamaConfig(len(tokenizer), **sizes, eos_token_id=ends, bos_token_id=0, pad_token_id=0)
+        sizes |= {"vocab_size": len(tokenizer), "eos_token_id": ends, "bos_token_id": 0, "pad_token_id": 0}
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained("model")
+        LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained("model")
         tokenizer.save_pretrained("model")
         return tokenizer
 
@@ -271,9 +264,8 @@ def test_each_is_a_line_before_weights_load(save_model, monkeypatch, problem, st
         errors = errors_of(train.main, [*RECIPE, *words, *DRY])
     else:
         monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
-        recipe = write_recipe(
-            Path("finetune.yaml"), model_name_or_path="model", output_dir="out", train_file="retain.jsonl"
-        )
+        settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
+        recipe = write_recipe(Path("finetune.yaml"), **settings)
         errors = errors_of(finetune.main, [recipe, *words])
     assert any(fragment in line for line in errors), errors
 
@@ -286,14 +278,13 @@ def test_rows_that_would_be_cut_or_dropped(save_model):
     longest = len(tokenizer.apply_chat_template(whole)["input_ids"])
     [line] = errors_of(train.main, [*RECIPE, "--max_length", str(longest - 1), *DRY])
     assert f"max_length: {longest - 1} is too short" in line and f"say {longest}" in line and "1 of 3 rows: 1," in line
-    fits = ["--max_length", str(longest), *DRY]
-    train.main([*RECIPE, *fits])
+    fits = [*RECIPE, "--max_length", str(longest), *DRY]
+    train.main(fits)
     # the model's own answer may be as long as max_completion_length allows
-    [line] = errors_of(train.main, [*RECIPE, *fits, "--max_completion_length", "200"])
-    assert "1 of 3 rows: 2," in line
+    assert "1 of 3 rows: 2," in errors_of(train.main, [*fits, "--max_completion_length", "200"])[0]
     config = json.loads(Path("model/config.json").read_text()) | {"max_position_embeddings": 50}
     Path("model/config.json").write_text(json.dumps(config))
-    assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, [*RECIPE, *fits])[0]
+    assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, fits)[0]
 
 
 @pytest.fixture
