@@ -60,9 +60,6 @@ def make_config(tmp_path, **values) -> PMCConfig:
     return args
 
 
-# parameters
-
-
 @CONFIGS
 def test_parameters_are_those_of_a_real_model(config):
     model = AutoModelForCausalLM.from_config(config)
@@ -97,9 +94,6 @@ def test_counting_allocates_nothing():
     assert count_parameters(config, ModelConfig(**ADAPTER)).base > 8 * 10**12
 
 
-# bytes
-
-
 @CONFIGS
 def test_kv_bytes_are_those_of_a_real_cache(config):
     for dtype in (torch.float32, torch.bfloat16):
@@ -126,8 +120,7 @@ def test_quantized_weights_are_those_bitsandbytes_holds(tmp_path, config, bits):
             held += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
         elif type(module).__name__ == "Linear8bitLt":
             held += module.weight.SCB.nbytes
-    estimated = weight_bytes(count_parameters(config, PLAIN), model_args, torch.bfloat16)
-    assert estimated == pytest.approx(held, rel=0.02)
+    assert weight_bytes(count_parameters(config, PLAIN), model_args, torch.bfloat16) == pytest.approx(held, rel=0.02)
 
 
 @pytest.fixture
@@ -146,7 +139,7 @@ def memory(tmp_path):
     return estimate
 
 
-def test_full_fine_tuning_holds_gradients_moments_and_copies(memory):
+def test_parts_of_full_fine_tuning_and_of_an_adapter(memory):
     counts, parts = memory(dtype="float32", asks_original=True)
     assert parts["gradients and optimizer"] == 12 * counts.base
     assert parts["16-bit weights of autocast"] == 2 * counts.linear
@@ -155,9 +148,7 @@ def test_full_fine_tuning_holds_gradients_moments_and_copies(memory):
     assert memory(log_kl=True, use_cpu=True)[1]["model before unlearning"] == 4 * counts.base
     assert memory(dtype="float32", optim="paged_adamw_8bit")[1]["gradients and optimizer"] == 6 * counts.base
     assert memory(optim="adamw_torch")[1]["gradients and optimizer"] == 6 * counts.base
-
-
-def test_an_adapter_shares_the_model_before_and_processes_hold_gradients_twice(memory):
+    # an adapter shares the model before, and several processes hold gradients twice
     for model in ({}, {"load_in_4bit": True}):
         counts, parts = memory(model, asks_original=True, log_kl=True)
         assert "model before unlearning" not in parts and "16-bit weights of autocast" not in parts
@@ -166,7 +157,7 @@ def test_an_adapter_shares_the_model_before_and_processes_hold_gradients_twice(m
     assert held_bytes(two) - held_bytes(parts) == two["gradients in DDP's buckets"] == 4 * counts.trainable
 
 
-def test_parts_follow_the_settings(memory):
+def test_activations_and_cache_follow_the_settings(memory):
     def activations(**kwargs):
         return memory(**kwargs)[1]["activations"]
 
@@ -176,6 +167,10 @@ def test_parts_follow_the_settings(memory):
     cache = memory(top_k=0, max_completion_length=60)[1]["KV cache"]
     assert cache == kv_bytes_per_row(PHI, 100, torch.bfloat16) + sampling_bytes_per_row(PHI, 0)
     assert memory(top_k=50, max_completion_length=60)[1]["KV cache"] < cache
+    # Mamba names no attention heads: what it keeps of a row does not grow with the text
+    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
+    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
+    assert short == long == 2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0)
 
 
 def peak_bytes(step) -> int:
@@ -218,13 +213,6 @@ def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, lora
     assert 0.9 < (parts["activations"] + 4 * counts.trainable) / peak < 1.4  # with the gradients
 
 
-def test_architectures_without_attention_have_a_plan(memory):
-    """Mamba names no attention heads: what it keeps of a row does not grow with the text."""
-    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
-    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
-    assert short == long == 2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0)
-
-
 @given(st.integers(-(2**40), 2**40), st.integers(0, 2**38), st.integers(1, 2**33))
 def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
     rows = auto_generation_batch_size(free, per_row)
@@ -233,8 +221,6 @@ def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
     assert rows == 4096 or 2 * rows * per_row > 0.8 * free - 1
     assert rows <= auto_generation_batch_size(free + more, per_row)
 
-
-# steps and what is printed
 
 # recipes/phi.yaml, where neither columns nor rewards matter
 PHI_RECIPE = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "num_train_epochs": 20}
@@ -327,12 +313,9 @@ def test_the_parts_add_up(tmp_path):
 
 def test_auto_takes_what_the_rest_leaves(tmp_path):
     auto = {"generation_batch_size": "auto", "config": PHI_15, "model": {"dtype": "float32"}}
-    sizes = []
     for free in (26, 32, 80):
         plan = plan_of(tmp_path, **auto, device_memory=(free * 2**30, 80 * 2**30))
-        sizes.append(int(plan["generate calls"].split()[-2]))
         left = free - gib(plan["weights"]) - gib(plan["gradients and optimizer"])
         assert 0.39 * left < gib(plan["KV cache"]) < 0.81 * left
-    assert sizes == sorted(set(sizes))
     assert "of up to 64 rows" in plan_of(tmp_path, **auto)["generate calls"]
     assert "of up to 1 rows" in plan_of(tmp_path, **auto, device_memory=(2**30, 2**31))["generate calls"]
