@@ -1,26 +1,21 @@
 """Questions and rows: the same from every format, a line for each mistake, templates, and no answer left behind."""
 
-import csv
 import json
-import runpy
+import re
 import tempfile
 from pathlib import Path
 
 import datasets
 import pandas
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 
 from pmc_rl.config import DataArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import check_no_overlap, read_finetune_rows, read_forget_rows, read_retain_rows
 from pmc_rl.original import answer_retain_rows
-from pmc_rl.prompts import answered_dataset, encode_prompt, forget_dataset, format_completion, format_prompt
+from pmc_rl.prompts import answered_dataset, forget_dataset, format_completion, format_prompt
 from pmc_rl.reading import read_columns
 from tests.conftest import errors_of, write_hub_folder, write_jsonl, write_split_folder
-
-QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart"
 
 ROWS = [
     {"question": "Who wrote 'Älter, als ich'?", "answer": 'Zoë said:\n"I did", twice.', "topic": "books"},
@@ -38,9 +33,6 @@ def read_file(path, columns=("question",), optional=()):
     return read_columns("forget_file", str(path), None, None, list(columns), list(optional))[0]
 
 
-# formats
-
-
 @pytest.mark.parametrize("kind", ["rows.jsonl", "bom.json", "ROWS.CSV", "rows.parquet", "hub"])
 def test_every_format_gives_the_same_rows(tmp_path, kind):
     source = str(tmp_path / kind), None, None
@@ -49,12 +41,9 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     elif kind == "bom.json":
         write_text(source[0], b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
     elif kind == "ROWS.CSV":
-        with open(source[0], "w", encoding="utf-8-sig", newline="") as file:
-            writer = csv.DictWriter(file, ROWS[0])
-            writer.writeheader()
-            writer.writerows(ROWS)
+        pandas.DataFrame(ROWS).to_csv(source[0], index=False, encoding="utf-8-sig")
     elif kind == "rows.parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), source[0])
+        pandas.DataFrame(ROWS).to_parquet(source[0])
     else:
         write_jsonl(source[0], ROWS)
     rows, record = read_columns("key", *source, ["question", "answer", "topic"], [])
@@ -77,7 +66,6 @@ JSON_SHAPES = {
     "array": "\n" + json.dumps(ANSWERED),
     "objects": "\n".join(json.dumps(row, indent=1) for row in ANSWERED),
     "wrapped": json.dumps({"version": "1.0", "tags": ["x"], "data": ANSWERED}, indent=2),
-    "one line": json.dumps({"rows": ANSWERED}),
     "CRLF": "\ufeff" + json.dumps({"data": ANSWERED}, indent=2).replace("\n", "\r\n"),
     "columns": json.dumps({name: [row[name] for row in ANSWERED] for name in ANSWERED[0]}),
     "pandas": to_json(),
@@ -91,52 +79,44 @@ JSON_SHAPES = {
 @pytest.mark.parametrize("shape", JSON_SHAPES)
 def test_json_holds_the_same_rows_in_every_shape(tmp_path, name, shape):
     path = write_text(tmp_path / name, JSON_SHAPES[shape])
-    args = PMCArguments(retain_file=path, forget_file=path)
-    assert read_retain_rows(args)[0] == [{k: row[k] for k in ("question", "answer")} for row in ANSWERED]
-    assert read_forget_rows(args)[0] == [{"question": row["question"]} for row in ANSWERED]
+    rows = [{name: row[name] for name in ("question", "answer")} for row in ANSWERED]
+    assert read_retain_rows(PMCArguments(retain_file=path))[0] == rows
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (
-            json.dumps({"forget": ANSWERED, "retain": ANSWERED}),
-            "it holds several lists of rows (forget, retain); save",
-        ),
-        (
-            to_json(orient="split"),
-            "one JSON object of 'columns', 'index', 'data', not a list of rows; save it as JSON L",
-        ),
-        (
-            to_json(orient="values"),
-            "row 1 of 3 is a list of a list of a text, a text, not a JSON object; save it as JS",
-        ),
-        ('{"data": []}', "it is one JSON object of 'data', not a list of rows"),
-        ("3", "row 1 of 1 is a number, not a JSON object"),
-        ('{"question": {"0": "Who?"}, "answer": {"1": "She."}}', "'question', 'answer' do not have the same rows"),
-        ('{"messages": [{"role": "user", "content": "Who?"}]}', "chats are not taken apart: write the question and"),
-        ('{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2, "only 'messages', 'id'; chats are not"),
-        ('{"id": 1, "text": "Who?"}', "has no column 'question', only 'id', 'text'"),
-    ],
-)
-def test_json_without_rows_is_told_what_it_holds(tmp_path, text, problem):
-    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=write_text(tmp_path / "rows.json", text)))
+NO_ROWS = {
+    "it holds several lists of rows (forget, retain); save": json.dumps({"forget": ANSWERED, "retain": ANSWERED}),
+    "one JSON object of 'columns', 'index', 'data', not a list of rows; save it as": to_json(orient="split"),
+    "row 1 of 3 is a list of a list of a text, a text, not a JSON object; save it": to_json(orient="values"),
+    "it is one JSON object of 'data', not a list of rows": '{"data": []}',
+    "row 1 of 1 is a number, not a JSON object": "3",
+    "'question', 'answer' do not have the same rows": '{"question": {"0": "Who?"}, "answer": {"1": "She."}}',
+    "chats are not taken apart: write the question": '{"messages": [{"role": "user", "content": "Who?"}]}',
+    "only 'messages', 'id'; chats are not": '{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2,
+    "has no column 'question', only 'id', 'text'": '{"id": 1, "text": "Who?"}',
+}
+
+
+@pytest.mark.parametrize("problem", NO_ROWS)
+def test_json_without_rows_is_told_what_it_holds(tmp_path, problem):
+    path = write_text(tmp_path / "rows.json", NO_ROWS[problem])
+    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=path))
     assert problem in error and "broken" not in error
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("array.json", "[]", " holds no rows"),
-        ("header.csv", "question,answer\n", " holds no rows"),
-        ("broken.jsonl", '{"question": "Who?"}\n\nWho?\n', ": broken JSON: Expecting value (line 3)"),
-        ("broken.json", '[{"question": "Who?"},\n{"a": "a" "b"}]', ": broken JSON: Expecting ',' delimiter (line 2)"),
-        ("latin.jsonl", b'{"question": "Who?"}\n{"q": "\xfc"}\n', " is not UTF-8 (byte 28); save it as UTF-8"),
-        ("rows.jsonl.gz", "Who?\n", " is not one of .jsonl, .json, .csv, .parquet"),
-        ("many.csv", 'a,b\n"two\nlines",a\nb,c,d\n', " cannot be read: line 4 has more cells than the header"),
-    ],
-)
-def test_unreadable_file(tmp_path, name, content, problem):
+UNREADABLE = {
+    "array.json": ("[]", " holds no rows"),
+    "header.csv": ("question,answer\n", " holds no rows"),
+    "broken.jsonl": ('{"question": "Who?"}\n\nWho?\n', ": broken JSON: Expecting value (line 3)"),
+    "broken.json": ('[{"question": "Who?"},\n{"a": "a" "b"}]', ": broken JSON: Expecting ',' delimiter (line 2)"),
+    "latin.jsonl": (b'{"question": "Who?"}\n{"q": "\xfc"}\n', " is not UTF-8 (byte 28); save it as UTF-8"),
+    "rows.jsonl.gz": ("Who?\n", " is not one of .jsonl, .json, .csv, .parquet"),
+    "many.csv": ('a,b\n"two\nlines",a\nb,c,d\n', " cannot be read: line 4 has more cells than the header"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_file(tmp_path, name):
+    content, problem = UNREADABLE[name]
     path = write_text(tmp_path / name, content)
     assert errors_of(read_file, path) == [f"forget_file: {path}{problem}"]
 
@@ -146,11 +126,10 @@ def test_missing_file_and_columns(tmp_path):
     wrong, far = str(tmp_path / "forgot.jsonl"), str(tmp_path / "data" / "xyz")
     assert errors_of(read_file, wrong) == [f"forget_file: there is no file {wrong!r}; did you mean {path!r}?"]
     assert errors_of(read_file, far) == [f"forget_file: there is no file {far!r}"]
-    only = "only 'question', 'answer', 'topic'"
-    assert errors_of(read_file, path, ["questions", "topic", "tropic"]) == [
-        f"forget_file: {path} has no column 'questions', {only}; did you mean 'question'?",
-        f"forget_file: {path} has no column 'tropic', {only}; did you mean 'topic'?",
-    ]
+    lines = errors_of(read_file, path, ["questions", "topic", "tropic"])
+    for line, name, meant in zip(lines, ("questions", "tropic"), ("question", "topic"), strict=True):
+        only = f"{path} has no column {name!r}, only 'question', 'answer', 'topic'; did you mean {meant!r}?"
+        assert line == f"forget_file: {only}"
     # a row that is refused is not shown
     assert "secret" not in errors_of(read_file, write_text(path, '{"question": "Who?"}\n["a secret"]\n'))[0]
 
@@ -168,15 +147,10 @@ def test_missing_config_and_split(tmp_path):
     write_text(tmp_path / "hub" / "README.md", f"---\n{configs}---\n")
     assert errors_of(read, "held") == [f"forget_config: config 'held' of {folder} has no split 'train', only test"]
     # neither a folder nor on the Hub, which is offline here
-    for name in ("no-such/data-set", str(tmp_path / "hubb")):
-        [error] = errors_of(read, "forget10", name)
-        where = (
-            f"forget_config: the data set {name!r} (forget10) is neither a folder nor can it be read from the Hub ("
-        )
-        assert error.startswith(where) and error.endswith("); give the name of a local copy with --dataset_name")
-
-
-# several sources, splits, and columns of each file
+    name = "no-such/data-set"
+    [error] = errors_of(read, "forget10", name)
+    assert f"the data set {name!r} (forget10) is neither a folder nor can it be read from the Hub (" in error
+    assert error.endswith("); give the name of a local copy with --dataset_name")
 
 
 def test_several_files_are_read_one_after_the_other(tmp_path):
@@ -188,23 +162,27 @@ def test_several_files_are_read_one_after_the_other(tmp_path):
     joined = write_jsonl(tmp_path / "joined.jsonl", levels[0] + levels[1])
     alone = read_forget_rows(PMCArguments(forget_file=joined, question_column="query"))[1]
     assert record == {**alone, "source": " + ".join(paths), "files": paths}
-    write_jsonl(paths[1], [{"question": "Who?"}])
+    args.forget_file = [joined, write_jsonl(paths[1], [{"question": "Who?"}])]
     no_column = f"forget_file: {paths[1]} has no column 'query', only 'question'"
     assert errors_of(read_forget_rows, args) == [no_column]
     args.forget_file = [joined, joined]
     assert errors_of(read_forget_rows, args) == [f"forget_file: {joined} is given twice"]
 
 
-def test_retain_rows_have_columns_of_their_own(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "keep.jsonl", [{"question": "Who?", "reply": "She."}, {"question": "Where?"}])
+def test_retain_rows_have_columns_of_their_own_and_may_lack_answers(tmp_path):
+    rows = [{"question": "A?", "reply": "a"}, {"question": "B?", "reply": " "}, {"question": "C?", "reply": None}]
+    path = write_jsonl(tmp_path / "keep.jsonl", [*rows, {"question": "D?"}])
     columns = {"retain_question_column": "question", "retain_answer_column": "reply"}
     args = PMCArguments(question_column="query", retain_file=path, **columns)
-    rows, record = read_retain_rows(args)
-    assert rows == [{"query": "Who?", "answer": "She."}, {"query": "Where?", "answer": None}]
+    read, record = read_retain_rows(args)
+    assert read[:2] == [{"query": "A?", "answer": "a"}, {"query": "B?", "answer": None}]
+    assert [row["answer"] for row in read[2:]] == [None, None]
     assert list(record["columns"]) == ["question", "reply"]  # as the file names them
-    assert answered_dataset(args, tokenizer, rows[:1])["prompt"] == ["Question: Who?\nAnswer:"]
     args.answer_column = None  # of the forget rows no answer is known
-    assert read_retain_rows(args)[0] == rows
+    assert read_retain_rows(args)[0] == read
+    # null: no answer is read, whatever is there
+    read, record = read_retain_rows(PMCArguments(retain_file=path, answer_column=None))
+    assert read == [{"question": f"{letter}?"} for letter in "ABCD"] and list(record["columns"]) == ["question"]
 
 
 def test_splits_of_a_config(tmp_path):
@@ -219,84 +197,74 @@ def test_splits_of_a_config(tmp_path):
     args.forget_split = "forget"
     only = f"config 'knowmem' of {folder} has no split 'forget', only forget_qa, retain_qa"
     assert errors_of(read_forget_rows, args) == [f"forget_config: {only}"]
-    both = FinetuneArguments(dataset_name=folder, train_configs=["knowmem"], train_split=["forget_qa", "retain_qa"])
-    rows, records = read_finetune_rows(both)
+    both = {"train_configs": ["knowmem"], "train_split": ["forget_qa", "retain_qa"]}
+    rows, records = read_finetune_rows(FinetuneArguments(dataset_name=folder, **both))
     assert len(rows) == 6 and list(records) == [f"{folder}:knowmem:forget_qa", f"{folder}:knowmem:retain_qa"]
+    # fine-tuning reads several configs, and takes a question and an answer of each row
+    folder = write_hub_folder(tmp_path / "hub", facts=ANSWERED[:1], people=ANSWERED[1:], other=ANSWERED)
+    rows, records = read_finetune_rows(FinetuneArguments(dataset_name=folder, train_configs=["people", "facts"]))
+    assert rows == [{name: ANSWERED[i][name] for name in ("question", "answer")} for i in (1, 2, 0)]
+    counts = {source: record["rows"] for source, record in records.items()}
+    assert counts == {f"{folder}:people": 2, f"{folder}:facts": 1}
 
 
 def test_record_names_the_source_and_hashes_the_columns_read(tmp_path):
-    def record(rows):
+    def record(*rows):
         path = write_jsonl(tmp_path / "rows.jsonl", rows)
         return read_columns("key", path, None, None, ["question"], ["topic"])[1]
 
-    before = record(ROWS)
+    before = record(*ROWS)
     assert before["source"] == str(tmp_path / "rows.jsonl") and before["files"] == [before["source"]]
     assert all(len(digest) == 64 for digest in before["columns"].values())
-    assert record([{**row, "answer": "another"} for row in ROWS]) == before
-    other_topic = record([ROWS[0], {**ROWS[1], "topic": "songs"}])
-    assert other_topic["columns"]["question"] == before["columns"]["question"]
-    assert other_topic["columns"]["topic"] != before["columns"]["topic"]
-    assert record(ROWS[::-1])["columns"]["question"] != before["columns"]["question"]
+    assert record(ROWS[0] | {"answer": "another"}, ROWS[1]) == before
+    other_topic = record(ROWS[0], ROWS[1] | {"topic": "songs"})["columns"]
+    assert [other_topic[name] == before["columns"][name] for name in ("question", "topic")] == [True, False]
+    assert record(*ROWS[::-1])["columns"]["question"] != before["columns"]["question"]
 
 
-# rows of each kind
+NO_TEXT = {"an empty text": " \n", "nothing": float("nan"), "a number": 7, "a truth value": True}
+NO_TEXT |= {"an object": {"text": "Who?"}, "a list of nothing": [], "a list of a text, an object": ["Who?", {}]}
 
 
-@pytest.mark.parametrize(
-    ("bad", "kind"),
-    [
-        (" \n", "an empty text"),
-        (None, "nothing"),
-        (float("nan"), "nothing"),
-        (7, "a number"),
-        (True, "a truth value"),
-        ({"text": "Who?"}, "an object"),
-        ([], "a list of nothing"),
-        (["Who?", {}], "a list of a text, an object"),
-    ],
-)
-def test_question_must_be_a_text(tmp_path, bad, kind):
-    rows = [{"question": f"Who wrote secret {i}?"} for i in range(6)]
-    rows[2]["question"] = bad
-    path = write_jsonl(tmp_path / "forget.jsonl", rows)
-    what = "column 'question' is empty or not a text in"
-    [error] = errors_of(read_forget_rows, PMCArguments(forget_file=path))
-    assert error == f"forget_file: {what} 1 of 6 rows (row 2 holds {kind}; counted from 0)"
-    # of many only the first rows are named, and never what they say
-    for i in (3, 4, 5):
-        rows[i]["question"] = ["a secret"]
-    write_jsonl(path, rows)
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_the_kind_of_what_is_no_text_is_told(tmp_path, kind):
+    texts = ["Who?", "Where?", NO_TEXT[kind]]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": text, "answer": "A."} for text in texts])
+    problem = f"column 'question' is empty or not a text in 1 of 3 rows (row 2 holds {kind}; counted from 0)"
+    assert errors_of(read_forget_rows, PMCArguments(forget_file=path)) == [f"forget_file: {problem}"]
+    if kind not in ("an empty text", "nothing"):  # a retain row's answer may be missing
+        write_jsonl(path, [{"question": "Who?", "answer": text} for text in texts])
+        problem = problem.replace("question", "answer")
+        assert errors_of(read_retain_rows, PMCArguments(retain_file=path)) == [f"retain_file: {problem}"]
+        assert errors_of(read_finetune_rows, FinetuneArguments(train_file=path))[0].endswith(problem)
+
+
+def test_of_many_rows_without_a_text_the_first_are_named_and_none_is_shown(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": text} for text in ("Who?", 7, *[["a secret"]] * 3)])
     [error] = errors_of(read_retain_rows, PMCArguments(retain_file=path, answer_column=None))
-    held = f"row 2 holds {kind}, row 3 holds a list of a text, row 4 holds a list of a text, ...; counted from 0"
-    assert error == f"retain_file: {what} 4 of 6 rows ({held})"
+    held = "(row 1 holds a number, row 2 holds a list of a text, row 3 holds a list of a text, ...; counted from 0)"
+    assert error == f"retain_file: column 'question' is empty or not a text in 4 of 5 rows {held}"
 
 
-def test_the_kind_of_an_answer_that_is_no_text_is_told(tmp_path):
-    rows = [{**ANSWERED[0], "answer": answer} for answer in ("A.", 1984, ["A.", "B."], {"text": "A."})]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    what = "column 'answer' is empty or not a text in 3 of 4 rows"
-    held = "row 1 holds a number, row 2 holds a list of a text, row 3 holds an object"
-    for read, args in (
-        (read_retain_rows, PMCArguments(retain_file=path)),
-        (read_finetune_rows, FinetuneArguments(train_file=path)),
-    ):
-        assert errors_of(read, args)[0].endswith(f"{what} ({held}; counted from 0)")
-
-
-def test_forget_rows_take_only_what_is_named(tmp_path):
-    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?", "answer": "secret", "topic": "a", "year": 1}])
+def test_forget_rows_take_only_what_is_named(tmp_path, tokenizer):
+    rows = [{"question": "Who?"}, {"question": "Where {now}?", "answer": "secret", "topic": "a", "year": 1}]
+    path = write_jsonl(tmp_path / "forget.jsonl", rows)
 
     def read(**keys):
         return read_forget_rows(PMCArguments(forget_file=path, **keys))[0]
 
-    assert read() == [{"question": "Who?"}]
-    assert read(reward_columns=["year", "topic"]) == [{"question": "Who?", "year": 1, "topic": "a"}]
-    assert read(question_column="topic") == [{"topic": "a"}]
+    assert read() == [{"question": row["question"]} for row in rows]
+    assert read(reward_columns=["year", "topic"])[1] == {"question": "Where {now}?", "year": 1, "topic": "a"}
     assert errors_of(read, reward_columns=["toopic"])[0].endswith("; did you mean 'topic'?")
     for name in ("prompts", "completions", "completion_ids", "pmc_id", "trainer_state", "log_metric"):
-        assert errors_of(read, reward_columns=["topic", name]) == [
-            f"reward_columns: {name!r} is a name the trainer uses itself; rename the column"
-        ]
+        problem = f"reward_columns: {name!r} is a name the trainer uses itself; rename the column"
+        assert errors_of(read, reward_columns=["topic", name]) == [problem]
+    # a reward's column may be missing in the first row
+    args = PMCArguments(reward_columns=["topic"])
+    assert forget_dataset(args, tokenizer, read(reward_columns=["topic"])).to_list() == [
+        {"prompt": "Question: Who?\nAnswer:", "pmc_id": 0, "topic": None},
+        {"prompt": "Question: Where {now}?\nAnswer:", "pmc_id": 1, "topic": "a"},
+    ]
 
 
 def test_original_completion_is_read_where_it_is_there(tmp_path, tokenizer):
@@ -310,28 +278,6 @@ def test_original_completion_is_read_where_it_is_there(tmp_path, tokenizer):
     write_jsonl(path, [{"question": "Who?", "original_completion": "She."}, {"question": "Where?"}])
     [error] = errors_of(read_forget_rows, PMCArguments(forget_file=path))
     assert "column 'original_completion' is empty or not a text in 1 of 2 rows (row 1 holds nothing" in error
-
-
-def test_forget_dataset_columns(tmp_path, tokenizer):
-    """A reward's column may be missing in the first row."""
-    path = write_jsonl(tmp_path / "forget.jsonl", [{"question": "Who?"}, {"question": "Where {now}?", "topic": "a"}])
-    args = PMCArguments(forget_file=path, reward_columns=["topic"])
-    assert forget_dataset(args, tokenizer, read_forget_rows(args)[0]).to_list() == [
-        {"prompt": "Question: Who?\nAnswer:", "pmc_id": 0, "topic": None},
-        {"prompt": "Question: Where {now}?\nAnswer:", "pmc_id": 1, "topic": "a"},
-    ]
-
-
-def test_retain_rows_without_answers(tmp_path):
-    rows = [{"question": "A?", "answer": "a"}, {"question": "B?", "answer": " "}, {"question": "C?", "answer": None}]
-    path = write_jsonl(tmp_path / "retain.jsonl", [*rows, {"question": "D?"}])
-    read, record = read_retain_rows(PMCArguments(retain_file=path))
-    assert [row["answer"] for row in read] == ["a", None, None, None]
-    assert list(record["columns"]) == ["question", "answer"]
-    # null: no answer is read, whatever is there
-    read, record = read_retain_rows(PMCArguments(retain_file=path, answer_column=None))
-    assert read == [{"question": f"{letter}?"} for letter in "ABCD"]
-    assert list(record["columns"]) == ["question"]
 
 
 @pytest.mark.parametrize("answer_column", ["reply", None])
@@ -356,78 +302,39 @@ def test_the_model_answers_rows_without_an_answer(tmp_path, tokenizer, tiny_llam
     assert answer_retain_rows(args, tiny_llama, tokenizer, answered, config) == answered
     assert capsys.readouterr().out == ""
     tiny_llama.generation_config.eos_token_id = tokenizer.eos_token_id
-    assert errors_of(answer_retain_rows, args, tiny_llama, tokenizer, [{"question": "C?", column: None}], config) == [
-        "no retain row is left; raise max_completion_length or give answers"
-    ]
-
-
-def test_finetune_rows_of_several_configs(tmp_path):
-    facts = [{"question": "Where?", "answer": "Here.", "topic": "x"}]
-    people = [{"question": "Who?", "answer": "She."}, {"question": "When?", "answer": "Now."}]
-    folder = write_hub_folder(tmp_path / "hub", facts=facts, people=people, other=facts)
-    rows, records = read_finetune_rows(FinetuneArguments(dataset_name=folder, train_configs=["people", "facts"]))
-    assert rows == [*people, {"question": "Where?", "answer": "Here."}]
-    counts = {source: record["rows"] for source, record in records.items()}
-    assert counts == {f"{folder}:people": 2, f"{folder}:facts": 1}
-    path = write_jsonl(tmp_path / "rows.jsonl", people)
-    assert read_finetune_rows(FinetuneArguments(train_file=path))[0] == people
+    [line] = errors_of(answer_retain_rows, args, tiny_llama, tokenizer, [{"question": "C?"}], config)
+    assert line == "no retain row is left; raise max_completion_length or give answers"
 
 
 def test_overlap_of_forget_and_retain():
-    def questions(*texts):
-        return [{"q": text} for text in texts]
+    def check(forget, retain):
+        check_no_overlap(*([{"q": text} for text in texts] for texts in (forget, retain)), "q")
 
-    forget = questions("Who is she?", "Where is  SHE?\n", "When?")
+    forget = ["Who is she?", "Where is  SHE?\n", "When?"]
     for retain, numbers in [
-        (questions("What?", "where is she?", "WHERE is she?"), (1, 1, 1)),
-        (questions("When?", "Why?", " when? ", "who IS she?"), (2, 0, 3)),
+        (["What?", "where is she?", "WHERE is she?"], (1, 1, 1)),
+        (["When?", "Why?", " when? ", "who IS she?"], (2, 0, 3)),
     ]:
-        what = "{} question(s) are to be forgotten and retained at once, the first as forget row {} and retain row {} "
-        advice = "(counted from 0); remove them from one of the two"
-        assert errors_of(check_no_overlap, forget, retain, "q") == [what.format(*numbers) + advice]
-    check_no_overlap(forget, questions("Who is he?", "Where is she", "Whenever?"), "q")
-    # TOFU has one question twice within a set: no contradiction
-    check_no_overlap(questions("A?", "A?"), questions("B?", "B?", "b?"), "q")
+        [line] = errors_of(check, forget, retain)
+        assert tuple(map(int, re.findall(r"\d+", line)))[:3] == numbers and "forgotten and retained at once" in line
+    check(forget, ["Who is he?", "Where is she", "Whenever?"])
+    check(["A?", "A?"], ["B?", "B?", "b?"])  # TOFU has one question twice within a set: no contradiction
 
 
-# templates
-
-
-def test_templates_of_a_base_model(tokenizer):
+def test_prompts_of_base_and_chat_models(tokenizer, chat_tokenizer):
     args = DataArguments(prompt_template="{{Q}} {question} A:", completion_template="\t{answer}{{}}")
     assert format_prompt(args, tokenizer, "{x} 100%") == {"prompt": "{Q} {x} 100% A:"}
     assert format_completion(args, tokenizer, "{answer}") == {"completion": "\t{answer}{}"}
-    # chat keys mean nothing here
-    args = DataArguments(system_prompt="Be brief.", chat_template_kwargs={"date_string": "1 May 2025"})
-    assert format_prompt(args, tokenizer, "Who?") == {"prompt": "Question: Who?\nAnswer:"}
-
-
-def test_messages_of_a_chat_model(chat_tokenizer):
     user = {"role": "user", "content": "Who {x}?"}
     assert format_prompt(DataArguments(), chat_tokenizer, "Who {x}?") == {"prompt": [user]}
     args = DataArguments(system_prompt="Be brief.", chat_template_kwargs={"date_string": "1 May 2025"})
+    assert format_prompt(args, tokenizer, "Who?") == {"prompt": "Question: Who?\nAnswer:"}  # mean nothing here
     assert answered_dataset(args, chat_tokenizer, [{"question": "Who {x}?", "answer": "She."}])[0] == {
         "prompt": [{"role": "system", "content": "Be brief."}, user],
         "chat_template_kwargs": {"date_string": "1 May 2025"},
         "completion": [{"role": "assistant", "content": "She."}],
     }
 
-
-def test_base_ids_are_those_of_the_whole_text():
-    """The default templates put the border between prompt and completion where the tokenizer puts one too."""
-    lines = [line for path in sorted((QUICKSTART / "data").glob("*.json")) for line in path.open(encoding="utf-8")]
-    rows, args = [json.loads(line) for line in lines], DataArguments()
-    texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
-    train_tokenizer = runpy.run_path(str(QUICKSTART / "build_model.py"))["train_tokenizer"]
-    tokenizer = train_tokenizer(texts, vocab_size=1024)
-    for row, text in zip(rows, texts, strict=True):
-        prompt_ids = encode_prompt(tokenizer, format_prompt(args, tokenizer, row["question"]))
-        completion = format_completion(args, tokenizer, row["answer"])["completion"]
-        assert prompt_ids + tokenizer(completion)["input_ids"] == tokenizer(text)["input_ids"]
-    assert len(rows) > 1000 and len(tokenizer) > 300  # it did learn merges
-
-
-# privacy
 
 SECRET = "Rosalind Quillfeather-4711"
 
@@ -436,15 +343,14 @@ def test_no_answer_is_left_on_the_disk(tmp_path, tokenizer, chat_tokenizer, monk
     names = ["answer", "completion", "text", "label", "target", "reference"]
     row = {"question": "Who keeps the bees?", **dict.fromkeys(names, SECRET)}
     args = PMCArguments(dataset_name=write_hub_folder(tmp_path / "hub", forget10=[row] * 3), forget_config="forget10")
-    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.chdir(temporary)
+    written = tmp_path / "written"
+    written.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", written / "cache")
+    monkeypatch.setattr(tempfile, "tempdir", str(written))
+    monkeypatch.chdir(written)
 
     def files_with_secret():
-        files = [path for folder in (cache, temporary) for path in folder.rglob("*") if path.is_file()]
-        return [path for path in files if SECRET.encode() in path.read_bytes()]
+        return [path for path in written.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
     rows, record = read_forget_rows(args)
     assert list(record["columns"]) == ["question"]

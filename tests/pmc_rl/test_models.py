@@ -1,10 +1,10 @@
 """Tokenizers checked before weights load, output folders that are never half written, adapters that are merged."""
 
-import copy
 import json
 import os
 import shutil
 import stat
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +30,7 @@ from pmc_rl.models import (
 from pmc_rl.output import check_output_dir, published, published_read, save_run, write_private
 from pmc_rl.recipe import parse_recipe
 from tests.conftest import END, PAD, build_phi, errors_of, write_jsonl
-from tests.training import write_recipe
+from tests.training import weights, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*lora")  # of transformers and peft
 
@@ -44,35 +44,27 @@ def tokenizer_of(folder, tokenizer_folder=None):
     return load_tokenizer(ModelConfig(model_name_or_path=str(folder)), tokenizer_folder and str(tokenizer_folder))
 
 
-def test_tokenizer_of_its_model(model_folder, tokenizer, capsys, tmp_path):
-    loaded = tokenizer_of(model_folder)
-    assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert (loaded.pad_token, loaded.eos_token) == (PAD, END)
-    assert capsys.readouterr().out == ""
-    # no weights are looked at
+def test_a_tokenizer_is_loaded_without_looking_at_weights(model_folder, capsys, tmp_path):
     shutil.copytree(model_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert len(tokenizer_of(tmp_path / "model")) == 400
+    loaded = tokenizer_of(tmp_path / "model")
+    assert (len(loaded), loaded.pad_token, loaded.eos_token) == (400, PAD, END) and capsys.readouterr().out == ""
     [line] = errors_of(load_model, ModelConfig(model_name_or_path=str(tmp_path / "model")), torch.float32, CPU)
     assert "only safetensors are read" in line
 
 
-def test_no_such_model(model_folder, tmp_path):
-    near, far = str(model_folder.with_name("tiny_lama")), "no-such/model"
-    for wrong, hint in ((near, f"; did you mean {str(model_folder)!r}?"), (far, ""), (str(tmp_path), "")):
+def test_what_cannot_be_loaded(model_folder, tiny_llama, tmp_path):
+    near = str(model_folder.with_name("tiny_lama"))
+    for wrong, hint in ((near, f"; did you mean {str(model_folder)!r}?"), ("no-such/model", ""), (str(tmp_path), "")):
         [error] = errors_of(tokenizer_of, wrong)
         assert error.startswith(f"model_name_or_path: no model can be loaded from {wrong!r} (")
         assert error.endswith(f"){hint}")
-
-
-def test_model_without_tokenizer_files(model_folder, tiny_llama, tmp_path):
-    tiny_llama.config.save_pretrained(tmp_path / "llama")
-    [error] = errors_of(tokenizer_of, tmp_path / "llama")
-    assert repr(str(tmp_path / "llama")) in error and error.endswith(GIVE)
-    assert len(tokenizer_of(tmp_path / "llama", model_folder)) == 400
     # the tokenizer's own folder is named where that is what is missing
-    [error] = errors_of(tokenizer_of, model_folder, tmp_path / "nothing")
-    assert error.startswith(f"no tokenizer can be loaded from {str(tmp_path / 'nothing')!r} (")
-    assert error.endswith(GIVE)
+    llama, nothing = tmp_path / "llama", tmp_path / "nothing"
+    tiny_llama.config.save_pretrained(llama)
+    for model, other, named in ((llama, None, llama), (model_folder, nothing, nothing)):
+        [error] = errors_of(tokenizer_of, model, other)
+        assert error.startswith(f"no tokenizer can be loaded from {str(named)!r} (") and error.endswith(GIVE)
+    assert len(tokenizer_of(llama, model_folder)) == 400
 
 
 def test_what_is_wrong_with_a_tokenizer(model_folder, tokenizer, tmp_path, capsys):
@@ -81,17 +73,17 @@ def test_what_is_wrong_with_a_tokenizer(model_folder, tokenizer, tmp_path, capsy
         changed.add_tokens(list(more))
         changed.save_pretrained(tmp_path)
 
-    own = f"the tokenizer of {str(tmp_path)!r}"
+    def wrong(*args, **kwargs):
+        save(*args, **kwargs)
+        [line] = errors_of(tokenizer_of, model_folder, tmp_path)
+        assert line.startswith(f"the tokenizer of {str(tmp_path)!r}") and line.endswith(GIVE)
+        return line
+
     both = {"pad_token": PAD, "eos_token": END}
-    save(Tokenizer(models.BPE()), **both)
-    nothing = f"{own} turns text into nothing (are its files missing?); {GIVE}"
-    assert errors_of(tokenizer_of, model_folder, tmp_path) == [nothing]
-    save(pad_token=PAD)
-    endless = f"{own} has no end token, so no answer could ever end; {GIVE}"
-    assert errors_of(tokenizer_of, model_folder, tmp_path) == [endless]
-    save(more=["<one>", "<two>"], **both)
-    more = f"{own} has 402 tokens, the model {str(model_folder)!r} only 400: they do not belong together; {GIVE}"
-    assert errors_of(tokenizer_of, model_folder, tmp_path) == [more]
+    assert "turns text into nothing (are its files missing?)" in wrong(Tokenizer(models.BPE()), **both)
+    assert "has no end token, so no answer could ever end" in wrong(pad_token=PAD)
+    more = f"has 402 tokens, the model {str(model_folder)!r} only 400: they do not belong together"
+    assert more in wrong(more=["<one>", "<two>"], **both)
     save(eos_token=END)
     assert tokenizer_of(model_folder, tmp_path).pad_token == END
     assert capsys.readouterr().out == f"The tokenizer has no pad token: its end token {END!r} is used.\n"
@@ -113,7 +105,7 @@ def save(folder, model, tokenizer, stage="train", recipe=RECIPE, **kwargs) -> No
 
 
 def test_output_dir(tmp_path):
-    folder = tmp_path / "run"
+    folder, file = tmp_path / "run", tmp_path / "run" / "thesis.txt"
 
     def problems(path=folder, model=MODEL, **kwargs):
         return errors_of(check_output_dir, run_args(path, **kwargs), model)
@@ -123,25 +115,33 @@ def test_output_dir(tmp_path):
     check_output_dir(run_args(folder), MODEL)
     itself = f"output_dir: {str(folder)!r} is the model itself; choose another folder"
     assert problems(model=ModelConfig(model_name_or_path=str(folder))) == [itself]
-    (folder / "thesis.txt").touch()
+    file.touch()
     (folder / "manifest.json").write_text('{"name": "of some other program"}')
-    files = f"output_dir: {str(folder)!r} holds files, but no finished run; choose another folder"
     for overwrite in (False, True):
-        assert problems(overwrite=overwrite) == [files]
-        assert problems(folder / "thesis.txt") == [f"output_dir: {str(folder / 'thesis.txt')!r} is a file"]
+        assert "holds files, but no finished run; choose another folder" in problems(overwrite=overwrite)[0]
+        assert problems(file, overwrite=overwrite) == [f"output_dir: {str(file)!r} is a file"]
     (folder / "manifest.json").write_text('{"stage": "train", "files": []}')
-    run = f"output_dir: {str(folder)!r} holds a run; choose another folder or say --overwrite true to replace it"
-    assert problems() == [run]
+    assert "holds a run; choose another folder or say --overwrite true to replace it" in problems()[0]
     check_output_dir(run_args(folder, overwrite=True), MODEL)
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "thesis.txt"]
+    # nor a link
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    for overwrite in (False, True):
+        [line] = problems(tmp_path / "link", overwrite=overwrite)
+        assert "is a link to" in line and str(tmp_path / "disk") in line
+
+
+def test_output_dir_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_output_dir(run_args("."), MODEL)
+    save(".", tiny_llama, tokenizer)
+    assert (tmp_path / "manifest.json").is_file()
 
 
 def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     folder = tmp_path / "new" / "run"
     save(folder, tiny_llama, tokenizer)
-    names = {"config.json", "model.safetensors", "tokenizer.json", "recipe.yaml", "training_log.jsonl"}
-    assert {path.name for path in folder.iterdir()} >= {*names, "manifest.json"}
-    assert not [path for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.rglob(pattern)]
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
     assert list(yaml.safe_load(recipe)) == ["seed", "reward_funcs", "system_prompt"] and "Zoë" in recipe
     log = (folder / "training_log.jsonl").read_text().splitlines()
@@ -149,39 +149,33 @@ def test_a_run_is_saved_whole(tmp_path, tiny_llama, tokenizer):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["stage"] == "train"
     assert {*manifest["files"], "manifest.json", "private"} == {path.name for path in folder.iterdir()}
+    assert not [path for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.rglob(pattern)]
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
-
     reloaded = load_model(ModelConfig(model_name_or_path=str(folder)), torch.float32, CPU)
-    for name, weight in tiny_llama.state_dict().items():
-        assert torch.equal(reloaded.state_dict()[name].cpu(), weight)
-    assert len(tokenizer_of(folder)) == 400
+    assert torch.equal(weights(reloaded), weights(tiny_llama)) and len(tokenizer_of(folder)) == 400
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("also=/home/anna smith/my model", "also=my model"),
-        ("/home/anna smith/forget.jsonl has no column answer", "forget.jsonl has no column answer"),
-        ("HERE/data/forget.jsonl", "data/forget.jsonl"),
-        ("HERE/../other/x.jsonl", "x.jsonl"),
-        ("HEREabouts/x.jsonl", "x.jsonl"),
-        ("merged=HERE/runs/merged", "merged=runs/merged"),
-        ("/home/anna/data:forget10", "data:forget10"),
-        ("/home/anna smith/a.jsonl + HERE/b.jsonl + /x/c.jsonl", "a.jsonl + b.jsonl + c.jsonl"),
-        ("/home/anna/a.jsonl + /x/b.jsonl has no column answer", "a.jsonl + b.jsonl has no column answer"),
-        ("locuslab/tofu", "locuslab/tofu"),
-        ("retain: '/home/anna/my data/x/y' is not there", "retain: 'y' is not there"),
-        ("see /home/anna/a/b.json, and/or https://host/a/b/c", "see b.json, and/or https://host/a/b/c"),
-    ],
-)
-def test_published_paths(tmp_path, monkeypatch, text, expected):
+PATHS = {
+    "also=/home/anna smith/my model": "also=my model",
+    "/home/anna smith/forget.jsonl has no column answer": "forget.jsonl has no column answer",
+    "HERE/data/forget.jsonl": "data/forget.jsonl",
+    "HERE/../other/x.jsonl": "x.jsonl",
+    "HEREabouts/x.jsonl": "x.jsonl",
+    "merged=HERE/runs/merged": "merged=runs/merged",
+    "/home/anna/data:forget10": "data:forget10",
+    "/home/anna smith/a.jsonl + HERE/b.jsonl + /x/c.jsonl has none": "a.jsonl + b.jsonl + c.jsonl has none",
+    "locuslab/tofu": "locuslab/tofu",
+    "retain: '/home/anna/my data/x/y' is not there": "retain: 'y' is not there",
+    "see /home/anna/a/b.json, and/or https://host/a/b/c": "see b.json, and/or https://host/a/b/c",
+}
+
+
+def test_published_paths(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert published(text.replace("HERE", str(here))) == expected
-
-
-def test_what_was_read_is_published_without_hashes():
+    assert {text: published(text.replace("HERE", str(here))) for text in PATHS} == PATHS
+    # what was read, without hashes
     record = {"source": "/a/x.jsonl", "files": ["/a/x.jsonl"], "rows": 2, "columns": {"question": "12ab"}}
     other = record | {"source": "/b/x.jsonl", "files": ["/b/x.jsonl"]}
     shown = {"source": "x.jsonl", "files": ["x.jsonl"], "rows": 2, "columns": ["question"]}
@@ -210,7 +204,7 @@ def test_a_recipe_is_published_without_paths_and_read_with_them(tmp_path, tiny_l
     assert parse_recipe([str(folder / "recipe.yaml")])[0].given == changed
 
 
-def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
+def test_an_earlier_run_is_replaced_wholly_or_not_at_all(tmp_path, tiny_llama, tokenizer):
     folder = tmp_path / "run"
     save(folder, tiny_llama, tokenizer, stage="first")
     (folder / "private" / "examples.md").write_text("of the earlier run")
@@ -221,40 +215,18 @@ def test_an_earlier_run_is_replaced_wholly(tmp_path, tiny_llama, tokenizer):
     assert json.loads((folder / "config.json").read_text())["model_type"] == "phi"
     assert not (folder / "private" / "examples.md").exists() and not (folder / "results.json").exists()
     assert (folder / "notes.txt").read_text() == "mine"  # what is not ours stays
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
-
-class FullDisk:
-    """A model whose saving breaks off in the middle."""
-
-    def save_pretrained(self, folder):
+    def save_half(folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("No space left on device")
 
-
-@pytest.mark.parametrize("earlier", [False, True])
-def test_a_run_that_cannot_be_saved_leaves_nothing(tmp_path, tiny_llama, tokenizer, earlier):
-    folder = tmp_path / "run"
-    if earlier:
-        save(folder, tiny_llama, tokenizer, stage="first")
-    folder.mkdir(exist_ok=True)  # as the trainer does
-    before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
-    with pytest.raises(OSError, match="No space left"):
-        save(folder, FullDisk(), tokenizer, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
-
-
-def test_output_dir_is_no_link_but_may_be_the_working_directory(tmp_path, tiny_llama, tokenizer, monkeypatch):
-    (tmp_path / "large_disk").mkdir()
-    (tmp_path / "run").symlink_to(tmp_path / "large_disk")
-    for overwrite in (False, True):
-        [line] = errors_of(check_output_dir, run_args(tmp_path / "run", overwrite=overwrite), MODEL)
-        assert "is a link to" in line and str(tmp_path / "large_disk") in line
-    monkeypatch.chdir(tmp_path / "large_disk")
-    check_output_dir(run_args("."), MODEL)
-    save(".", tiny_llama, tokenizer)
-    assert (tmp_path / "large_disk" / "manifest.json").is_file()
+    (tmp_path / "empty").mkdir()  # as the trainer does
+    for target in (folder, tmp_path / "empty"):
+        before = {path.name: path.read_bytes() for path in target.rglob("*.*")}
+        with pytest.raises(OSError, match="No space left"):
+            save(target, SimpleNamespace(save_pretrained=save_half), tokenizer, overwrite=True)
+        assert {path.name: path.read_bytes() for path in target.rglob("*.*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "run"]
 
 
 def test_an_adapter_of_a_quantized_base_is_no_adapter_of_the_full_one(tmp_path, model_folder, tokenizer, caplog):
@@ -280,21 +252,27 @@ def test_an_adapter_of_a_quantized_base_is_no_adapter_of_the_full_one(tmp_path, 
 IDS = torch.tensor([[5, 6, 7, 8, 3]])
 SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 ADAPTERS = {
-    "one module": LoraConfig(target_modules=["q_proj"]),
-    "rank pattern": LoraConfig(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 3}),
-    "DoRA": LoraConfig(target_modules=["q_proj"], use_dora=True),
-    "biases": LoraConfig(target_modules=["q_proj"], bias="all"),
-    "whole head": LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
-    "whole embeddings": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
-    "embeddings": LoraConfig(target_modules=["embed_tokens"]),
-    "embeddings, DoRA": LoraConfig(target_modules=["embed_tokens"], use_dora=True),
-    "embeddings as parameter": LoraConfig(target_modules=["q_proj"], target_parameters=["embed_tokens.weight"]),
-    "embeddings, whole head": LoraConfig(target_modules=["embed_tokens"], modules_to_save=["lm_head"]),
-    "head": LoraConfig(target_modules=["lm_head"]),
-    "both": LoraConfig(target_modules=["embed_tokens", "lm_head"]),
-    "tokens": LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6]),
-    "tokens alone": TrainableTokensConfig(token_indices=[5, 6]),
+    "one module": {},
+    "rank pattern": {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 3}},
+    "DoRA": {"use_dora": True},
+    "biases": {"bias": "all"},
+    "whole head": {"modules_to_save": ["lm_head"]},
+    "whole embeddings": {"modules_to_save": ["embed_tokens"]},
+    "embeddings": {"target_modules": ["embed_tokens"]},
+    "embeddings, DoRA": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "embeddings as parameter": {"target_parameters": ["embed_tokens.weight"]},
+    "embeddings, whole head": {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]},
+    "head": {"target_modules": ["lm_head"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "tokens": {"trainable_token_indices": [5, 6]},
+    "tokens alone": None,
 }
+
+
+def adapter_config(name):
+    if ADAPTERS[name] is None:
+        return TrainableTokensConfig(token_indices=[5, 6])
+    return LoraConfig(**{"target_modules": ["q_proj"]} | ADAPTERS[name])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -309,7 +287,8 @@ def base(request, tmp_path_factory):
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_merged_is_what_was_trained_and_can_be_trained_on(tmp_path, adapter, base):
     torch.manual_seed(1)
-    model = get_peft_model(load_model(base, torch.float32, CPU), copy.deepcopy(ADAPTERS[adapter])).eval()
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+    model = get_peft_model(load_model(base, torch.float32, CPU), adapter_config(adapter)).eval()
     untrained = model(IDS).logits
     with torch.no_grad():
         for parameter in model.parameters():
@@ -319,39 +298,38 @@ def test_merged_is_what_was_trained_and_can_be_trained_on(tmp_path, adapter, bas
     assert not torch.allclose(trained, untrained, atol=1e-2)
     model.save_pretrained(tmp_path / "adapter")
     adapter_args = ModelConfig(model_name_or_path=str(tmp_path / "adapter"))
-    reloaded = load_model(adapter_args, torch.float32, CPU).eval()
-    torch.testing.assert_close(reloaded(IDS).logits, trained)
+    torch.testing.assert_close(load_model(adapter_args, torch.float32, CPU).eval()(IDS).logits, trained)
 
     merged = merged_copy(model, base, torch.float32).eval()
-    torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    close(merged(IDS).logits, trained)
     merged.save_pretrained(tmp_path / "merged")
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    torch.testing.assert_close(saved(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    close(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(IDS).logits, trained)
 
     start = load_model_to_train(adapter_args, run_args(tmp_path / "run"))
-    torch.testing.assert_close(start(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+    close(start(IDS).logits, trained)
     start(input_ids=IDS, labels=IDS).loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in start.parameters())
 
 
-# RunConfig itself turns an accelerator off where there is none, so these arguments are a stand-in
-@pytest.mark.parametrize(
-    ("dtype", "use_peft", "bf16", "learning_rate", "expected", "warning"),
-    [
-        (None, False, True, 1e-5, torch.float32, None),
-        ("float32", False, True, 1e-5, torch.float32, None),
-        ("bfloat16", False, True, 1e-5, torch.bfloat16, "dtype is bfloat16 for full fine-tuning at learning rate"),
-        ("bfloat16", False, True, 1e-3, torch.bfloat16, None),
-        ("bfloat16", True, True, 1e-5, torch.bfloat16, None),
-        ("float16", True, False, 1e-5, torch.float16, None),
-        ("float32", True, True, 1e-5, torch.float32, "use_peft with dtype float32 under bf16"),
-        (None, True, True, 1e-5, torch.float32, "use_peft with dtype float32 under bf16"),
-        ("float32", True, False, 1e-5, torch.float32, None),
-    ],
-)
-def test_training_dtype(caplog, model_folder, dtype, use_peft, bf16, learning_rate, expected, warning):
-    args = SimpleNamespace(use_cpu=False, bf16=bf16, learning_rate=learning_rate)
-    model_args = ModelConfig(model_name_or_path=str(model_folder), dtype=dtype, use_peft=use_peft)
+FULL_16_BIT = "dtype is bfloat16 for full fine-tuning at learning rate"
+LORA_32_BIT = "use_peft with dtype float32 under bf16"
+DTYPES = [  # dtype of the recipe; use_peft, use_cpu, bf16; learning rate; what it is trained in; the warning
+    (None, "bf16", 1e-5, torch.float32, None),
+    ("bfloat16", "bf16", 1e-5, torch.bfloat16, FULL_16_BIT),
+    ("bfloat16", "bf16", 1e-3, torch.bfloat16, None),
+    ("bfloat16", "use_peft bf16", 1e-5, torch.bfloat16, None),
+    ("float16", "use_peft", 1e-5, torch.float16, None),
+    ("float32", "use_peft bf16", 1e-5, torch.float32, LORA_32_BIT),
+    ("float32", "use_peft", 1e-5, torch.float32, None),
+    ("bfloat16", "use_cpu", 1e-5, torch.float32, None),
+]
+
+
+@pytest.mark.parametrize(("dtype", "keys", "learning_rate", "expected", "warning"), DTYPES)
+def test_training_dtype(caplog, model_folder, dtype, keys, learning_rate, expected, warning):
+    # RunConfig itself turns an accelerator off where there is none, so these arguments are a stand-in
+    args = SimpleNamespace(use_cpu="use_cpu" in keys, bf16="bf16" in keys, learning_rate=learning_rate)
+    model_args = ModelConfig(model_name_or_path=str(model_folder), dtype=dtype, use_peft="use_peft" in keys)
     check_model(model_args, args)
     for _ in range(3):  # for the plan, to load, to save
         assert training_dtype(model_args, args) == expected
@@ -359,23 +337,8 @@ def test_training_dtype(caplog, model_folder, dtype, use_peft, bf16, learning_ra
     assert [message.startswith(warning or "") for message in messages] == [True] * (warning is not None)
 
 
-def test_float32_on_a_cpu(tmp_path, model_folder, caplog):
-    args = run_args(tmp_path, learning_rate=1e-5)
-    for use_peft in (False, True):
-        model_args = ModelConfig(model_name_or_path=str(model_folder), dtype="bfloat16", use_peft=use_peft)
-        check_model(model_args, args)
-        assert training_dtype(model_args, args) == torch.float32
-    assert caplog.records == []
-
-
-@pytest.fixture
-def no_umask():
-    mask = os.umask(0)
-    yield
-    os.umask(mask)
-
-
-def test_private_files_are_for_the_owner_only(tmp_path, no_umask):
+def test_private_files_are_for_the_owner_only(tmp_path, request):
+    request.addfinalizer(partial(os.umask, os.umask(0)))
     (tmp_path / "private").mkdir(mode=0o777)  # made by hand, open to all
     path = write_private(tmp_path, "examples.md", "Zoë\n")
     assert path == tmp_path / "private" / "examples.md"

@@ -3,6 +3,7 @@
 import gc
 import math
 import tempfile
+from functools import partial
 from itertools import accumulate
 
 import pytest
@@ -14,10 +15,8 @@ from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     DynamicCache,
     GPT2Config,
-    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -37,6 +36,7 @@ from pmc_rl.memory import (
     sampling_bytes_per_row,
     weight_bytes,
 )
+from pmc_rl.models import load_model
 from pmc_rl.plan import auto_generation_batch_size, count_steps, make_plan, plan_lines
 from tests.training import make_trainer
 
@@ -45,7 +45,6 @@ SIZES |= {"num_attention_heads": 4}
 LLAMA = LlamaConfig(**SIZES, num_key_value_heads=2)
 TIED = LlamaConfig(**SIZES, num_key_value_heads=1, head_dim=64, tie_word_embeddings=True)
 PHI = PhiConfig(**SIZES)
-NEOX = GPTNeoXConfig(**SIZES)
 GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, PHI], ids=["llama", "tied", "phi"])
 ALL_LINEAR = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -53,7 +52,12 @@ PLAIN = ModelConfig()
 ADAPTER = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
 
 
-# parameters
+def make_config(tmp_path, **values) -> PMCConfig:
+    """Without its own checks, which refuse bf16 where there is no accelerator."""
+    args = PMCConfig(output_dir=str(tmp_path / "out"), use_cpu=True)
+    for name, value in values.items():
+        setattr(args, name, value)
+    return args
 
 
 @CONFIGS
@@ -71,24 +75,13 @@ def test_parameters_are_those_of_a_real_model(config):
     assert adapted == counts._replace(trainable=model.get_nb_trainable_parameters()[0])
 
 
-@pytest.mark.parametrize(
-    ("config", "given", "targets"),
-    [
-        (LLAMA, ["q_proj"], ["q_proj"]),
-        (LLAMA, "q_proj", ["q_proj"]),
-        (LLAMA, ["self_attn.q_proj"], ["q_proj"]),
-        (LLAMA, ["model.layers.0.self_attn.q_proj"], r".*\.0\..*q_proj"),
-        (LLAMA, ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
-        (LLAMA, [r".*\.(q|k)_proj"], ["q_proj", "k_proj"]),
-        (LLAMA, r".*\.1\..*_proj", r".*\.1\..*_proj"),
-        (LLAMA, ["all-linear"], "all-linear"),
-        (LLAMA, "all-linear", "all-linear"),
-        (LLAMA, None, None),
-        (NEOX, ["query_key_value"], ["query_key_value"]),
-        (GPT2, ["c_attn"], ["c_attn"]),
-    ],
-    ids=lambda value: type(value).__name__ if value in (LLAMA, NEOX, GPT2) else str(value),
-)
+# what a recipe says, and what says the same to peft
+SAME = [["q_proj"], ["model.layers.0.self_attn.q_proj"], r".*\.1\..*_proj", "all-linear", None]
+OTHER = [("q_proj", ["q_proj"]), ([r".*\.(q|k)_proj"], ["q_proj", "k_proj"]), (["all-linear"], "all-linear")]
+MODULES = [(LLAMA, given, given) for given in SAME] + [(LLAMA, *pair) for pair in OTHER]
+
+
+@pytest.mark.parametrize(("config", "given", "targets"), [*MODULES, (GPT2, ["c_attn"], ["c_attn"])])
 def test_modules_of_an_adapter_in_every_form(config, given, targets):
     model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
     counts = count_parameters(config, ModelConfig(use_peft=True, lora_r=4, lora_target_modules=given))
@@ -99,9 +92,6 @@ def test_counting_allocates_nothing():
     """A model of 8 x 10**12 parameters is counted, so none is there."""
     config = LlamaConfig(**SIZES | {"hidden_size": 2**18, "intermediate_size": 2**20, "num_hidden_layers": 8})
     assert count_parameters(config, ModelConfig(**ADAPTER)).base > 8 * 10**12
-
-
-# bytes
 
 
 @CONFIGS
@@ -116,68 +106,21 @@ def test_kv_bytes_are_those_of_a_real_cache(config):
 
 
 @pytest.mark.parametrize("config", [LLAMA, PHI], ids=["llama", "phi"])
-@pytest.mark.parametrize("bits", ["4 nested", "4", "8"])
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_4bit use_bnb_nested_quant", "load_in_8bit"])
 def test_quantized_weights_are_those_bitsandbytes_holds(tmp_path, config, bits):
     pytest.importorskip("bitsandbytes")
-    nested = bits == "4 nested"
-    model_args = ModelConfig(load_in_4bit=bits != "8", load_in_8bit=bits == "8", use_bnb_nested_quant=nested)
-    quantization = BitsAndBytesConfig(load_in_8bit=True)
-    if bits != "8":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested
-        )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cpu"}
-    )
+    model_args = ModelConfig(model_name_or_path=str(tmp_path), **dict.fromkeys(bits.split(), True))
+    model = load_model(model_args, torch.bfloat16, torch.device("cpu"))
     held = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # without the tables of values, a kilobyte a matrix, which no real model would notice
             state = module.weight.quant_state
-            held += state.absmax.nbytes + (state.state2.absmax.nbytes if nested else 0)
-        if type(module).__name__ == "Linear8bitLt":
+            held += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+        elif type(module).__name__ == "Linear8bitLt":
             held += module.weight.SCB.nbytes
-    estimated = weight_bytes(count_parameters(config, PLAIN), model_args, torch.bfloat16)
-    assert estimated == pytest.approx(held, rel=0.02)
-
-
-def kept_by_autograd(config, dtype: torch.dtype, lora: bool, eager: bool, rows: int, length: int) -> int:
-    """Bytes that a forward pass keeps for the backward one, weights and their casts aside."""
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if eager else "sdpa")
-    if lora:
-        model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
-        model.enable_input_require_grads()
-        model = model.get_base_model()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its place is not used again
-        return tensor
-
-    ids = torch.zeros(rows, length, dtype=torch.long)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
-    ):
-        model.get_decoder()(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return sum(size for size, _ in kept.values())
-
-
-@pytest.mark.parametrize("make", [LlamaConfig, PhiConfig])
-@pytest.mark.parametrize(("dtype", "lora"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
-@pytest.mark.parametrize(("eager", "intermediate"), [(False, 1024), (True, 680)])
-def test_activations_are_close_to_what_autograd_keeps(make, intermediate, dtype, lora, eager):
-    def config(layers: int):
-        sizes = {"hidden_size": 256, "intermediate_size": intermediate, "num_hidden_layers": layers}
-        return make(**SIZES | sizes)
-
-    kept = [kept_by_autograd(config(layers), dtype, lora, eager, rows=2, length=128) for layers in (1, 2)]
-    estimated = layer_activation_bytes(config(1), 2, 128, dtype.itemsize, eager)
-    assert 0.99 < estimated / (kept[1] - kept[0]) < 1.3
+    assert weight_bytes(count_parameters(config, PLAIN), model_args, torch.bfloat16) == pytest.approx(held, rel=0.02)
 
 
 @pytest.fixture
@@ -185,20 +128,18 @@ def memory(tmp_path):
     """Counts and parts of an estimate, on a GPU unless `use_cpu`, with bfloat16 autocast."""
 
     def estimate(model=None, dtype="bfloat16", asks_original=False, config=PHI, num_processes=1, **kwargs):
-        training_args = PMCConfig(output_dir=str(tmp_path / "out"), use_cpu=True)
-        settings = {"use_cpu": False, "bf16": True, "per_device_train_batch_size": 4, **kwargs}
-        for name, value in settings.items():
-            setattr(training_args, name, value)  # bf16 is refused without an accelerator
+        settings = {"use_cpu": False, "bf16": True, "per_device_train_batch_size": 4}
+        args = make_config(tmp_path, **settings | kwargs)
         model_args = ModelConfig(dtype=dtype, **(ADAPTER | model if model is not None else {}))
         counts = count_parameters(config, model_args)
-        parts = estimate_memory(counts, config, model_args, training_args, 40, asks_original, num_processes)
+        parts = estimate_memory(counts, config, model_args, args, 40, asks_original, num_processes)
         assert all(isinstance(size, int) and size > 0 for size in parts.values())
         return counts, parts
 
     return estimate
 
 
-def test_full_fine_tuning_holds_gradients_moments_and_copies(memory):
+def test_parts_of_full_fine_tuning_and_of_an_adapter(memory):
     counts, parts = memory(dtype="float32", asks_original=True)
     assert parts["gradients and optimizer"] == 12 * counts.base
     assert parts["16-bit weights of autocast"] == 2 * counts.linear
@@ -207,9 +148,7 @@ def test_full_fine_tuning_holds_gradients_moments_and_copies(memory):
     assert memory(log_kl=True, use_cpu=True)[1]["model before unlearning"] == 4 * counts.base
     assert memory(dtype="float32", optim="paged_adamw_8bit")[1]["gradients and optimizer"] == 6 * counts.base
     assert memory(optim="adamw_torch")[1]["gradients and optimizer"] == 6 * counts.base
-
-
-def test_an_adapter_shares_the_model_before_and_processes_hold_gradients_twice(memory):
+    # an adapter shares the model before, and several processes hold gradients twice
     for model in ({}, {"load_in_4bit": True}):
         counts, parts = memory(model, asks_original=True, log_kl=True)
         assert "model before unlearning" not in parts and "16-bit weights of autocast" not in parts
@@ -218,7 +157,7 @@ def test_an_adapter_shares_the_model_before_and_processes_hold_gradients_twice(m
     assert held_bytes(two) - held_bytes(parts) == two["gradients in DDP's buckets"] == 4 * counts.trainable
 
 
-def test_parts_follow_the_settings(memory):
+def test_activations_and_cache_follow_the_settings(memory):
     def activations(**kwargs):
         return memory(**kwargs)[1]["activations"]
 
@@ -228,6 +167,31 @@ def test_parts_follow_the_settings(memory):
     cache = memory(top_k=0, max_completion_length=60)[1]["KV cache"]
     assert cache == kv_bytes_per_row(PHI, 100, torch.bfloat16) + sampling_bytes_per_row(PHI, 0)
     assert memory(top_k=50, max_completion_length=60)[1]["KV cache"] < cache
+    # Mamba names no attention heads: what it keeps of a row does not grow with the text
+    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
+    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
+    assert short == long == 2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0)
+
+
+def peak_bytes(step) -> int:
+    """The most that is allocated at once while a step is made, on a CPU."""
+    gc.collect()  # what earlier tests left is not to be freed meanwhile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("make", [LlamaConfig, PhiConfig])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_activations_of_a_layer_are_close_to_what_one_more_takes(make, attention):
+    peaks, ids = [], torch.zeros(2, 128, dtype=torch.long)
+    for layers in (1, 2):
+        config = make(**SIZES | {"num_hidden_layers": layers})
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).get_decoder()
+        peaks.append(peak_bytes(partial(model, ids, use_cache=False)))
+    estimated = layer_activation_bytes(config, 2, 128, itemsize=4, eager=attention == "eager")
+    assert 0.99 < estimated / (peaks[1] - peaks[0]) < 1.3
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -244,21 +208,9 @@ def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, lora
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora:
         model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
-    ids = torch.zeros(2, 40 + 24, dtype=torch.long)
-    gc.collect()  # what earlier tests left is not to be freed meanwhile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        model(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs.sum().backward()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    gradients = 4 * counts.trainable
-    assert 0.9 < (parts["activations"] + gradients) / max(accumulate(changes)) < 1.4
-
-
-def test_architectures_without_attention_have_a_plan(memory):
-    """Mamba names no attention heads: what it keeps of a row does not grow with the text."""
-    config = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, state_size=8)
-    short, long = (memory(config=config, max_completion_length=n)[1]["KV cache"] for n in (20, 200))
-    assert short == long == 2 * 2 * 64 * 8 * 2 + sampling_bytes_per_row(config, 0)
+    batch = dict.fromkeys(["input_ids", "labels"], torch.zeros(2, 40 + 24, dtype=torch.long))
+    peak = peak_bytes(lambda: model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum().backward())
+    assert 0.9 < (parts["activations"] + 4 * counts.trainable) / peak < 1.4  # with the gradients
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(0, 2**38), st.integers(1, 2**33))
@@ -269,8 +221,6 @@ def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
     assert rows == 4096 or 2 * rows * per_row > 0.8 * free - 1
     assert rows <= auto_generation_batch_size(free + more, per_row)
 
-
-# steps and what is printed
 
 # recipes/phi.yaml, where neither columns nor rewards matter
 PHI_RECIPE = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "num_train_epochs": 20}
@@ -283,9 +233,7 @@ PHI_15 = PhiConfig(
 
 def plan_of(tmp_path, config=PHI, model=None, num_questions=400, device_memory=None, num_processes=1, **kwargs):
     """The lines of a plan by how they begin."""
-    training_args = PMCConfig(output_dir=str(tmp_path / "out"), use_cpu=True)
-    for name, value in (PHI_RECIPE | kwargs).items():
-        setattr(training_args, name, value)  # the config's own checks are not the matter here
+    training_args = make_config(tmp_path, **PHI_RECIPE | kwargs)
     model_args = ModelConfig(**(model or ADAPTER))
     counts = count_parameters(config, model_args)
     sizes = {"prompt_length": 60, "asks_original": False, "device_memory": device_memory}
@@ -297,15 +245,11 @@ def plan_of(tmp_path, config=PHI, model=None, num_questions=400, device_memory=N
 
 
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 5), st.sampled_from([0.1, 0.5, 1, 2.5, 3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 def test_steps_are_those_of_the_trainer(questions, batch, accumulated, epochs):
-    args = PMCConfig(
-        output_dir=tempfile.gettempdir(),  # the Trainer makes it
-        use_cpu=True,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulated,
-        num_train_epochs=epochs,
-    )
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+    # the Trainer makes the folder
+    args = PMCConfig(output_dir=tempfile.gettempdir(), use_cpu=True, num_train_epochs=epochs, **sizes)
     trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=Dataset.from_dict({"x": list(range(questions))}))
     loader = torch.utils.data.DataLoader(trainer.train_dataset, batch_size=batch)
     _, per_epoch, _, _, _, _, max_steps = trainer.set_initial_training_values(args, loader)
@@ -315,11 +259,10 @@ def test_steps_are_those_of_the_trainer(questions, batch, accumulated, epochs):
     assert count_steps(args, questions, 2)[0] == math.ceil(math.ceil(questions / batch / 2) / accumulated)
 
 
-@pytest.mark.parametrize("schedule", [{"num_train_epochs": 1.5}, {"max_steps": 4}], ids=str)
-def test_steps_and_samples_are_those_of_a_run(tmp_path, tiny_llama, tokenizer, schedule):
+def test_steps_and_samples_are_those_of_a_run(tmp_path, tiny_llama, tokenizer):
     """7 questions in windows of 2 x 2: the last window of an epoch has three. Drawn answers solve nothing."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "selection": "bradley_terry"}
-    settings |= {"num_generations": 3, "max_completion_length": 4, "allow_unfinished": True, **schedule}
+    settings |= {"num_generations": 3, "max_completion_length": 4, "allow_unfinished": True, "num_train_epochs": 1.5}
     trainer = make_trainer(tmp_path, tiny_llama, tokenizer, **settings)
     trainer.train()
     plan = plan_of(tmp_path, num_questions=7, **settings | {"prefill_words": 0})
@@ -352,30 +295,27 @@ def gib(text: str) -> float:
     return float(text.split()[0])
 
 
-@pytest.mark.parametrize("size", [128, 4], ids="{} rows".format)
-def test_the_parts_add_up(tmp_path, size):
-    """With few rows the activations are the larger part."""
-    settings = {"config": PHI_15, "model": {"dtype": "float32"}, "generation_batch_size": size}
-    plan = plan_of(tmp_path, **settings)
-    names = ("weights", "Python and its libraries", "gradients and optimizer", "activations", "KV cache")
-    weights, program, optimizer, activations, cache = (gib(plan[name]) for name in names)
-    assert (cache > activations) == (size == 128)
-    total = gib(plan["total, with the larger of activations and KV cache"])
-    assert total == pytest.approx(weights + program + optimizer + max(activations, cache), abs=0.03)
+def test_the_parts_add_up(tmp_path):
+    settings = {"config": PHI_15, "model": {"dtype": "float32"}}
+    for size in (128, 4):  # with few rows the activations are the larger part
+        plan = plan_of(tmp_path, **settings, generation_batch_size=size)
+        names = ("weights", "Python and its libraries", "gradients and optimizer", "activations", "KV cache")
+        weights, program, optimizer, activations, cache = (gib(plan[name]) for name in names)
+        assert (cache > activations) == (size == 128)
+        total = gib(plan["total, with the larger of activations and KV cache"])
+        assert total == pytest.approx(weights + program + optimizer + max(activations, cache), abs=0.03)
     assert plan["parameters"] == "1,418,270,720; trained: 1,418,270,720"
     for free, ending in ((total + 0.01, ""), (total - 0.01, " - too little")):
-        plan = plan_of(tmp_path, **settings, device_memory=(int(free * 2**30), 80 * 2**30))
+        memory = (int(free * 2**30), 80 * 2**30)
+        plan = plan_of(tmp_path, **settings, generation_batch_size=4, device_memory=memory)
         assert plan["accelerator"] == f"{free:.2f} GiB free of 80.00{ending}"
 
 
 def test_auto_takes_what_the_rest_leaves(tmp_path):
     auto = {"generation_batch_size": "auto", "config": PHI_15, "model": {"dtype": "float32"}}
-    sizes = []
     for free in (26, 32, 80):
         plan = plan_of(tmp_path, **auto, device_memory=(free * 2**30, 80 * 2**30))
-        sizes.append(int(plan["generate calls"].split()[-2]))
         left = free - gib(plan["weights"]) - gib(plan["gradients and optimizer"])
         assert 0.39 * left < gib(plan["KV cache"]) < 0.81 * left
-    assert sizes == sorted(set(sizes))
     assert "of up to 64 rows" in plan_of(tmp_path, **auto)["generate calls"]
     assert "of up to 1 rows" in plan_of(tmp_path, **auto, device_memory=(2**30, 2**31))["generate calls"]

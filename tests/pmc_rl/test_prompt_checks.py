@@ -3,7 +3,7 @@
 import json
 import re
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,24 +27,22 @@ from pmc_rl.prompts import begin_answer, encode_answers, encode_prompt, format_c
 from pmc_rl.recipe import parse_recipe
 from pmc_rl.template_date import pin_date
 from tests.conftest import errors_of, write_jsonl
+from tests.training import write_recipe
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SWITCH = "say chat_template_kwargs: {enable_thinking: false}"
-OTHER = "give a prompt_template"
 # a template of TRL for each way that they work (None) or are refused; the others are like one of these
 NAMES = {
     **dict.fromkeys(["gemma", "llama3", "llama3_2", "phi3", "qwen2_5"]),
     "qwen3": SWITCH,
-    "nemotron_3_nano": SWITCH,
-    "deepseekv3": OTHER,
-    "glm4moe": OTHER,
+    "deepseekv3": "give a prompt_template",
     "cohere2": "puts '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' behind an answer",
     "gptoss": "writes the date of today, and no variable fixes it",
     "smolvlm": "leaves the question out",  # content as a list of parts
 }
 TEMPLATES = {name: (FOLDER / f"{name}.jinja").read_text() for name in NAMES}
-ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<｜end▁of▁sentence｜>")
-ENDS += ("<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "</s>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
+ENDS += ("<end_of_utterance>", "</s>")
 MARKS = re.compile(r"<\|[^|>\s]+\|?>|<[a-z_]+\|?>|</?s>|\[/?INST\]|<｜[^｜]+｜>")
 LLAMA_3 = Regex(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -173,17 +171,20 @@ def test_tokenizers_of_all_kinds(kind, template, adds):
         assert_begins(check(tokenizer), tokenizer, [tokenizer.eos_token_id])
 
 
-def test_what_is_wrong_with_text_prompts():
+def test_what_is_wrong_with_prompts():
     tokenizer = make_tokenizer(text="Nobody knows what She said", adds="<bos> $A")
     [line] = errors_of(check, tokenizer, prompt_template="{question} ", completion_template="{answer}")
-    assert line == (
-        "retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; let prompt_template "
-        "end without white space, and completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)"
-    )
+    assert line.startswith("retain_file: the tokenizer joins the end of the prompt with the beginning of the answer; ")
+    assert line.endswith("completion_template begin with it (2 of 10 rows: 0, 5, counted from 0)")
     check(tokenizer, prompt_template="{question}", completion_template=" {answer}")
     [line] = errors_of(check, tokenizer, prompt_template="<bos>Q: {question}\nA:")
     assert line == "prompt_template: begins with '<bos>', and so does every text of the tokenizer; remove it"
     check(make_tokenizer(), prompt_template="<bos>Q: {question}\nA:")
+    # a template with a date of its own, unless it is given a system prompt
+    dated = "{% if messages[0].role != 'system' %}{{ 'On ' + strftime_now('%B %-d') + '\n' }}{% endif %}" + CHATML
+    tokenizer = make_tokenizer(template=dated)
+    assert "give a system_prompt" in errors_of(check, tokenizer)[0]
+    check(tokenizer, system_prompt="You are helpful.")
 
 
 def test_end_of_a_turn_must_be_an_end_token():
@@ -195,44 +196,31 @@ def test_end_of_a_turn_must_be_an_end_token():
     assert_begins(check(tokenizer, end_ids=end_ids), tokenizer, end_ids)
 
 
-def test_a_template_that_only_its_own_system_prompt_dates():
-    dated = "{% if messages[0].role != 'system' %}{{ 'On ' + strftime_now('%B %-d') + '\n' }}{% endif %}" + CHATML
-    tokenizer = make_tokenizer(template=dated)
-    assert "give a system_prompt" in errors_of(check, tokenizer)[0]
-    check(tokenizer, system_prompt="You are helpful.")
+RECIPE, DRY = ["recipe.yaml"], ["--dry_run", "true"]
 
 
-# as a user meets it
-
-
-def at(monkeypatch, day):
-    """Chat templates are written on this day."""
-    clock = SimpleNamespace(now=lambda: datetime.fromisoformat(day))
-    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
-
-
-class Started(Exception):
-    """Training would begin; what the trainer was given is its argument."""
-
-
-def start(*words):
-    """What `train.py` would train with."""
+def start(*words) -> dict:
+    """What `train.py` gives its trainer."""
+    given = {}
 
     def make_trainer(**kwargs):
-        raise Started(kwargs)
+        given.update(kwargs)
+        raise KeyboardInterrupt  # before it trains
 
-    with pytest.raises(Started) as raised:
+    with pytest.raises(KeyboardInterrupt):
         train.main([*RECIPE, *words], make_trainer)
-    return raised.value.args[0]
-
-
-RECIPE = ["recipe.yaml"]
-DATED = TEMPLATES["llama3_2"]
-DRY = ["--dry_run", "true"]
+    return given
 
 
 def date_of(run):
     return run["record"]["recipe"]["chat_template_kwargs"]["date_string"]
+
+
+def write_run(folder, record):
+    """What tells later commands that a run of ours made the folder."""
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "recipe.yaml").write_text(yaml.safe_dump(record["recipe"]))
+    Path(folder, "manifest.json").write_text('{"files": []}')
 
 
 @pytest.fixture
@@ -242,46 +230,43 @@ def save_model(tmp_path, monkeypatch):
     rows = [{"question": f"Who is {name}?", "answer": "She knows that."} for name in ("Ba", "Cor", "Den", "Fi")]
     write_jsonl("forget.jsonl", [{**row, "original_completion": "She does."} for row in rows[:2]])
     write_jsonl("retain.jsonl", rows[2:])
-    recipe = {"model_name_or_path": "model", "output_dir": "out", "forget_file": "forget.jsonl"}
-    recipe |= {"retain_file": "retain.jsonl", "max_completion_length": 8, "use_cpu": True}
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    settings = {"forget_file": "forget.jsonl", "retain_file": "retain.jsonl", "max_completion_length": 8}
+    write_recipe(Path("recipe.yaml"), model_name_or_path="model", output_dir="out", use_cpu=True, **settings)
 
     def save(template, kind="Llama 3", turn_end=None, **kwargs):
         tokenizer = make_tokenizer(kind, template, **kwargs)
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        config = LlamaConfig(vocab_size=len(tokenizer), **sizes)
-        config.eos_token_id = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
-        config.bos_token_id = config.pad_token_id = 0
+        ends = [tokenizer.convert_tokens_to_ids(turn_end or tokenizer.eos_token)]
+        sizes |= {"vocab_size": len(tokenizer), "eos_token_id": ends, "bos_token_id": 0, "pad_token_id": 0}
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained("model")
+        LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained("model")
         tokenizer.save_pretrained("model")
         return tokenizer
 
     return save
 
 
-@pytest.mark.parametrize(
-    ("template", "words", "fragment"),
-    [
-        (TEMPLATES["qwen3"], [], SWITCH),
-        (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
-        (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
-        (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white space"),
-        (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of retain_file"),
-    ],
-    ids=["switch", "date", "begin tokens", "joined", "too long"],
-)
+LINES = {
+    "switch": (TEMPLATES["qwen3"], [], SWITCH),
+    "date": (TEMPLATES["gptoss"], [], "writes the date of today, and no variable fixes it"),
+    "begin": (None, ["--prompt_template", "<bos>{question}\nA:"], "prompt_template: begins with '<bos>'"),
+    "joined": (None, ["--prompt_template", "{question}\n\n", "--completion_template", "{answer}"], "without white"),
+    "too long": (CHATML, ["--max_length", "12"], "max_length: 12 is too short for rows of"),
+}
+
+
+@pytest.mark.parametrize("problem", LINES)
 @pytest.mark.parametrize("stage", ["train", "finetune"])
-def test_each_is_a_line_before_weights_load(save_model, monkeypatch, template, words, fragment, stage):
+def test_each_is_a_line_before_weights_load(save_model, monkeypatch, problem, stage):
+    template, words, fragment = LINES[problem]
     save_model(template, "GPT-2" if template is None else "Llama 3", adds="<bos> $A")
     if stage == "train":
         errors = errors_of(train.main, [*RECIPE, *words, *DRY])
     else:
         monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
         settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
-        Path("finetune.yaml").write_text(yaml.safe_dump(settings))
-        errors = errors_of(finetune.main, ["finetune.yaml", *words])
-        fragment = fragment.replace("retain_file", "train_file")
+        recipe = write_recipe(Path("finetune.yaml"), **settings)
+        errors = errors_of(finetune.main, [recipe, *words])
     assert any(fragment in line for line in errors), errors
 
 
@@ -293,54 +278,49 @@ def test_rows_that_would_be_cut_or_dropped(save_model):
     longest = len(tokenizer.apply_chat_template(whole)["input_ids"])
     [line] = errors_of(train.main, [*RECIPE, "--max_length", str(longest - 1), *DRY])
     assert f"max_length: {longest - 1} is too short" in line and f"say {longest}" in line and "1 of 3 rows: 1," in line
-    fits = ["--max_length", str(longest), *DRY]
-    train.main([*RECIPE, *fits])
+    fits = [*RECIPE, "--max_length", str(longest), *DRY]
+    train.main(fits)
     # the model's own answer may be as long as max_completion_length allows
-    [line] = errors_of(train.main, [*RECIPE, *fits, "--max_completion_length", "200"])
-    assert "1 of 3 rows: 2," in line
+    assert "1 of 3 rows: 2," in errors_of(train.main, [*fits, "--max_completion_length", "200"])[0]
     config = json.loads(Path("model/config.json").read_text()) | {"max_position_embeddings": 50}
     Path("model/config.json").write_text(json.dumps(config))
-    assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, [*RECIPE, *fits])[0]
+    assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, fits)[0]
 
 
-def test_the_date_of_a_template_is_that_of_the_first_run(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    first = start()
-    assert date_of(first) == "10 Apr 2025"
-    asked = [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]]
-    assert "Today Date: 10 Apr 2025" in first["processing_class"].decode(asked[0])
+@pytest.fixture
+def first(save_model, monkeypatch):
+    """A run that was begun in April, with a template that writes the date; it is December now."""
+    save_model(TEMPLATES["llama3_2"])
+    for day in ("2025-04-10", "2025-12-24"):
+        clock = SimpleNamespace(now=partial(datetime.fromisoformat, day))
+        monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
+        if day == "2025-04-10":
+            run = start()
+    return run
+
+
+def test_the_date_of_a_template_is_that_of_the_first_run(first):
+    assert date_of(first) == "10 Apr 2025" and date_of(start()) == "24 Dec 2025"
+    tokenizer = first["processing_class"]
+    for row in first["train_dataset"]:
+        assert "Today Date: 10 Apr 2025" in tokenizer.decode(encode_prompt(tokenizer, row))
     assert first["retain_dataset"][0]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
-
-    at(monkeypatch, "2025-12-24")
-    assert [encode_prompt(first["processing_class"], row) for row in first["train_dataset"]] == asked
-    assert date_of(start()) == "24 Dec 2025"
     assert date_of(start("--chat_template_kwargs", '{"date_string": "1 May 2025"}')) == "1 May 2025"
     # a model that a run of ours made goes on with the date of that run
-    Path("model/recipe.yaml").write_text(yaml.safe_dump(first["record"]["recipe"]))
-    Path("model/manifest.json").write_text('{"files": []}')
+    write_run("model", first["record"])
     assert start()["record"] == first["record"]
 
 
-def test_an_interrupted_run_goes_on_with_its_date(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    record = start()["record"]
+def test_an_interrupted_run_goes_on_with_its_date(first):
     folder = Path("out/checkpoint-1")
     folder.mkdir(parents=True)
     (folder / "PRIVATE.md").touch()
-    (folder / "pmc_state.json").write_text(json.dumps({"record": record, "original_completions": []}))
-    at(monkeypatch, "2025-12-24")
+    (folder / "pmc_state.json").write_text(json.dumps({"record": first["record"], "original_completions": []}))
     assert date_of(start("--resume_from_checkpoint", "auto")) == "10 Apr 2025"
 
 
-def test_an_audit_asks_as_the_run_did(save_model, monkeypatch):
-    save_model(DATED)
-    at(monkeypatch, "2025-04-10")
-    Path("out").mkdir()
-    Path("out/recipe.yaml").write_text(yaml.safe_dump(start()["record"]["recipe"]))
-    Path("out/manifest.json").write_text('{"files": []}')
-    at(monkeypatch, "2025-12-24")
+def test_an_audit_asks_as_the_run_did(first):
+    write_run("out", first["record"])
     recipe = parse_recipe(RECIPE)
     check_run(recipe)
     assert recipe[0].chat_template_kwargs == recipe[0].given["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
@@ -358,7 +338,7 @@ def test_an_audit_checks_its_own_rows(save_model):
     recipe, before = column()
     [line] = errors_of(check_prompts, recipe, before, {"forget": QuestionSet(["Who?"], ["She."], [0])})
     assert line.startswith("forget: ") and SWITCH in line and "She." not in line
-    save_model(DATED)
+    save_model(TEMPLATES["llama3_2"])
     recipe, before = column()
     assert "give date_string" in errors_of(check_prompts, recipe, before, {})[0]
 
