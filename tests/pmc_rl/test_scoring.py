@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trl import GRPOTrainer
 from trl.import_utils import is_math_verify_available
 
-from pmc_rl import scoring
+from pmc_rl import reward_loading
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.scoring import (
@@ -224,7 +224,7 @@ def sampler(rewards, texts=None, log_metric=lambda name, value: None):
 
 
 def test_namesakes_have_metrics_of_their_own(my_file, monkeypatch):
-    monkeypatch.setattr(scoring, "RewardModel", lambda name: lambda completions, **kwargs: [0.0] * len(completions))
+    monkeypatch.setattr(reward_loading, "RewardModel", lambda name: lambda completions, **kwargs: [0.0] * len(completions))
     names = ["my_rewards.plain", "other_rewards.plain", "a/judge", str(my_file / "b" / "judge"), "my_rewards.later"]
     rewards = load_reward_functions(names, {names[1]: {"scale": 2.0}}, None, 40)
     logged = {}
