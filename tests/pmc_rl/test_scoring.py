@@ -224,7 +224,8 @@ def sampler(rewards, texts=None, log_metric=lambda name, value: None):
 
 
 def test_namesakes_have_metrics_of_their_own(my_file, monkeypatch):
-    monkeypatch.setattr(reward_loading, "RewardModel", lambda name: lambda completions, **kwargs: [0.0] * len(completions))
+    judge = lambda name: lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
+    monkeypatch.setattr(reward_loading, "RewardModel", judge)
     names = ["my_rewards.plain", "other_rewards.plain", "a/judge", str(my_file / "b" / "judge"), "my_rewards.later"]
     rewards = load_reward_functions(names, {names[1]: {"scale": 2.0}}, None, 40)
     logged = {}
