@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import yaml
-from trl import ModelConfig
-
-from pmc_rl.config import DataArguments
+from pmc_rl.config import DataArguments  # first: pmc_rl switches telemetry off
 from pmc_rl.generation import decode_completion, generate_completions
 from pmc_rl.models import load_end_ids, load_model, load_tokenizer
 from pmc_rl.prompts import encode_prompt, format_prompt
+
+# isort: split
+import torch
+import yaml
+from trl import ModelConfig
 
 HERE = Path(__file__).parent
 
