@@ -7,7 +7,7 @@ import yaml
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments
-from pmc_rl.errors import RecipeError, one_line
+from pmc_rl.errors import RecipeError, one_line, shorten
 from pmc_rl.prompts import (
     EncodedRow,
     answer_start,
@@ -153,7 +153,7 @@ def _template_problem(
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(shorten(text, 60))
 
 
 def _begins_as_the_whole(args: DataArguments, tokenizer: PreTrainedTokenizerBase, question: str) -> bool:

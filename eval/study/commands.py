@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.study.settings import Run, StudySettings, grid_runs, ranges, replace_ranges
+from eval.study.settings import Run, StudySettings, grid_runs, ranges, replace_ranges, values_of
 from pmc_rl.errors import RecipeError, nearest_path
+from pmc_rl.reading import listed
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
 from pmc_rl.reward_loading import load_reward_functions
+from pmc_rl.scoring import maximal_reward
 
 
 def fill(value: Any, study: StudySettings, seed: int | None) -> Any:
@@ -72,11 +74,6 @@ def audit_overrides(study: StudySettings, run: Run) -> dict[str, Any]:
     return overrides | {"attacks": study.attacks, "attack_samples": study.attack_samples}
 
 
-def ends(given: dict) -> list[Any]:
-    """A range's lowest and highest value, or all its choices, as they are found."""
-    return [json.dumps(choice) for choice in given["choices"]] if "choices" in given else [given["low"], given["high"]]
-
-
 def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
     """
     Parses the recipe of every training, the ends of all ranges included.
@@ -94,9 +91,8 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
     problems: dict[str, str] = {}
     settings = {}
     runs = grid_runs(study)
-    for end in (0, -1) if study.search else ():
-        found = {name: ends(given)[end] for name, given in ranges(study.search)}
-        name = "search, lowest" if end == 0 else "search, highest"
+    for name, end in (("search, lowest", 0), ("search, highest", -1)) if study.search else ():
+        found = {key: values_of(given)[end] for key, given in ranges(study.search)}
         runs.append(Run(name, study.seeds[0], replace_ranges(study.search, found)))
     for seed in study.seeds:
         for name, overrides in model_overrides(study, seed).items():
@@ -110,13 +106,16 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
                 [str(root / study.recipe), *option_words(run_overrides(study, run))]
             )
             settings[run.folder] = script_args.given
-            load_reward_functions(
+            missing = _missing_paths(study, script_args.given, root)
+            problems |= {line: run.name for line in missing if line not in problems}
+            rewards = load_reward_functions(
                 [name for name in script_args.reward_funcs if "/" not in name],  # models take time to load
                 script_args.reward_kwargs,
                 None,
                 training_args.max_completion_length,
                 reward_columns=script_args.reward_columns,
             )
+            maximal_reward(rewards, training_args.max_reward)
         except RecipeError as error:
             problems |= {line: run.name for line in error.errors if line not in problems}
     for script in (root / words[0] for words in setup_commands(study)):
@@ -126,3 +125,17 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
         lines = [f"{path}: {name}: {line.removeprefix('command line: ')}" for line, name in problems.items()]
         raise RecipeError(lines)
     return {run.folder: settings[run.folder] for run in grid_runs(study)}
+
+
+def _missing_paths(study: StudySettings, given: dict, root: Path) -> list[str]:
+    """Files and folders that a recipe names and nobody makes; what may be a name on the Hub is not looked for."""
+    keys = ("model_name_or_path", "tokenizer_name_or_path", "dataset_name", "forget_file", "retain_file")
+    places = [(key, place) for key in keys for place in listed(given.get(key)) if place]
+    return [
+        f"{key}: there is no {place!r} in {str(root)!r}{nearest_path(root / place)}"
+        for key, place in places
+        # a name on the Hub is a word or OWNER/NAME
+        if (key.endswith("_file") or place.startswith(("/", ".")) or place.count("/") > 1)
+        and not place.startswith(f"{study.output_dir}/")
+        and not (root / place).exists()
+    ]

@@ -179,10 +179,15 @@ def grid_runs(study: StudySettings) -> list[Run]:
     return runs
 
 
+def values_of(given: dict) -> list[Any]:
+    """All choices of a range, as JSON, or its lowest and its highest value."""
+    return [json.dumps(choice) for choice in given["choices"]] if "choices" in given else [given["low"], given["high"]]
+
+
 def distribution(given: dict) -> BaseDistribution:
     """Of a range: {low, high} of whole numbers gives whole numbers, {choices} one of them, as JSON."""
     if "choices" in given:
-        return CategoricalDistribution([json.dumps(choice) for choice in given["choices"]])
+        return CategoricalDistribution(values_of(given))
     whole = type(given["low"]) is type(given["high"]) is int
     return (IntDistribution if whole else FloatDistribution)(**given)
 

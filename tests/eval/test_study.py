@@ -243,14 +243,18 @@ def test_overrides_are_read_back_as_they_were(case):
 def test_mistakes_of_any_run_are_found_first(root):
     settings = SMALL | {"seeds": [0, 1], "search": {"top_p": {"low": 0.5, "high": 1.5}}, "setup": ["setups.py x"]}
     settings["variants"] = {"a": {"temperature": -1}, "b": {"reward_funcs": ["rewards.rouge.rouge_dissimilarty"]}}
+    settings["variants"] |= {"c": {"reward_funcs": ["rewards.diversity.duplicate_penalty"], "max_reward": 1.0}}
+    settings["overrides"] = SMALL["overrides"] | {"model_name_or_path": "runs/a/model"}
     path = write_study(root, **settings)
     for function, words in ((check_study, (parse_study([path]), path, root)), (study_script.main, ([path], root))):
         found = errors_of(function, *words)
-        assert len(found) == 4
+        assert [line.split(": ")[1] for line in found] == ["a", "b", "b", "c", "search, highest", "setup"]
         assert found[0] == f"{path}: a: temperature: -1 is not above 0"
-        assert found[1].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi")
-        assert found[2].startswith(f"{path}: search, highest: top_p: 1.5 is not")
-        assert found[3].startswith(f"{path}: setup: there is no {str(root / 'setups.py')!r}; did you mean")
+        assert found[1].startswith(f"{path}: b: model_name_or_path: there is no 'runs/a/model' in {str(root)!r}")
+        assert found[2].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi")
+        assert found[3].startswith(f"{path}: c: max_reward: duplicate_penalty may give a text another score later")
+        assert found[4].startswith(f"{path}: search, highest: top_p: 1.5 is not")
+        assert found[5].startswith(f"{path}: setup: there is no {str(root / 'setups.py')!r}; did you mean")
     assert not (root / "out").exists()  # nothing was launched
 
 
