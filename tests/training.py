@@ -1,14 +1,20 @@
 """Tiny runs that several test files make: rows, trainers and recipes."""
 
 import copy
+import multiprocessing
 import os
 import signal
+import socket
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -184,10 +190,42 @@ class StopAt(TrainerCallback):
                 os.kill(os.getpid(), self.number)
 
 
-def figures(trainer) -> list[dict]:
+def timeless(logs: list[dict]) -> list[dict]:
     """What was logged, but for seconds."""
-    logs = trainer.state.log_history
     return [{key: log[key] for key in log if not key.startswith("time/") and key not in TIMES} for log in logs]
+
+
+def figures(trainer) -> list[dict]:
+    return timeless(trainer.state.log_history)
+
+
+def _in_a_process(rank: int, target: Callable, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with open(folder / f"printed.{rank}", "w") as file, redirect_stdout(file):
+        target(rank, folder)
+
+
+def in_two_processes(target: Callable[[int, Path], None], folder: Path) -> None:
+    """`target(rank, folder)` in two processes that work together, as behind a launcher, but with libraries loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    # threads of a backward pass on an accelerator do not survive a fork
+    context = multiprocessing.get_context("spawn" if torch.accelerator.is_available() else "fork")
+    processes = [context.Process(target=_in_a_process, args=(rank, target, folder)) for rank in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for process in processes:
+            process.start()
+    try:
+        for process in processes:
+            process.join(timeout=300)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def end_often(model, eos_token_id: int):

@@ -1,11 +1,8 @@
 """Several processes, two on this CPU, train as one does: samples, rewards, weights; they stop, go on and save."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +14,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_rl import train
 from pmc_rl.checkpoints import STATE, read_state
-from pmc_rl.output import is_finished_run
+from pmc_rl.output import is_finished_run, read_training_log
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
 from tests.conftest import errors_of, write_jsonl
 from tests.training import (
     FORGET,
-    REPO,
     RETAIN,
     ROUGE,
-    TIMES,
     StopAt,
     forget_prompts,
+    in_two_processes,
     make_trainer,
     retain_rows,
     save_model,
+    timeless,
     unlearn_recipe,
     weights,
 )
@@ -51,12 +48,6 @@ FIGURES = """
 loss grad_norm collapse_loss retain_loss reward reward_selected frac_sampled frac_solved num_samples
 completions/mean_length
 """.split()
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.pmc_rl import test_processes
-test_processes.in_each_process(Path(sys.argv[1]))
-"""
 
 
 def train_case(folder: Path, model, tokenizer, case: str, processes: int) -> dict:
@@ -121,9 +112,7 @@ def load(folder: Path) -> tuple:
     return AutoModelForCausalLM.from_pretrained(folder / "taught"), AutoTokenizer.from_pretrained(folder / "taught")
 
 
-def in_each_process(folder: Path) -> None:
-    """One launch for all: loading the libraries takes longer than the training."""
-    rank = int(os.environ["RANK"])
+def in_each_process(rank: int, folder: Path) -> None:
     for case in CASES:
         seen = train_case(folder / case, *load(folder), case, PROCESSES)
         torch.save(seen, folder / f"{case}.{rank}.pt")
@@ -160,18 +149,7 @@ def launched(tmp_path_factory, tokenizer, taught) -> Path:
     no_configs = {"dataset_name": None, "forget_config": None, "retain_config": None}
     lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"], "lora_dropout": 0.2}
     unlearn_recipe(folder, "unused", model, **no_configs, **files, **lora, per_device_train_batch_size=1)
-    (folder / "script.py").write_text(SCRIPT)
-    options = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES)]
-    result = subprocess.run(
-        [sys.executable, "-m", *options, folder / "script.py", folder],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    (folder / "printed.txt").write_text(result.stdout)
+    in_two_processes(in_each_process, folder)
     return folder
 
 
@@ -230,17 +208,10 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_the_same(launched
     half_way, *ends = (load_file(folder / "adapter_model.safetensors") for folder in (checkpoint, whole, resumed))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not all(torch.equal(ends[0][name], half_way[name]) for name in half_way)
-    logs = [
-        [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-        for folder in (whole, resumed)
-    ]
-    timeless = [
-        [{key: row[key] for key in row if not key.startswith("time/") and key not in TIMES} for row in log]
-        for log in logs
-    ]
-    assert timeless[0] == timeless[1]  # of the main process; that of the other is not kept
-    assert [row["step"] for row in timeless[0]] == [1, 2, 3, 4, 4]
-    printed = (launched / "printed.txt").read_text()
+    logs = [timeless(read_training_log(folder)) for folder in (whole, resumed)]
+    assert logs[0] == logs[1]  # of the main process; that of the other is not kept
+    assert [row["step"] for row in logs[0]] == [1, 2, 3, 4, 4]
+    printed = "".join((launched / f"printed.{rank}").read_text() for rank in range(PROCESSES))
     assert printed.count("Going on from") == printed.count(f"Saved to {resumed}") == 1
 
 
