@@ -74,9 +74,8 @@ def check_resume(checkpoint: Path, record: dict) -> None:
         if before != now:
             errors.append(f"{key}: {now!r}, {where} {before!r}; say so again, or {anew}")
     for name in ("forget", "retain"):
-        before, now = (
-            (side["read"][name] or {}).get("columns") for side in (saved, record)
-        )  # not paths: data may move
+        # not paths: data may move
+        before, now = ((side["read"][name] or {}).get("columns") for side in (saved, record))
         if before != now:
             errors.append(f"the {name} rows have changed since {str(checkpoint)!r} was made; {anew}")
     if saved["processes"] != record["processes"]:
@@ -95,11 +94,6 @@ def is_this_run(output_dir: Path, stage: str, record: dict) -> bool:
         # None where private/ was deleted: then nobody knows
         and read_record(output_dir) == private_record(record["recipe"], record["read"])
     )
-
-
-def begin_run(output_dir: Path, keep: Path | None = None) -> None:
-    """Marks a folder as that of an unfinished run, then removes what earlier unfinished ones left, but `keep`."""
-    remove_checkpoints(output_dir, keep, mark=temporary_folder(output_dir))
 
 
 def remove_checkpoints(output_dir: Path, keep: Path | None = None, mark: Path | None = None) -> None:
@@ -149,7 +143,13 @@ class CheckpointCallback(TrainerCallback):
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
         if control.should_save and PartialState().is_main_process:
-            _make_folder(Path(args.output_dir), state.global_step)  # before the Trainer does
+            output_dir, name = Path(args.output_dir), f"checkpoint-{state.global_step}"
+            if output_dir / name in checkpoint_folders(output_dir):
+                remove_folder(output_dir, output_dir / name)
+            # before the Trainer makes it, for its owner's eyes only from the first moment, and marked
+            temporary = temporary_folder(output_dir)
+            (temporary / CHECKPOINT_MARK).write_text(PRIVATE)
+            os.rename(temporary, output_dir / name)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         state_now = self.state()
@@ -164,13 +164,3 @@ class CheckpointCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, *_, **kwargs) -> None:
         args.save_total_limit = self.limit
         self.restore_handlers()
-
-
-def _make_folder(output_dir: Path, step: int) -> None:
-    """For its owner's eyes only from the first moment, and marked; one of ours at the same step is replaced."""
-    folder = output_dir / f"checkpoint-{step}"
-    if folder in checkpoint_folders(output_dir):
-        remove_folder(output_dir, folder)
-    temporary = temporary_folder(output_dir)
-    (temporary / CHECKPOINT_MARK).write_text(PRIVATE)
-    os.rename(temporary, folder)

@@ -4,7 +4,6 @@ Makes the model that has something to forget, or a retain-only model to compare 
 """
 
 import sys
-from pathlib import Path
 
 from pmc_rl.errors import all_problems, exit_on_recipe_error  # first: it switches telemetry off
 from pmc_rl.recipe import parse_finetune_recipe
@@ -15,7 +14,6 @@ from trl import SFTTrainer
 
 from pmc_rl import models
 from pmc_rl.adapters import make_peft_config
-from pmc_rl.checkpoints import begin_run
 from pmc_rl.data import read_finetune_rows
 from pmc_rl.gradients import GradientCheck
 from pmc_rl.memory import count_parameters
@@ -23,6 +21,7 @@ from pmc_rl.models import load_config, load_model_to_train, load_tokenizer
 from pmc_rl.output import check_output_dir, save_run
 from pmc_rl.prompt_checks import Limits, check_prompt_format, check_rows, context_length
 from pmc_rl.prompts import answered_dataset
+from pmc_rl.run_folder import begin
 from pmc_rl.template_date import pin_date, pinned_by
 
 
@@ -42,10 +41,7 @@ def main(argv: list[str]) -> None:
     limits = Limits(args.max_length, 0, context_length(load_config(model_args)))
     key = "train_file" if data_args.train_file else "train_configs"
     check_rows(data_args, tokenizer, models.load_end_ids(model_args, tokenizer), key, rows, limits)
-    state = PartialState()
-    state.wait_for_everyone()  # all have checked the folder
-    if state.is_main_process:
-        begin_run(Path(args.output_dir))
+    begin(args)
     trainer = SFTTrainer(
         model=load_model_to_train(model_args, args),
         args=args,
@@ -55,7 +51,7 @@ def main(argv: list[str]) -> None:
         callbacks=[GradientCheck()],
     )
     trainer.train()
-    if state.is_main_process:
+    if PartialState().is_main_process:
         dtype = models.training_dtype(model_args, args)
         model = models.merged_copy(trainer.model, model_args, dtype) if model_args.use_peft else trainer.model
         manifest = {"stage": "finetune", "read": read}

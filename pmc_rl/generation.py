@@ -187,7 +187,10 @@ def _complete(
     recurrent model is given prompts of equal length, and answers them in one call."""
     input_ids, attention_mask = _padded_on_the_left(prompt_ids, model.device)
     prompt_length = input_ids.shape[1]
-    uniforms = None if sampling is None else _uniforms(sampling.seeds, max_completion_length).to(model.device)
+    if sampling is not None:  # numbers in [0, 1), each row's from a generator of its own
+        seeded = (torch.Generator().manual_seed(seed) for seed in sampling.seeds)
+        uniforms = torch.stack([torch.rand(max_completion_length, generator=generator) for generator in seeded])
+        uniforms = uniforms.to(model.device)
     in_one_call = is_recurrent(model)
     stride = max_completion_length if in_one_call else STRIDE
     cache = {} if in_one_call else _read_prompts(model, prompt_ids, end_ids)
@@ -269,11 +272,6 @@ def _greedy_config(max_new_tokens: int, end_ids: list[int]) -> GenerationConfig:
         pad_token_id=end_ids[0],  # `generate` wants one; what stands behind an end token is cut off
         return_dict_in_generate=True,
     )
-
-
-def _uniforms(seeds: list[int], count: int) -> torch.Tensor:
-    """Numbers in [0, 1), `(len(seeds), count)`: each row from a generator of its own."""
-    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def decode_completion(tokenizer, completion_ids: list[int]) -> str:

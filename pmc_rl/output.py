@@ -73,21 +73,14 @@ def _problem_of(folder: Path, args: RunConfig, model_args: ModelConfig, resume: 
         return None
     unfinished, checkpoints = unfinished_folders(folder), checkpoint_folders(folder)
     written = checkpoints or snapshot_folders(folder) or any(any(path.iterdir()) for path in unfinished)
-    if is_finished_run(folder):
-        problem = HOLDS_A_RUN
-    elif written:
-        goes_on = "--resume_from_checkpoint auto goes on, " if checkpoints else ""
-        problem = f"holds an unfinished run: {goes_on}--overwrite true begins anew"
-    elif unfinished:
-        return None  # killed before it had written anything
-    else:
-        return "holds files, but no finished run; choose another folder"
-    return None if args.overwrite or args.resume_from_checkpoint == "auto" else problem
-
-
-def holds_a_run(folder: Path) -> RecipeError:
-    """The refusal of a folder whose run is not to be replaced unasked."""
-    return RecipeError([f"output_dir: {str(folder)!r} {HOLDS_A_RUN}"])
+    finished = is_finished_run(folder)
+    if not (finished or written):
+        # else killed before it had written anything
+        return None if unfinished else "holds files, but no finished run; choose another folder"
+    if args.overwrite or args.resume_from_checkpoint == "auto":
+        return None
+    goes_on = "--resume_from_checkpoint auto goes on, " if checkpoints else ""
+    return HOLDS_A_RUN if finished else f"holds an unfinished run: {goes_on}--overwrite true begins anew"
 
 
 def save_run(

@@ -8,10 +8,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from pmc_rl.checkpoints import begin_run, check_resume, is_this_run, last_checkpoint, read_state, remove_checkpoints
-from pmc_rl.config import PMCConfig
+from pmc_rl.checkpoints import check_resume, is_this_run, last_checkpoint, read_state, remove_checkpoints
+from pmc_rl.config import PMCConfig, RunConfig
+from pmc_rl.errors import RecipeError
+from pmc_rl.folders import temporary_folder
 from pmc_rl.models import merged_copy, training_dtype
-from pmc_rl.output import holds_a_run, is_finished_run, remove_unfinished, save_run
+from pmc_rl.output import HOLDS_A_RUN, is_finished_run, remove_unfinished, save_run
 from pmc_rl.template_date import pinned_by
 from pmc_rl.trainer import PMCTrainer
 
@@ -48,7 +50,7 @@ def is_done(args: PMCConfig, stage: str, record: dict, checkpoint: Path | None) 
     if args.resume_from_checkpoint != "auto" or args.overwrite or not is_finished_run(output_dir):
         return False
     if not is_this_run(output_dir, stage, record):
-        raise holds_a_run(output_dir)
+        raise RecipeError([f"output_dir: {args.output_dir!r} {HOLDS_A_RUN}"])
     state.wait_for_everyone()  # all have read the folder
     if state.is_main_process:
         remove_unfinished(output_dir) if args.keep_checkpoints else remove_checkpoints(output_dir)
@@ -56,11 +58,12 @@ def is_done(args: PMCConfig, stage: str, record: dict, checkpoint: Path | None) 
     return True
 
 
-def begin(args: PMCConfig, checkpoint: Path | None) -> None:
-    state = PartialState()
+def begin(args: RunConfig, checkpoint: Path | None = None) -> None:
+    """Marks a folder as that of an unfinished run, then removes what earlier ones left, but the checkpoint."""
+    output_dir, state = Path(args.output_dir), PartialState()
     state.wait_for_everyone()  # all have checked the folder
     if state.is_main_process:
-        begin_run(Path(args.output_dir), keep=checkpoint)
+        remove_checkpoints(output_dir, keep=checkpoint, mark=temporary_folder(output_dir))
     if checkpoint is not None:
         state.print(f"Going on from {checkpoint}.")
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from eval.passes import TokenScores
@@ -53,6 +54,9 @@ FACTS = [{"question": "What is the capital of Peru?", "answer": "Lima"}]
 
 # 7 questions in windows of 4: steps 2, 4, 6 and 8 end an epoch, the others stand in its middle
 SETTINGS = {"num_train_epochs": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+# where nothing hangs on what an answer says, nor on how it ends
+BRIEF = {"max_completion_length": 8, "allow_unfinished": True}
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 
@@ -114,7 +118,7 @@ def make_trainer(
         train_dataset=forget,
         retain_dataset=(retain_rows() if retain is True else retain) if retain is not False else None,
         processing_class=copy.deepcopy(tokenizer),
-        peft_config=peft_config,
+        peft_config=copy.deepcopy(peft_config),  # training writes to it
         original_log_likelihood=original,
     )
 
@@ -123,6 +127,10 @@ def scores_of(*losses) -> TokenScores:
     """Scores of a text whose tokens have these losses, and are the most likely ones where it is below 1."""
     log_probs = -np.array(losses, dtype=float)
     return TokenScores(log_probs, log_probs > -1, np.full(len(losses), -2.0), np.ones(len(losses)))
+
+
+def lora(**kwargs) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | kwargs)
 
 
 def weights(model) -> torch.Tensor:

@@ -13,53 +13,53 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig
 from trl import ModelConfig
 
 from eval.study.control import ControlTrainer
 from pmc_rl import finetune, train
-from pmc_rl.checkpoints import STATE, begin_run, check_resume, last_checkpoint, read_state, remove_checkpoints
+from pmc_rl.checkpoints import STATE, check_resume, last_checkpoint, read_state, remove_checkpoints
 from pmc_rl.errors import RecipeError
 from pmc_rl.folders import CHECKPOINT_MARK, SNAPSHOT_RECORD
 from pmc_rl.output import MANIFEST, UNDO, check_output_dir, read_manifest
+from pmc_rl.run_folder import begin
 from tests.conftest import build_phi, errors_of
 from tests.training import (
+    BRIEF,
+    ROUGE,
     SETTINGS,
     StopAt,
     figures,
     finetune_recipe,
+    lora,
     make_trainer,
     save_model,
     unlearn_recipe,
     weights,
 )
 
-LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-KINDS = {  # settings, step of the signal, signal
-    "full": ({}, 2, signal.SIGTERM),  # the end of an epoch; the others stop inside of one
-    "lora with dropout": ({"lora": True, "gradient_checkpointing": True}, 3, signal.SIGTERM),
-    "not stationary": (
-        {"rewards": ("rewards.rouge.rouge_dissimilarity", "rewards.diversity.duplicate_penalty")},
-        *(3, signal.SIGTERM),
-    ),
-    "bradley_terry": (
-        {"selection": "bradley_terry", "selection_temperature": 0.3, "num_selected": 2, "logging_steps": 4},
-        *(3, signal.SIGINT),  # between two logs
-    ),
-    "adaptive": ({"adaptive_generations": True, "prefill_words": 1, "num_selected": 2}, 3, signal.SIGTERM),
+KINDS = {
+    "full": {},
+    "lora with dropout": {"peft_config": lora(lora_alpha=8, lora_dropout=0.2), "gradient_checkpointing": True},
+    "not stationary": {"rewards": (ROUGE, "rewards.diversity.duplicate_penalty")},
+    "bradley_terry": {
+        "selection": "bradley_terry",
+        "selection_temperature": 0.3,
+        "num_selected": 2,
+        "logging_steps": 4,
+    },
+    "adaptive": {"adaptive_generations": True, "prefill_words": 1, "num_selected": 2},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, tokenizer, taught, kind):
-    settings, step, number = KINDS[kind]
-    settings = SETTINGS | settings
+    settings = SETTINGS | {"num_train_epochs": 2, "max_completion_length": 24, "allow_unfinished": True} | KINDS[kind]
+    step = 2 if kind == "full" else 3  # the end of an epoch, or inside of one; of bradley_terry between two logs
+    number = signal.SIGINT if kind == "bradley_terry" else signal.SIGTERM
 
     def trainer(name):
         torch.manual_seed(len(name))  # nothing may hang on the state of the global generator
-        kwargs = {key: value for key, value in settings.items() if key != "lora"}
-        config = LoraConfig(**LORA) if "lora" in settings else None
-        return make_trainer(tmp_path / name, copy.deepcopy(taught), tokenizer, peft_config=config, **kwargs)
+        return make_trainer(tmp_path / name, copy.deepcopy(taught), tokenizer, **settings)
 
     whole = trainer("whole")
     whole.train()
@@ -88,7 +88,7 @@ def test_checkpoints_are_private_and_the_last_two_are_kept(tmp_path, tokenizer, 
     out = tmp_path / "out"
     (out / "checkpoint-500").mkdir(parents=True)  # of another program
     os.utime(out / "checkpoint-500", (0, 0))
-    trainer = make_trainer(tmp_path, model, tokenizer, **SETTINGS, save_strategy="steps", save_steps=3)
+    trainer = make_trainer(tmp_path, model, tokenizer, **SETTINGS, **BRIEF, save_strategy="steps", save_steps=3)
     trainer.train()
     names = sorted(path.name for path in out.iterdir())
     assert names == ["checkpoint-500", "checkpoint-6", "checkpoint-8"]  # 3 went; no model card was made
@@ -104,7 +104,7 @@ def test_checkpoints_are_private_and_the_last_two_are_kept(tmp_path, tokenizer, 
 def test_a_control_can_be_stopped_as_well(tmp_path, tokenizer, model):
     """It makes no original answers, which a checkpoint else holds."""
     make = partial(ControlTrainer, targets=[[5, 1]] * 7, seconds=None)
-    trainer = make_trainer(tmp_path, model, tokenizer, make=make, **SETTINGS)
+    trainer = make_trainer(tmp_path, model, tokenizer, make=make, **SETTINGS, **BRIEF)
     trainer.add_callback(StopAt(2))
     trainer.train()
     assert last_checkpoint(tmp_path / "out").name == "checkpoint-2"
@@ -185,7 +185,7 @@ def test_what_is_not_ours_is_not_removed(tmp_path):
     for copied in copies:
         shutil.copytree(tmp_path / "checkpoint-5", copied)
     assert last_checkpoint(tmp_path).name == "checkpoint-5"
-    begin_run(tmp_path)
+    begin(SimpleNamespace(output_dir=str(tmp_path)))
     assert refusals(tmp_path) == []  # killed now it still tells of a run that began, beside files of others
     assert {path for path in tmp_path.iterdir() if path.is_file() or any(path.iterdir())} == {*mine, *copies}
 
@@ -261,9 +261,9 @@ def tree(folder) -> dict:
 def test_a_run_killed_at_any_moment_goes_on_by_the_same_line(tmp_path, tokenizer, data, earlier):
     """Over nothing, or over an earlier run with its audit, its snapshots and a file that is not ours."""
     untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "save_merged": True}
-    steps = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "snapshot_steps": 2}
-    out, line = tmp_path / "unlearned", [unlearn_recipe(tmp_path, data, untrained, **lora, **steps)]
+    adapter = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "save_merged": True}
+    steps = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "snapshot_steps": 2, **BRIEF}
+    out, line = tmp_path / "unlearned", [unlearn_recipe(tmp_path, data, untrained, **adapter, **steps)]
     if earlier:
         train.main([*line, "--use_peft", "false", "--save_merged", "false", "--snapshot_steps", "1"])
         (out / "notes.txt").write_text("mine")
@@ -273,20 +273,21 @@ def test_a_run_killed_at_any_moment_goes_on_by_the_same_line(tmp_path, tokenizer
     states = Kills(out, tmp_path).during(train.main, line)
     whole = tree(out)
     assert "merged/model.safetensors" in whole and "snapshots/step-2/snapshot.json" in whole
-    assert not any("checkpoint" in name or name.startswith(".") or name == "results.json" for name in whole)
+    old = ("checkpoint", ".", "results.json", "snapshots/step-1")
+    assert not any(name.startswith(old) for name in whole)
     assert whole.get("notes.txt") == (b"mine" if earlier else None)
-    before = False if earlier else None
-    half_moved = states["checkpoint-3", None, True]
-    chosen = [half_moved[-1], states[None, True, True][0]]  # all but the manifest moved up; all, but not tidied
     if earlier:
-        # the first checkpoint half written; a snapshot behind the last checkpoint; the earlier run half removed
-        chosen += [states[None, before, False][-1], states["checkpoint-1", before, False][-1], half_moved[0]]
-        assert (chosen[3] / "snapshots" / "step-2").exists() and (chosen[4] / "results.json").exists()
+        # the first checkpoint half written; a snapshot behind the last checkpoint; the earlier run half removed; all
+        # but the manifest moved up; all, but not tidied
+        half_moved = states["checkpoint-3", None, True]
+        chosen = [states[None, False, False][-1], states["checkpoint-1", False, False][-1], half_moved[0]]
+        chosen += [half_moved[-1], states[None, True, True][0]]
+        assert (chosen[1] / "snapshots" / "step-2").exists() and (chosen[2] / "results.json").exists()
     else:
-        chosen += states[None, None, False][:3]  # nothing, an empty folder, one that tells of a run
-        assert [len([*state.iterdir()]) for state in chosen[2:]] == [0, 0, 1]
-        chosen.pop(3)
-        assert refusals(chosen[-1]) == []
+        nothing, empty, marked = states[None, None, False][:3]  # the last one tells of a run
+        assert [len([*state.iterdir()]) for state in (nothing, empty, marked)] == [0, 0, 1]
+        assert refusals(marked) == []
+        chosen = [nothing, marked]
     for state in chosen:
         put(state, out)
         train.main(line)
@@ -309,7 +310,7 @@ def test_a_finetuning_killed_at_any_moment_is_begun_anew(tmp_path, tokenizer, da
 def test_auto_on_a_finished_run(tmp_path, tokenizer, data, capsys):
     """Started once more it has nothing to do, and another run does not take its place unasked."""
     untrained = save_model(build_phi(tokenizer), tokenizer, tmp_path / "untrained")
-    line = [unlearn_recipe(tmp_path, data, untrained, max_steps=1), "--resume_from_checkpoint", "auto"]
+    line = [unlearn_recipe(tmp_path, data, untrained, max_steps=1, **BRIEF), "--resume_from_checkpoint", "auto"]
     train.main(line)
     before = tree(tmp_path / "unlearned")
     train.main(line)
