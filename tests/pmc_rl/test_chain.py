@@ -17,13 +17,30 @@ from safetensors.torch import load_file
 from eval import run as eval_run
 from pmc_rl import finetune, train
 from pmc_rl.errors import RecipeError
+from pmc_rl.output import read_training_log
 from tests.conftest import build_llama, build_phi, errors_of, write_jsonl
-from tests.training import FORGET, PERTURBED, REPO, RETAIN, finetune_recipe, save_model, unlearn_recipe, write_recipe
+from tests.training import (
+    FORGET,
+    PERTURBED,
+    REPO,
+    RETAIN,
+    finetune_recipe,
+    save_model,
+    timeless,
+    unlearn_recipe,
+    write_recipe,
+)
 
 
 @pytest.fixture(scope="module")
 def untrained(tokenizer, tmp_path_factory) -> str:
     return save_model(build_phi(tokenizer), tokenizer, tmp_path_factory.mktemp("models") / "untrained")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """They take most of the time of an audit as small as these."""
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: {})
 
 
 def weights(folder: Path) -> dict:
@@ -44,12 +61,12 @@ def check_results(folder: Path, columns: list[str]) -> dict:
 
 
 def published_files(*folders: Path) -> list[Path]:
-    return [
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file() and "private" not in path.relative_to(folder).parts
-    ]
+    files = [(path, path.relative_to(folder)) for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path, name in files if "private" not in name.parts]
+
+
+def is_private(path: Path) -> bool:
+    return stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 
 def guesses(rows: list[dict]) -> set[bytes]:
@@ -67,9 +84,8 @@ def guesses(rows: list[dict]) -> set[bytes]:
 def test_chain_on_phi(tmp_path, data, tokenizer, untrained):
     finetune.main([finetune_recipe(tmp_path, data, untrained, num_train_epochs=60, warmup_steps=5)])
     finetuned = tmp_path / "finetuned"
-    finetune.main(
-        [finetune_recipe(tmp_path, data, untrained, train_configs=["keep"], output_dir=str(tmp_path / "ro"))]
-    )
+    retain_only = {"train_configs": ["keep"], "output_dir": str(tmp_path / "ro")}
+    finetune.main([finetune_recipe(tmp_path, data, untrained, **retain_only)])
     recipe = unlearn_recipe(tmp_path, data, str(finetuned), log_completions=True)
     train.main([recipe, "--seed", "3"])
     unlearned = tmp_path / "unlearned"
@@ -87,12 +103,11 @@ def test_chain_on_phi(tmp_path, data, tokenizer, untrained):
     manifest = json.loads((unlearned / "manifest.json").read_text())
     assert list(manifest["read"]["forget"]["columns"]) == ["question"]
     assert list(manifest["read"]["retain"]["columns"]) == ["question", "answer"]
-    logs = [json.loads(line) for line in (unlearned / "training_log.jsonl").read_text().splitlines()]
-    assert [log["step"] for log in logs] == [1, 2, 3, 4, 4]
-    examples = unlearned / "private" / "examples.md"
-    assert stat.S_IMODE(examples.stat().st_mode) == 0o600
-    assert stat.S_IMODE(examples.parent.stat().st_mode) == 0o700
-    assert all(row["answer"] in examples.read_text() for row in FORGET)
+    assert [log["step"] for log in read_training_log(unlearned)] == [1, 2, 3, 4, 4]
+    private = unlearned / "private"
+    assert all(map(is_private, (private, *private.glob("*.json"), *private.glob("*.html"), private / "examples.md")))
+    for name in ("examples.md", "report_with_texts.html"):
+        assert all(row["answer"] in (private / name).read_text() for row in FORGET)
     # the model answers in private files only
     shown = [path for path in unlearned.iterdir() if path.suffix in (".json", ".jsonl", ".yaml", ".md", ".html")]
     assert {"results.json", "audit.json", "report.html", "report.md", "README.md"} <= {path.name for path in shown}
@@ -100,28 +115,25 @@ def test_chain_on_phi(tmp_path, data, tokenizer, untrained):
         if path.name != "tokenizer.json":
             text = path.read_text()
             assert not any(row["answer"] in text or row["question"] in text for row in FORGET), path
-    with_texts = unlearned / "private" / "report_with_texts.html"
-    assert stat.S_IMODE(with_texts.stat().st_mode) == 0o600
-    assert all(row["answer"] in with_texts.read_text() for row in FORGET)
 
     # nor does any tell a guess of a private text right: no digest of one, no number of a single question, no path
     files = published_files(unlearned, finetuned, tmp_path / "ro")
     assert len(files) > 20
+    guessed = guesses(FORGET) | guesses(PERTURBED) | guesses(RETAIN)
     for path in files:
         content = path.read_bytes()
-        assert not any(guess in content for guess in guesses(FORGET) | guesses(PERTURBED) | guesses(RETAIN)), path
+        assert not any(guess in content for guess in guessed), path
         assert str(tmp_path).encode() not in content and b"by_row" not in content, path
     audit = json.loads((unlearned / "audit.json").read_text())
     assert "rows" not in audit and "row 0" not in (unlearned / "report.html").read_text()
-    assert [row["row"] for row in json.loads((unlearned / "private" / "rows.json").read_text())] == [0, 1, 2]
-    assert stat.S_IMODE((unlearned / "private" / "rows.json").stat().st_mode) == 0o600
+    assert [row["row"] for row in json.loads((private / "rows.json").read_text())] == [0, 1, 2]
 
     # the recipe as run can be run again, to the same weights
     train.main([str(unlearned / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
     assert weights(tmp_path / "again") == weights(unlearned)
 
 
-def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
+def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer, no_figures):
     untrained = save_model(build_llama(chat_tokenizer), chat_tokenizer, tmp_path / "untrained")
     chat = {"system_prompt": "You are helpful.", "chat_template_kwargs": {"date_string": "10 Apr 2025"}}
     lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 4}
@@ -130,7 +142,8 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
     assert not (finetuned / "adapter_config.json").exists()  # merged
     assert weights(finetuned) != weights(untrained)
 
-    recipe = unlearn_recipe(tmp_path, data, str(finetuned), **chat, **lora)
+    attacks = {"attacks": ["prefilling", "relearning"]}
+    recipe = unlearn_recipe(tmp_path, data, str(finetuned), **chat, **lora, **attacks)
     train.main([recipe])
     unlearned = tmp_path / "unlearned"
     adapter = weights(unlearned)
@@ -145,13 +158,15 @@ def test_chain_on_chat_llama_with_lora(tmp_path, data, chat_tokenizer):
 
 
 def test_two_requests_one_after_the_other(tmp_path, data, untrained):
-    """The second run begins from the first one's adapter and trains all weights, in both training stages."""
-    first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "output_dir": str(tmp_path / "first")}
-    train.main([unlearn_recipe(tmp_path, data, untrained, **first)])
+    """The second run begins from the first one's adapter and trains all weights, in both training stages; a second
+    adapter on top of the first is refused."""
+    lora, first = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]}, str(tmp_path / "first")
+    train.main([unlearn_recipe(tmp_path, data, untrained, **lora, max_steps=1, output_dir=first)])
     name = "model.layers.0.mlp.fc1.weight"
     before = load_file(Path(untrained) / "model.safetensors")[name]
-    finetune.main([finetune_recipe(tmp_path, data, str(tmp_path / "first"))])
-    train.main([unlearn_recipe(tmp_path, data, str(tmp_path / "first"))])
+    assert "is an adapter" in errors_of(train.main, [unlearn_recipe(tmp_path, data, first, **lora)])[0]
+    finetune.main([finetune_recipe(tmp_path, data, first, max_steps=1)])
+    train.main([unlearn_recipe(tmp_path, data, first, max_steps=1)])
     for folder in ("finetuned", "unlearned"):
         assert not load_file(tmp_path / folder / "model.safetensors")[name].equal(before), folder
 
@@ -160,11 +175,6 @@ def test_finetuning_that_would_change_nothing_stops(tmp_path, data, untrained):
     lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_alpha": 0}
     [line] = errors_of(finetune.main, [finetune_recipe(tmp_path, data, untrained, **lora)])
     assert line.startswith("no gradient reaches the weights that are trained")
-
-
-def timeless_log(folder: Path) -> list[dict]:
-    logs = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    return [{key: log[key] for key in log if "time" not in key and "per_second" not in key} for log in logs]
 
 
 def test_forget_answers_do_not_matter(tmp_path, data, untrained):
@@ -178,58 +188,52 @@ def test_forget_answers_do_not_matter(tmp_path, data, untrained):
         output_dir = tmp_path / f"run{len(runs)}"
         train.main([unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1), "--output_dir", str(output_dir)])
         read = json.loads((output_dir / "manifest.json").read_text())["read"]["forget"]
-        runs.append((weights(output_dir), timeless_log(output_dir), read))
+        runs.append((weights(output_dir), timeless(read_training_log(output_dir)), read))
     assert runs[0] == runs[1]
 
 
 def test_no_answer_is_left_in_any_cache(tmp_path, data, untrained):
-    """The command line with every cache in an empty folder: no file on disk holds a forget answer afterwards."""
-    home = tmp_path / "home"
+    """The command line, launched for two processes, with every cache in an empty folder: no file on disk holds a
+    forget answer afterwards."""
+    home, unlearned = tmp_path / "home", tmp_path / "unlearned"
     home.mkdir()
-    recipe = unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1, log_completions=True)
+    recipe = unlearn_recipe(tmp_path, data, untrained, max_steps=2, log_completions=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     environment = os.environ | {name: str(home) for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    environment |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO)}
     result = subprocess.run(
-        [sys.executable, str(REPO / "pmc_rl" / "train.py"), recipe],
+        [*command, str(REPO / "pmc_rl" / "train.py"), recipe],
         env=environment,
         cwd=home,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert f"Private files left: {tmp_path / 'unlearned' / 'private'} (hashes of the data" in result.stdout
-    secrets = [row["answer"] for row in FORGET]
-    assert not any(secret in result.stdout + result.stderr for secret in secrets)
-    searched = 0
-    for folder in (home, tmp_path / "unlearned"):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                searched += 1
-                content = path.read_bytes()
-                assert not any(
-                    secret.encode() in content or secret.encode("utf-16-le") in content for secret in secrets
-                )
-    assert searched > 3
+    assert result.stdout.count(f"Private files left: {unlearned / 'private'} (hashes of the data") == 1
+    files = [path for folder in (home, unlearned) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    written = [result.stdout.encode(), result.stderr.encode(), *(path.read_bytes() for path in files)]
+    for answer in [row["answer"] for row in FORGET]:
+        assert not any(answer.encode() in content or answer.encode("utf-16-le") in content for content in written)
 
 
 def test_total_collapse_from_files_of_ones_own(tmp_path, untrained):
     questions = write_jsonl(tmp_path / "questions.jsonl", [{"question": row["question"]} for row in FORGET])
     files = {"dataset_name": None, "forget_config": None, "retain_config": None, "forget_file": questions}
-    train.main([unlearn_recipe(tmp_path, "unused", untrained, **files, retain_weight=0.0, num_train_epochs=1)])
+    train.main([unlearn_recipe(tmp_path, "unused", untrained, **files, retain_weight=0.0, max_steps=1)])
     assert (tmp_path / "unlearned" / "manifest.json").is_file()
 
 
-def weights_load(*args):
-    raise AssertionError("too late")
-
-
 def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, untrained, monkeypatch):
-    monkeypatch.setattr(train, "load_model_to_train", weights_load)
+    monkeypatch.setattr(train, "load_model_to_train", lambda *args: pytest.fail("too late"))
     (tmp_path / "unlearned").mkdir()
     (tmp_path / "unlearned" / "notes.txt").write_text("mine")
     wrong = {"forget_config": "forgot", "question_column": "questoin", "reward_funcs": ["rewards.rouge.nope"]}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     lines = errors_of(train.main, [unlearn_recipe(tmp_path, data, untrained, **wrong)])
-    assert len(lines) == 4
-    for fragment in ("'forget'", "'question'", "rewards.rouge has no function or class 'nope'", "output_dir"):
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert len(lines) == 5
+    for fragment in ("'forget'", "'question'", "rewards.rouge has no function or class 'nope'", "output_dir", "FSDP"):
         assert any(fragment in line for line in lines), fragment
     assert (tmp_path / "unlearned" / "notes.txt").read_text() == "mine"
     write_jsonl(data / "keep.json", [*RETAIN, FORGET[1]])
@@ -237,9 +241,9 @@ def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, untra
     assert "forget row 1 and retain row 4" in errors_of(train.main, [recipe])[0]
 
 
-def test_audit_belongs_to_the_run(tmp_path, data, untrained):
+def test_audit_belongs_to_the_run(tmp_path, data, untrained, no_figures):
     """Another untrained, data or template than the run's is refused, and so is replacing results unasked."""
-    recipe = unlearn_recipe(tmp_path, data, untrained, num_train_epochs=1)
+    recipe = unlearn_recipe(tmp_path, data, untrained, max_steps=1, attacks=[])
     with pytest.raises(RecipeError, match="holds no finished run"):
         eval_run.main([recipe])
     train.main([recipe])
@@ -255,13 +259,6 @@ def test_audit_belongs_to_the_run(tmp_path, data, untrained):
     assert (tmp_path / "unlearned" / "results.json").read_bytes() == results
     eval_run.main([recipe, "--eval_sets", "forget", "--overwrite", "true"])
     assert list(json.loads((tmp_path / "unlearned" / "results.json").read_text())["after"]["sets"]) == ["forget"]
-
-
-def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path, data, untrained):
-    lora = {"use_peft": True, "lora_target_modules": ["all-linear"], "lora_r": 2, "num_train_epochs": 1}
-    train.main([unlearn_recipe(tmp_path, data, untrained, **lora)])
-    second = unlearn_recipe(tmp_path, data, str(tmp_path / "unlearned"), **lora, output_dir=str(tmp_path / "second"))
-    assert "is an adapter" in errors_of(train.main, [second])[0]
 
 
 @pytest.mark.parametrize("script", ["pmc_rl/train.py", "pmc_rl/finetune.py", "eval/run.py"])

@@ -34,16 +34,15 @@ def prompts(tokenizer, count: int) -> list[list[int]]:
     ]
 
 
-def sample(model, prompt_ids, tokenizer, step=0, row_ids=None, k=1, **kwargs):
-    settings = {"temperature": 1.2, "top_k": 0, "top_p": 0.95, "generation_batch_size": 64} | kwargs
-    seeds = sample_seeds(7, step, row_ids or list(range(len(prompt_ids))), k)
+def sample(model, prompt_ids, tokenizer, row_ids=None, k=1, length=12, batch=64, temperature=1.2, top_k=0):
+    seeds = sample_seeds(7, 0, row_ids or list(range(len(prompt_ids))), k)
     return generate_completions(
         model,
         [ids for ids in prompt_ids for _ in range(k)],
-        max_completion_length=12,
-        generation_batch_size=settings["generation_batch_size"],
+        max_completion_length=length,
+        generation_batch_size=batch,
         end_ids=[tokenizer.eos_token_id],
-        sampling=Sampling(settings["temperature"], settings["top_k"], settings["top_p"], seeds),
+        sampling=Sampling(temperature, top_k, 0.95, seeds),
     )
 
 
@@ -56,8 +55,8 @@ def test_samples_do_not_depend_on_chunks_or_neighbours(ending_phi, tokenizer):
     ended = [row for row in whole if row[-1] == tokenizer.eos_token_id]
     assert 0 < len(ended) < len(whole) and all(len(row) == 12 for row in whole if row not in ended)
     assert all(tokenizer.eos_token_id not in row[:-1] for row in whole)
-    for chunk in (1, 4, 7, 30):
-        assert sample(model, ids, tokenizer, k=5, generation_batch_size=chunk) == whole
+    for chunk in (1, 7):
+        assert sample(model, ids, tokenizer, k=5, batch=chunk) == whole
     # a question alone, as when all others are solved, draws what it draws among them
     assert sample(model, [ids[4]], tokenizer, row_ids=[4], k=5) == whole[20:25]
 
@@ -70,27 +69,20 @@ def test_seeds_are_prompt_major_and_independent_of_other_rows():
 
 
 @pytest.mark.parametrize(("training", "checkpointing"), [(True, False), (False, True), (True, True)])
-def test_gradient_checkpointing_and_train_mode_change_no_sample(tiny_llama, tokenizer, training, checkpointing):
+def test_nothing_leaks_from_a_model_and_all_comes_back(tiny_llama, tokenizer, training, checkpointing):
+    """Neither gradient checkpointing nor train mode nor defaults of the checkpoint change a sample."""
     ids = prompts(tokenizer, 3)
     expected = sample(tiny_llama.eval(), ids, tokenizer)
+    leaky = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
+    tiny_llama.generation_config = before = GenerationConfig(**leaky, suppress_tokens=list(range(50, 300)))
     if checkpointing:
         tiny_llama.gradient_checkpointing_enable()
     tiny_llama.train(training)
     assert sample(tiny_llama, ids, tokenizer) == expected
-    assert tiny_llama.training == training
-    assert tiny_llama.is_gradient_checkpointing == checkpointing
-
-
-def test_defaults_of_the_checkpoint_do_not_leak_and_come_back(tiny_llama, tokenizer):
-    ids = prompts(tokenizer, 3)
-    expected = sample(tiny_llama, ids, tokenizer)
-    leaky = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 5.0, "no_repeat_ngram_size": 2}
-    tiny_llama.generation_config = before = GenerationConfig(**leaky, suppress_tokens=list(range(50, 300)))
-    tiny_llama.train()
-    assert sample(tiny_llama, ids, tokenizer) == expected
     with pytest.raises(IndexError):  # a token id beyond the embedding
         sample(tiny_llama, [[10_000]], tokenizer)
-    assert tiny_llama.training and tiny_llama.generation_config is before
+    assert tiny_llama.training == training and tiny_llama.generation_config is before
+    assert tiny_llama.is_gradient_checkpointing == checkpointing
 
 
 def test_end_ids_are_those_of_tokenizer_and_model(tiny_llama):
@@ -143,7 +135,8 @@ def test_first_token_of_the_whole_path_follows_hf_sampling(tiny_phi, tokenizer):
         tiny_phi.lm_head.weight *= 20
     [prompt] = prompts(tokenizer, 1)
     draws = 4000
-    completions = sample(tiny_phi, [prompt], tokenizer, k=draws, temperature=1.0, top_k=12, generation_batch_size=4000)
+    settings = {"length": 1, "batch": draws, "temperature": 1.0, "top_k": 12}
+    completions = sample(tiny_phi, [prompt], tokenizer, k=draws, **settings)
     logits = tiny_phi.eval()(torch.tensor([prompt])).logits[:, -1].detach()
     assert_drawn_from(hf_probabilities(logits, 1.0, 12, 0.95), [row[0] for row in completions])
 
@@ -156,6 +149,7 @@ def test_uniform_numbers_at_the_ends_pick_valid_tokens():
     assert picked.tolist() == [0, 1]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # nothing deprecated is used
 @pytest.mark.parametrize("stride", [1, 5, 100])
 def test_when_finished_rows_leave_changes_no_sample(ending_phi, tokenizer, monkeypatch, stride):
     model = ending_phi
@@ -204,12 +198,6 @@ def test_out_of_memory_halves_the_batch_for_good(tiny_phi, tokenizer, monkeypatc
     monkeypatch.setattr(generation, "_complete", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         generate_together(tiny_phi, ids, args, [tokenizer.eos_token_id])
-
-
-@pytest.mark.filterwarnings("error::FutureWarning")
-def test_nothing_deprecated_is_used(tiny_llama, tokenizer, monkeypatch):
-    monkeypatch.setattr(generation, "STRIDE", 4)
-    sample(tiny_llama, prompts(tokenizer, 2), tokenizer, k=2)
 
 
 @pytest.mark.parametrize(

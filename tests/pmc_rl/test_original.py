@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 
 from pmc_rl import original
 from pmc_rl.config import PMCConfig
@@ -14,7 +13,7 @@ from pmc_rl.original import OriginalLogLikelihood, with_original_answers
 from pmc_rl.prompts import prefilled_rows
 from pmc_rl.reward_loading import load_reward_functions
 from tests.conftest import build_llama, errors_of
-from tests.training import forget_prompts, make_trainer
+from tests.training import BRIEF, forget_prompts, lora, make_trainer
 
 
 @pytest.fixture
@@ -65,15 +64,14 @@ def test_prefilled_rows(start):
     ]
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_reward_asks_the_model_before_unlearning(tmp_path, tokenizer, model, lora):
+@pytest.mark.parametrize("config", [None, lora()])
+def test_a_reward_asks_the_model_before_unlearning(tmp_path, tokenizer, model, config):
     """Training moves the model, the penalty of a text stays; the trainer tells the reward which model it was."""
     asked, name = OriginalLogLikelihood(), "rewards.fluency.FluencyPenalty"
     functions = load_reward_functions([name], {name: {"fluent": -0.5, "noise": -6.0}}, None, 40, asked)
     assert functions[0].asks_original and functions[0].name == "FluencyPenalty"
     before = copy.deepcopy(model).eval()
-    config = LoraConfig(r=4, target_modules="all-linear") if lora else None
-    settings = {"original": asked, "max_steps": 2, "peft_config": config}
+    settings = {"original": asked, "max_steps": 2, "peft_config": config, **BRIEF}
     trainer = make_trainer(tmp_path, model, tokenizer, functions, **settings)
     trainer.train()
     prompt, ids = forget_prompts(1)[0]["prompt"], [5, 6, 7, tokenizer.eos_token_id]
@@ -101,7 +99,7 @@ def test_prompts_as_messages(chat_tokenizer):
 def test_kl_to_the_model_before(tmp_path, tokenizer, model, monkeypatch):
     """0 before the first step, then what the two models say of the same plain samples."""
     before, seen = copy.deepcopy(model).eval(), []
-    trainer = make_trainer(tmp_path, model, tokenizer, forget=forget_prompts(4), log_kl=True, max_steps=2)
+    trainer = make_trainer(tmp_path, model, tokenizer, forget=forget_prompts(4), log_kl=True, max_steps=2, **BRIEF)
     generate = original.generate_together
 
     def recorded(model, prompt_ids, *args):

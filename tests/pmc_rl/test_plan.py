@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +38,7 @@ from pmc_rl.memory import (
 )
 from pmc_rl.models import load_model
 from pmc_rl.plan import auto_generation_batch_size, count_steps, make_plan, plan_lines
-from tests.training import make_trainer
+from tests.training import lora, make_trainer
 
 SIZES = {"vocab_size": 320, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4}
@@ -47,7 +47,6 @@ TIED = LlamaConfig(**SIZES, num_key_value_heads=1, head_dim=64, tie_word_embeddi
 PHI = PhiConfig(**SIZES)
 GPT2 = GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=4)
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, TIED, PHI], ids=["llama", "tied", "phi"])
-ALL_LINEAR = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 PLAIN = ModelConfig()
 ADAPTER = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
 
@@ -70,7 +69,7 @@ def test_parameters_are_those_of_a_real_model(config):
     assert counts.linear == sum(weight.numel() for weight in linear)
     assert counts.linear_rows == sum(len(weight) for weight in linear)
     assert weight_bytes(counts, PLAIN, torch.bfloat16) == 2 * counts.base
-    model = get_peft_model(model, LoraConfig(**ALL_LINEAR, use_dora=True))
+    model = get_peft_model(model, lora(use_dora=True))
     adapted = count_parameters(config, ModelConfig(**ADAPTER, use_dora=True))
     assert adapted == counts._replace(trainable=model.get_nb_trainable_parameters()[0])
 
@@ -83,7 +82,7 @@ MODULES = [(LLAMA, given, given) for given in SAME] + [(LLAMA, *pair) for pair i
 
 @pytest.mark.parametrize(("config", "given", "targets"), [*MODULES, (GPT2, ["c_attn"], ["c_attn"])])
 def test_modules_of_an_adapter_in_every_form(config, given, targets):
-    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora(target_modules=targets))
     counts = count_parameters(config, ModelConfig(use_peft=True, lora_r=4, lora_target_modules=given))
     assert counts.trainable == model.get_nb_trainable_parameters()[0]
 
@@ -182,8 +181,7 @@ def peak_bytes(step) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-@pytest.mark.parametrize("make", [LlamaConfig, PhiConfig])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("make", "attention"), [(LlamaConfig, "sdpa"), (PhiConfig, "sdpa"), (PhiConfig, "eager")])
 def test_activations_of_a_layer_are_close_to_what_one_more_takes(make, attention):
     peaks, ids = [], torch.zeros(2, 128, dtype=torch.long)
     for layers in (1, 2):
@@ -195,19 +193,19 @@ def test_activations_of_a_layer_are_close_to_what_one_more_takes(make, attention
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
-def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, lora):
+@pytest.mark.parametrize("adapter", [False, True])
+def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, adapter):
     """Also of the head, whose logits are the larger part: no kernel works in place there, and prompts are scored."""
     config = LlamaConfig(**SIZES | {"vocab_size": 32768}, num_key_value_heads=2)
     settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": checkpointing}
     settings |= {"max_completion_length": 24, "per_device_train_batch_size": 1}
-    counts, parts = memory({} if lora else None, config=config, **settings)
+    counts, parts = memory({} if adapter else None, config=config, **settings)
     model = LlamaForCausalLM(config)
     add_fused_lm_head(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if lora:
-        model = get_peft_model(model, LoraConfig(**ALL_LINEAR))
+    if adapter:
+        model = get_peft_model(model, lora())
     batch = dict.fromkeys(["input_ids", "labels"], torch.zeros(2, 40 + 24, dtype=torch.long))
     peak = peak_bytes(lambda: model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum().backward())
     assert 0.9 < (parts["activations"] + 4 * counts.trainable) / peak < 1.4  # with the gradients

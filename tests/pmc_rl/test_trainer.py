@@ -3,21 +3,19 @@
 import asyncio
 import copy
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer, retain_rows_at
 from tests.conftest import errors_of
-from tests.training import ROUGE, forget_prompts, make_trainer, retain_rows, weights
+from tests.training import BRIEF, ROUGE, forget_prompts, lora, make_trainer, retain_rows, weights
 
-
-def lora(**kwargs) -> LoraConfig:
-    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | kwargs)
+brief_trainer = partial(make_trainer, **BRIEF)
 
 
 def reward_of(function, max_reward=None, name="r") -> RewardFunction:
@@ -25,18 +23,28 @@ def reward_of(function, max_reward=None, name="r") -> RewardFunction:
 
 
 def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
-    """Recorded samples in; rewards by rouge_score, picks, loss and SGD step by hand; the same weights out."""
+    """Recorded samples in; rewards by rouge_score, picks, loss and SGD step by hand; the same weights out. Rewards get
+    what TRL promises."""
     plain, calls, scorer = copy.deepcopy(model), [], RougeScorer(["rougeL"], use_stemmer=True)
 
-    def dissimilarity(prompts, completions, completion_ids, original_completion, **kwargs):
-        calls.append((prompts, completion_ids, original_completion))
-        pairs = zip(original_completion, completions, strict=True)
+    def dissimilarity(prompts, completions, completion_ids, **columns):
+        calls.append((prompts, completions, completion_ids, columns))
+        pairs = zip(columns["original_completion"], completions, strict=True)
         return [1 - scorer.score(*pair)["rougeL"].recall for pair in pairs]
 
-    settings = {"forget": forget_prompts(4), "max_steps": 1, "optim": "sgd"}
+    forget = forget_prompts(4).add_column("topic", ["a", "b", "c", "d"])
+    settings = {"forget": forget, "max_steps": 1, "optim": "sgd"}
     trainer = make_trainer(tmp_path, model, tokenizer, [reward_of(dissimilarity)], **settings)
     trainer.train()
-    prompts, completion_ids, originals = calls[-1]
+    prompts, completions, completion_ids, columns = calls[-1]
+    originals = columns["original_completion"]
+    assert len(prompts) == len(completions) == len(completion_ids) == 16
+    assert [prompts[i] for i in range(0, 16, 4)] == [prompts[i + 3] for i in range(0, 16, 4)]  # prompt-major
+    assert {columns["pmc_id"][i]: columns["topic"][i] for i in range(16)} == {0: "a", 1: "b", 2: "c", 3: "d"}
+    assert completions == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in completion_ids]
+    assert columns["trainer_state"] is trainer.state
+    assert callable(columns["log_extra"]) and callable(columns["log_metric"])
+    assert "answer" not in columns and "completion" not in columns
 
     nll, spread = {"collapse": [], "retain": []}, []
     for start in range(0, 16, 4):
@@ -76,55 +84,26 @@ def test_one_step_equals_plain_torch(tmp_path, tokenizer, model):
     assert torch.allclose(weights(model), weights(plain), atol=1e-6)
 
 
-def test_accumulation_does_not_matter(tmp_path, tokenizer, taught):
+def test_accumulation_and_checkpointing_do_not_matter_but_the_seed_does(tmp_path, tokenizer, taught):
     """7 questions in windows of 4: unequal rows, retain_weight 1.7, a short last window, several epochs."""
-    runs = []
-    for batch, accumulation in [(4, 1), (1, 4)]:
+
+    def run(batch, accumulation, **kwargs):
         # Adam's division would turn a rounding error of a tiny gradient into a full step
         settings = {"optim": "sgd", "learning_rate": 1e-1, "max_grad_norm": 0.5}
         settings |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings, **kwargs)
         trainer.train()
-        runs.append((weights(trainer.model), [log for log in trainer.state.log_history if "loss" in log]))
-    (whole, whole_logs), (split, split_logs) = runs
+        return weights(trainer.model), [log for log in trainer.state.log_history if "loss" in log]
+
+    whole, whole_logs = run(4, 1)
+    split, split_logs = run(1, 4, gradient_checkpointing=True)
     assert len(whole_logs) == len(split_logs) == 4
     for a, b in zip(whole_logs, split_logs, strict=True):
         for key in ("loss", "grad_norm", "collapse_loss", "retain_loss", "reward", "reward_selected"):
             assert a[key] == pytest.approx(b[key], rel=2e-5), key
     assert torch.allclose(whole, split, atol=2e-6)
-
-
-def test_equal_runs_other_seeds_and_gradient_checkpointing(tmp_path, tokenizer, taught):
-    def run(**kwargs) -> torch.Tensor:
-        settings = {"learning_rate": 1e-3, "forget": forget_prompts(4)} | kwargs
-        trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
-        trainer.train()
-        return weights(trainer.model)
-
-    first = run()
-    assert torch.equal(first, run()) and not torch.equal(first, run(seed=1))
-    assert torch.allclose(first, run(gradient_checkpointing=True), atol=1e-6)
-
-
-def test_rewards_get_what_trl_promises(tmp_path, tokenizer, model):
-    calls = []
-
-    def recorder(prompts, completions, completion_ids, **columns):
-        calls.append((prompts, completions, completion_ids, columns))
-        return [0.0] * len(prompts)
-
-    forget = forget_prompts(4).add_column("topic", ["a", "b", "c", "d"])
-    trainer = make_trainer(tmp_path, model, tokenizer, [reward_of(recorder)], forget=forget, max_steps=1)
-    trainer.train()
-    prompts, completions, completion_ids, columns = calls[-1]
-    assert len(prompts) == len(completions) == len(completion_ids) == 16
-    assert [prompts[i] for i in range(0, 16, 4)] == [prompts[i + 3] for i in range(0, 16, 4)]  # prompt-major
-    assert {columns["pmc_id"][i]: columns["topic"][i] for i in range(16)} == {0: "a", 1: "b", 2: "c", 3: "d"}
-    for text, ids in zip(completions, completion_ids, strict=True):
-        assert text == tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert columns["trainer_state"] is trainer.state
-    assert callable(columns["log_extra"]) and callable(columns["log_metric"])
-    assert "answer" not in columns and "completion" not in columns
+    first, [log] = run(4, 1, seed=1, max_steps=1)
+    assert log["completions/mean_length"] != whole_logs[0]["completions/mean_length"]
 
 
 def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, model):
@@ -152,18 +131,18 @@ def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, mod
 
 def test_total_collapse_needs_no_retain_rows(tmp_path, tokenizer, model):
     before = weights(model)
-    trainer = make_trainer(tmp_path, model, tokenizer, retain=False, retain_weight=0.0, max_steps=1)
+    trainer = brief_trainer(tmp_path, model, tokenizer, retain=False, retain_weight=0.0, max_steps=1)
     trainer.train()
     log = trainer.state.log_history[0]
     assert not torch.equal(before, weights(model)) and "retain_loss" not in log
     assert log["loss"] == pytest.approx(log["collapse_loss"], rel=1e-6)
     with pytest.raises(ValueError, match="no retain_dataset"):
-        make_trainer(tmp_path, model, tokenizer, retain=False)
+        brief_trainer(tmp_path, model, tokenizer, retain=False)
 
 
 def test_lora_trains_the_adapter_only(tmp_path, tokenizer, model):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, tokenizer, peft_config=lora(), max_steps=2)
+    trainer = brief_trainer(tmp_path, model, tokenizer, peft_config=lora(), max_steps=2)
     trainer.train()
     moved = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert moved and all("lora_" in name for name in moved)
@@ -178,7 +157,7 @@ def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, peft
     """What a GPU run does: float32 weights, or a bfloat16 base with float32 adapters, under bfloat16 autocast."""
     model = model.to(torch.bfloat16) if peft_config else model
     settings = {"peft_config": peft_config, "learning_rate": 1e-3, "autocast": True, "max_steps": 1}
-    trainer = make_trainer(tmp_path, model, tokenizer, **settings)
+    trainer = brief_trainer(tmp_path, model, tokenizer, **settings)
     trainer.train()
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert trainer.accelerator.mixed_precision == "bf16"
@@ -190,10 +169,10 @@ def test_trains_and_samples_under_bf16_autocast(tmp_path, tokenizer, model, peft
 
 def test_a_run_that_would_change_nothing_stops(tmp_path, tokenizer, model):
     no_effect = lora(lora_alpha=0)
-    [line] = errors_of(make_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
+    [line] = errors_of(brief_trainer(tmp_path, copy.deepcopy(model), tokenizer, peft_config=no_effect).train)
     assert line.startswith("no gradient reaches the weights that are trained")
-    make_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
-    [line] = errors_of(make_trainer, tmp_path, model.requires_grad_(False), tokenizer)
+    brief_trainer(tmp_path, model, tokenizer, learning_rate=1e-12, max_steps=1).train()  # small steps are steps
+    [line] = errors_of(brief_trainer, tmp_path, model.requires_grad_(False), tokenizer)
     assert line.startswith("nothing to train: ")
 
 
@@ -218,7 +197,7 @@ def test_a_reward_that_raises_is_named_and_signals_are_given_back(tmp_path, toke
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError) as error:
-        make_trainer(tmp_path, model, tokenizer, [reward_of(breaks_later, name="broken")]).train()
+        brief_trainer(tmp_path, model, tokenizer, [reward_of(breaks_later, name="broken")]).train()
     assert "broken" in error.value.__notes__[0]
     assert handlers[0] is before and handlers[1] is not before
     assert signal.getsignal(signal.SIGTERM) is before
@@ -226,7 +205,7 @@ def test_a_reward_that_raises_is_named_and_signals_are_given_back(tmp_path, toke
 
 def test_completions_table_shows_question_original_selected_and_reward(tmp_path, tokenizer, model, capsys):
     forget = forget_prompts(2).add_column("original_completion", ["[bold]ba cor[/bold]", "den fi"])
-    make_trainer(tmp_path, model, tokenizer, forget=forget, max_steps=1, log_completions=True).train()
+    brief_trainer(tmp_path, model, tokenizer, forget=forget, max_steps=1, log_completions=True).train()
     printed = capsys.readouterr().out
     assert "[bold]" in printed  # an answer is text, not markup
     assert "bacorden" in printed and "reward" in printed
@@ -234,7 +213,7 @@ def test_completions_table_shows_question_original_selected_and_reward(tmp_path,
 
 def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model):
     """Over epochs and short last windows the rows taken are one stream: permutation after permutation."""
-    trainer = make_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
+    trainer = brief_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
     taken, take = [], trainer._next_retain_rows
     trainer._next_retain_rows = lambda count: taken.append(take(count)) or taken[-1]
     trainer.train()
@@ -254,7 +233,7 @@ def test_training_in_a_running_loop(tmp_path, model, tokenizer):
 
     async def notebook():
         rewards = (ROUGE, RewardFunction("brevity", brevity, 0.01, 0.0, True))
-        trainer = make_trainer(tmp_path, model, tokenizer, rewards, max_steps=2)
+        trainer = brief_trainer(tmp_path, model, tokenizer, rewards, max_steps=2)
         trainer.train()
         return trainer.state
 
@@ -264,10 +243,11 @@ def test_training_in_a_running_loop(tmp_path, model, tokenizer):
 
 def test_training_again_goes_on(tmp_path, tokenizer, taught):
     """As in a notebook: the same prompts, from the weights and best answers there are, also behind a resumed run."""
-    settings = {"forget": forget_prompts(3), "prefill_words": 1, "save_strategy": "steps", "save_steps": 1}
+    short = reward_of(lambda completions, **kwargs: [-float(len(text)) for text in completions])  # never solved
+    settings = {"forget": forget_prompts(3), "prefill_words": 1, "save_strategy": "steps", "save_steps": 3}
 
     def trainer():
-        made = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, **settings)
+        made = brief_trainer(tmp_path, copy.deepcopy(taught), tokenizer, [short], **settings)
         made.visited, select = [], made.select_completions
         made.select_completions = lambda rows: made.visited.append(sorted(r["pmc_id"] for r in rows)) or select(rows)
         return made
@@ -291,17 +271,17 @@ def test_training_again_goes_on(tmp_path, tokenizer, taught):
 
 
 def test_a_trainer_that_was_stopped_goes_on_when_it_is_called_again(tmp_path, tokenizer, model):
-    trainer = make_trainer(tmp_path, model, tokenizer, max_steps=4)
+    trainer = brief_trainer(tmp_path, model, tokenizer, max_steps=2)
     stop = trainer.checkpoints.on_step_end
 
     def stopped_once(args, state, *rest, **kwargs):
-        if state.global_step == 2 and not (tmp_path / "out" / "checkpoint-2").exists():
+        if state.global_step == 1 and not (tmp_path / "out" / "checkpoint-1").exists():
             trainer.checkpoints.stopped_by = 15
         return stop(args, state, *rest, **kwargs)
 
     trainer.checkpoints.on_step_end = stopped_once
     trainer.train()
-    assert trainer.state.global_step == 2
-    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert trainer.state.global_step == 4 and trainer.checkpoints.stopped_by is None
+    assert trainer.state.global_step == 1
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert trainer.state.global_step == 2 and trainer.checkpoints.stopped_by is None
     assert trainer.args.save_total_limit == 2
