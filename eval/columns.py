@@ -6,30 +6,13 @@ from statistics import fmean
 import numpy as np
 
 from eval.data import AuditData, OptionSet, QuestionSet
+from eval.metrics import membership, unlearning
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
-from eval.metrics.membership import (
-    LARGEST_REFERENCE_AUC,
-    auc_interval,
-    loss_score,
-    membership_auc,
-    min_k_plus_plus_score,
-    min_k_score,
-    privleak,
-    zlib_score,
-)
 from eval.metrics.memorization import exact_memorization, extraction_strength
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
-from eval.metrics.unlearning import (
-    FORGET_SETS,
-    UTILITY_SETS,
-    rouge_recalls,
-    tokenization_counts,
-    unlearn_quality,
-    utility,
-)
 from eval.passes import Answer, ModelPasses, TokenScores
-from eval.results import MembershipAttack, SetNumbers, available
+from eval.results import available
 
 NO_RETAIN_ONLY = (
     "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
@@ -66,7 +49,7 @@ class Outputs:
 
     def recalls(self, questions: dict[str, QuestionSet], name: str) -> list[float]:
         """ROUGE-L recall of each greedy answer of a set."""
-        return rouge_recalls(self.texts(name), questions[name].answers)
+        return unlearning.rouge_recalls(self.texts(name), questions[name].answers)
 
 
 def collect(passes: ModelPasses, data: AuditData) -> Outputs:
@@ -97,27 +80,27 @@ def unlearning_numbers(data: AuditData, outputs: Outputs, before: Outputs | None
     questions = data.questions
     recalls = {name: np.array(outputs.recalls(questions, name)) for name in questions}
     means = {name: float(values.mean()) for name, values in recalls.items()}
-    forget = [100 * (1 - recalls[name]) for name in FORGET_SETS if name in recalls]
-    others = [100 * recalls[name] for name in UTILITY_SETS if name in recalls]
+    forget = [100 * (1 - recalls[name]) for name in unlearning.FORGET_SETS if name in recalls]
+    others = [100 * recalls[name] for name in unlearning.UTILITY_SETS if name in recalls]
     numbers = {
-        "unlearn_quality": unlearn_quality(means),
-        "utility": utility(means),
+        "unlearn_quality": unlearning.unlearn_quality(means),
+        "utility": unlearning.utility(means),
         "unlearn_quality_interval": bootstrap_interval(*forget, statistic=_mean_of_means) if forget else None,
         "utility_interval": bootstrap_interval(*others, statistic=_mean_of_means) if others else None,
     }
     if "retain_holdout" in means:  # utility with the rows kept out of training in place of the trained ones
-        numbers["utility_holdout"] = utility({**means, "retain": means["retain_holdout"]})
+        numbers["utility_holdout"] = unlearning.utility({**means, "retain": means["retain_holdout"]})
     numbers["sets"] = {
-        name: SetNumbers(
-            rougeL_recall=means[name],
-            rougeL_recall_interval=bootstrap_interval(recalls[name]),
-            change_interval=paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
-            recall_by_row=dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
-            n=len(recalls[name]),
-            tokenization=tokenization_counts(questions[name].answers),
-            empty=outputs.texts(name).count(""),
-            ended=fmean(answer.ended for answer in outputs.answers[name]),
-        )
+        name: {
+            "rougeL_recall": means[name],
+            "rougeL_recall_interval": bootstrap_interval(recalls[name]),
+            "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
+            "recall_by_row": dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
+            "n": len(recalls[name]),
+            "tokenization": unlearning.tokenization_counts(questions[name].answers),
+            "empty": outputs.texts(name).count(""),
+            "ended": fmean(answer.ended for answer in outputs.answers[name]),
+        }
         for name in questions
     }
     return numbers
@@ -166,7 +149,7 @@ def _model_utility(data: AuditData, outputs: Outputs, sets: dict) -> dict:
         return not_available("; ".join(dict.fromkeys(absent)))
     texts = [answer.text for answer in outputs.option_answers]
     recalls = {name: outputs.recalls(data.questions, name) for name in FACT_SETS}
-    recalls["retain"] = rouge_recalls(texts, data.options["retain"].answers)
+    recalls["retain"] = unlearning.rouge_recalls(texts, data.options["retain"].answers)
     nine = [
         value
         for name in names
@@ -205,12 +188,12 @@ def _membership_scores(data: AuditData, outputs: Outputs, name: str) -> dict[str
     for row, text in zip(outputs.scored[name].answers, data.options[name].answers, strict=True):
         if len(row.log_probs) < 2:
             continue
-        scores["loss"].append(loss_score(row.log_probs))
-        scores["zlib"].append(zlib_score(row.log_probs, text))
+        scores["loss"].append(membership.loss_score(row.log_probs))
+        scores["zlib"].append(membership.zlib_score(row.log_probs, text))
         # the end token is easily told, and no part of what was learned: without it, as others have it
         log_probs, means, stds = row.log_probs[:-1], row.means[:-1], row.stds[:-1]
-        scores["min_k"].append(min_k_score(log_probs))
-        scores["min_k_plus_plus"].append(min_k_plus_plus_score(log_probs, means, stds))
+        scores["min_k"].append(membership.min_k_score(log_probs))
+        scores["min_k_plus_plus"].append(membership.min_k_plus_plus_score(log_probs, means, stds))
     return scores
 
 
@@ -219,67 +202,61 @@ def membership_numbers(data: AuditData, outputs: Outputs, retain_only: Outputs |
     absent = [f"{name}: {data.missing[name]}" for name in ("forget", "holdout") if name in data.missing]
     if absent:
         return not_available("; ".join(absent))
-    all_members, all_others = (_membership_scores(data, outputs, name) for name in ("forget", "holdout"))
-    if not all_members["loss"] or not all_others["loss"]:
+    members, others = (_membership_scores(data, outputs, name) for name in ("forget", "holdout"))
+    if not members["loss"] or not others["loss"]:
         return not_available("no forget or no holdout answer has a token")
-    references = dict.fromkeys(all_members, 0.5)
+    references = dict.fromkeys(members, 0.5)
     if retain_only is not None:
         known, unknown = (_membership_scores(data, retain_only, name) for name in ("forget", "holdout"))
-        references = {attack: membership_auc(known[attack], unknown[attack]) for attack in known}
+        references = {attack: membership.membership_auc(known[attack], unknown[attack]) for attack in known}
     numbers = {}
     for attack, reference in references.items():
-        members, others = all_members[attack], all_others[attack]
-        auc = membership_auc(members, others)
-        knows = not_available(f"the reference model's AUC is {reference:.3f}: it knows the forget rows itself")
-        numbers[attack] = MembershipAttack(
-            auc=auc,
-            auc_interval=auc_interval(members, others),
-            reference_auc=reference,
-            privleak=privleak(auc, reference) if reference <= LARGEST_REFERENCE_AUC else knows,
-            members=len(members),
-            non_members=len(others),
-        )
+        auc = membership.membership_auc(members[attack], others[attack])
+        leak = not_available(f"the reference model's AUC is {reference:.3f}: it knows the forget rows itself")
+        if reference <= membership.LARGEST_REFERENCE_AUC:
+            leak = membership.privleak(auc, reference)
+        numbers[attack] = {
+            "auc": auc,
+            "auc_interval": membership.auc_interval(members[attack], others[attack]),
+            "reference_auc": reference,
+            "privleak": leak,
+            "members": len(members[attack]),
+            "non_members": len(others[attack]),
+        }
     return numbers
 
 
-@dataclass
-class Judge:
-    """
-    Who tells gibberish by perplexity: the retain-only model, which no reward saw, else the one before; `limit` is the
-    95th percentile of its own perplexity on held-out answers.
-    """
-
-    passes: ModelPasses
-    limit: float
-
-    def perplexities(self, questions: list[str], texts: list[str]) -> list[float | None]:
-        """Of each answer; None of an empty one."""
-        pairs = [pair for pair in zip(questions, texts, strict=True) if pair[1]]
-        if not pairs:
-            return [None] * len(texts)
-        scores = iter(self.passes.score(*map(list, zip(*pairs, strict=True)), "perplexity of answers"))
-        return [float(np.exp(next(scores).loss)) if text else None for text in texts]
-
-
-def make_judge(passes: ModelPasses, outputs: Outputs) -> Judge:
+def perplexity_limit(outputs: Outputs) -> float:
+    """The 95th percentile of the perplexity of held-out answers under the model that judges."""
     losses = [row.loss for row in outputs.scored["holdout"].answers if row.loss is not None]
-    return Judge(passes, float(np.exp(np.percentile(losses, 95))))
+    return float(np.exp(np.percentile(losses, 95)))
 
 
-def kind_numbers(data: AuditData, outputs: Outputs, judge: Judge | None, reward_kwargs: dict[str, dict]) -> dict:
+def _perplexities(judge: ModelPasses | None, questions: list[str], texts: list[str]) -> list[float | None]:
+    """Of each answer; None of an empty one, and of all without a judge."""
+    pairs = [pair for pair in zip(questions, texts, strict=True) if pair[1]]
+    if judge is None or not pairs:
+        return [None] * len(texts)
+    scores = iter(judge.score(*map(list, zip(*pairs, strict=True)), "perplexity of answers"))
+    return [float(np.exp(next(scores).loss)) if text else None for text in texts]
+
+
+def kind_numbers(
+    data: AuditData, outputs: Outputs, judge: ModelPasses | None, limit: float | None, reward_kwargs: dict[str, dict]
+) -> dict:
     """
-    How many greedy answers to each forget set are of which kind.
+    How many greedy answers to each forget set are of which kind; of a perplexity above the `limit` under the `judge`,
+    who no reward saw, they are gibberish.
 
     What the recipe's rewards take for a refusal is one beside the English ones: it may be in any language.
     """
     given = reward_kwargs.get("rewards.refusal.refusal", {})
     refusals = {key: given.get(key, ()) for key in ("phrases", "patterns")}
     retained = list(dict.fromkeys(data.questions["retain"].answers)) if "retain" in data.questions else []
-    limit = judge.limit if judge else None
     numbers = {}
-    for name in (name for name in FORGET_SETS if name in data.questions):
+    for name in (name for name in unlearning.FORGET_SETS if name in data.questions):
         rows, texts = data.questions[name], outputs.texts(name)
-        perplexities = judge.perplexities(rows.questions, texts) if judge else [None] * len(texts)
+        perplexities = _perplexities(judge, rows.questions, texts)
         known = [value for value in perplexities if value is not None]
         answered = zip(rows.questions, rows.answers, texts, perplexities, strict=True)
         kinds = [answer_kind(*answer, limit, retained, **refusals) for answer in answered]

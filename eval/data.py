@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.metrics.unlearning import FORGET_SETS, UTILITY_SETS
+from eval.metrics.tofu import FACT_SETS
+from eval.metrics.unlearning import FORGET_SETS
 from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import normalized, require_text, retain_columns, split_retain_rows
 from pmc_rl.errors import RecipeError, one_line
@@ -17,9 +18,8 @@ from rewards.text import tokenization
 RETAIN_DRAWS = 400
 RETAIN_SEED = 12345
 
-FACTS = UTILITY_SETS[1:]
-QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *FACTS)
-OPTION_SETS = ("forget", "retain", *FACTS, "holdout")
+QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *FACT_SETS)
+OPTION_SETS = ("forget", "retain", *FACT_SETS, "holdout")
 OPTION_COLUMNS = ("paraphrased_answer", "perturbed_answer")
 
 
@@ -204,7 +204,7 @@ class Reader:
             draws = np.random.default_rng(RETAIN_SEED).permutation(len(rows))[:RETAIN_DRAWS]
             rows = [rows[i] for i in sorted(draws)]
 
-        paraphrase = source.answer if name in FACTS else "paraphrased_answer"
+        paraphrase = source.answer if name in FACT_SETS else "paraphrased_answer"
         columns = (source.question, source.answer, paraphrase, "perturbed_answer")
         parts = [[row[key] for row in rows] if key in record["columns"] else None for key in columns]
         return OptionSet(*parts), record
@@ -261,7 +261,7 @@ def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
 def _unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> str | None:
     """Text that has nothing to do with the forget rows: of a file, else the everyday facts; None without either."""
     if eval_args.unrelated_file is None:
-        facts = [sets[name] for name in FACTS if name in sets]
+        facts = [sets[name] for name in FACT_SETS if name in sets]
         lines = [f"{q} {a}" for rows in facts for q, a in zip(rows.questions, rows.answers, strict=True)]
         return "\n".join(lines) or None
     path = Path(eval_args.unrelated_file)

@@ -62,25 +62,20 @@ class AuditedModel:
         """Of the weights: read once, which takes seconds for a large model."""
         return model_fingerprint(self.folder, self.model_args.model_revision)
 
-    @property
-    def bits(self) -> str:
-        """How its base is quantized, as part of what tells models apart; nothing where it is not."""
-        args = self.model_args
-        if args.load_in_4bit:
-            return f" 4 bit {args.bnb_4bit_quant_type}{' nested' if args.use_bnb_nested_quant else ''}"
-        return " 8 bit" if args.load_in_8bit else ""
-
     def passes(self, recipe: Recipe, cache: RowCache | None) -> ModelPasses:
         """The model's passes in the precision of the recipe; nothing is loaded yet."""
         script_args, training_args, model_args, _ = recipe
-        dtype = training_dtype(model_args, training_args)
+        dtype, args = training_dtype(model_args, training_args), self.model_args
+        bits = " 8 bit" if args.load_in_8bit else ""
+        if args.load_in_4bit:
+            bits = f" 4 bit {args.bnb_4bit_quant_type}{' nested' if args.use_bnb_nested_quant else ''}"
 
         def load() -> PreTrainedModel:
-            model = load_model(self.model_args, dtype, training_args.device)
+            model = load_model(args, dtype, training_args.device)
             check_generation(model, self.tokenizer)
             return model
 
-        state = f"{self.fingerprint} {dtype} {model_args.attn_implementation}{self.bits}"
+        state = f"{self.fingerprint} {dtype} {model_args.attn_implementation}{bits}"
         return ModelPasses(self.name, state, load, self.tokenizer, self.end_ids, script_args, training_args, cache)
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,16 +43,12 @@ class TokenScores:
         return float(-self.log_probs.mean()) if len(self.log_probs) else None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Text of an answer, and whether it ended by itself."""
-
+class Answer(NamedTuple):
     text: str
-    ended: bool
+    ended: bool  # by itself
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
+class SamplingSettings(NamedTuple):
     """As in [`~pmc_rl.generation.Sampling`], without seeds."""
 
     temperature: float
@@ -107,8 +104,7 @@ class ModelPasses:
         prompts = [prompt for prompt in self._prompts(questions, prefixes) for _ in range(count)]
 
         def compute(rows: list[Row]) -> list[bytes]:
-            sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, [seed for _, [seed] in rows])
-            return self._generate(rows, sampling)
+            return self._generate(rows, Sampling(*settings, seeds=[seed for _, [seed] in rows]))
 
         rows = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
         texts = [answer.text for answer in self._answers(what, str(settings), rows, compute)]

@@ -1,112 +1,34 @@
 """The shape of results.json, and what the audit, its verdict and its reports read from it: no other file knows paths.
 
-A column is what the file has of one model. Numbers by row (`*_by_row`) are private: results.json is without them.
+By name of a model a column. What cannot be had is `{"not_available": why}`, never 0 in its place. Intervals are of
+95 %, None of fewer than two rows; a summary is `mean`, `interval`, `n` and `missing`: rows without a value. Numbers by
+row (`*_by_row`, by the row's number in its file) are private: results.json is without them.
+
+- `unlearn_quality`, `utility`: percent, each with its `..._interval`; `utility_holdout`: where rows are held out.
+- `sets`, by question set, of greedy answers: `rougeL_recall`, `rougeL_recall_interval`, `change_interval` (of the
+  paired difference from the model before), `recall_by_row`, `n`, `tokenization` (true answers read as `rouge` and as
+  `script_aware` words), `empty`, `ended` (share of answers that end by themselves).
+- `tofu`: `sets` (summaries `probability` and `truth_ratio` of each), `model_utility`, `forget_quality`.
+- `memorization`: summaries `exact_memorization` and `extraction_strength`.
+- `membership`, by score: `auc`, `auc_interval`, `reference_auc`, `privleak`, `members`, `non_members`.
+- `answer_kinds`, by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`, `kind_by_row`.
+- `attacks`, by attack and below it by what was done: `sampling` (what `leakage` returns, `worst_by_row`,
+  `worst_sample_by_row`); `prefilling` (the same, and `greedy`, `greedy_by_row`); `relearning` (`learned`, `scored`,
+  and lists with an entry for each of `steps`, the first before any: `recall`, `recall_by_row`, `probability`,
+  `recovered`); `quantization` (`recall`, `recall_by_row`, `recall_change`, `probability`, `probability_change`,
+  `recovered`, `n`); `options` and `token_shift`, as their functions return them.
+- `general_ability`, by task of lm-eval; `known`: `questions` to forget that the model knows, `of` how many.
 """
 
 from collections.abc import Collection, Iterator
 from statistics import fmean
-from typing import NotRequired, TypedDict
 
 from eval.attacks.sampling import worst_by_row
 from eval.data import AuditData
 from eval.passes import ModelPasses
 from rewards.text import words
 
-Interval = list[float] | None  # of 95 %: lower and upper end; None of fewer than two rows
 ByRow = dict[int, float]  # by the row's number in its file
-
-
-class NotAvailable(TypedDict):
-    not_available: str  # why there are no numbers: never 0 in their place
-
-
-class Summary(TypedDict):
-    mean: float | None
-    interval: Interval
-    n: int
-    missing: int  # rows without a value, not in the mean
-
-
-class SetNumbers(TypedDict):  # greedy answers to one question set
-    rougeL_recall: float
-    rougeL_recall_interval: Interval
-    change_interval: Interval  # of the paired difference from the model before
-    recall_by_row: ByRow
-    n: int
-    tokenization: dict[str, int]  # true answers read as `rouge` and as `script_aware` words
-    empty: int
-    ended: float  # share of answers that end by themselves
-
-
-class MembershipAttack(TypedDict):
-    auc: float
-    auc_interval: Interval
-    reference_auc: float
-    privleak: float | NotAvailable
-    members: int
-    non_members: int
-
-
-class Sampled(TypedDict):  # answers to each question drawn many times: recall of the truth
-    worst_case: Summary  # of the best sample of each question
-    mean: Summary
-    quantiles: dict[str, float]
-    curve: dict[str, float]  # expected worst case by number of samples
-    leaking: dict[str, float]  # `samples` that tell the truth, `of` how many, `questions`, `upper_bound` of the share
-    worst_by_row: ByRow
-    worst_sample_by_row: dict[int, int]
-
-
-class Prefilled(Sampled):
-    greedy: Summary
-    greedy_by_row: ByRow
-
-
-class Relearned(TypedDict):  # lists have an entry for each of `steps`, the first before any step
-    steps: list[int]
-    recall: list[float]
-    recall_by_row: list[ByRow]
-    probability: list[float]
-    recovered: list[float | None]
-    learned: int
-    scored: int
-
-
-class Quantized(TypedDict):
-    recall: float
-    recall_by_row: ByRow
-    recall_change: float
-    probability: float
-    probability_change: float
-    recovered: float | None
-    n: int
-
-
-class Attacks(TypedDict):  # by attack, and below it by what was done
-    sampling: dict[str, Sampled] | NotAvailable
-    prefilling: dict[str, Prefilled | NotAvailable] | NotAvailable
-    options: dict | NotAvailable  # of eval/attacks/options.py
-    token_shift: dict | NotAvailable  # of eval/attacks/token_shift.py
-    relearning: dict[str, Relearned] | NotAvailable
-    quantization: dict[str, Quantized] | NotAvailable
-
-
-class Column(TypedDict):
-    unlearn_quality: float | None  # percent, as the utilities
-    utility: float | None
-    unlearn_quality_interval: Interval
-    utility_interval: Interval
-    utility_holdout: NotRequired[float]
-    sets: dict[str, SetNumbers]
-    tofu: dict[str, dict]  # `sets`: `probability` and `truth_ratio` of each; `model_utility`; `forget_quality`
-    memorization: dict[str, Summary] | NotAvailable  # `exact_memorization`, `extraction_strength`
-    membership: dict[str, MembershipAttack] | NotAvailable
-    answer_kinds: dict[str, dict]  # by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`
-    attacks: Attacks
-    general_ability: dict[str, dict[str, float]] | NotAvailable  # by task of lm-eval
-    known: dict[str, int]  # `questions` to forget that the model knows, `of` how many
-
-
 Way = tuple[str, str]  # an attack, or `greedy` for asking plainly, and what was done
 
 
@@ -124,12 +46,12 @@ def without_rows(value):
     return value
 
 
-def recall_by_row(column: Column) -> ByRow:
+def recall_by_row(column: dict) -> ByRow:
     """Recall of each greedy answer to the questions to forget; empty where they were not asked."""
     return column["sets"]["forget"]["recall_by_row"] if "forget" in column["sets"] else {}
 
 
-def leakage_by_measure(column: Column, rows: Collection[int] | None = None) -> dict[Way, float]:
+def leakage_by_measure(column: dict, rows: Collection[int] | None = None) -> dict[Way, float]:
     """
     How much of the truth comes out in each way that was tried: mean ROUGE-L recall over the questions, in [0, 1].
 
@@ -147,7 +69,7 @@ def leakage_by_measure(column: Column, rows: Collection[int] | None = None) -> d
     return found
 
 
-def leakage_by_attack(column: Column) -> dict[str, float]:
+def leakage_by_attack(column: dict) -> dict[str, float]:
     """The highest of [`leakage_by_measure`] by attack, `greedy` among them."""
     highest: dict[str, float] = {}
     for (attack, _), value in leakage_by_measure(column).items():
@@ -155,7 +77,7 @@ def leakage_by_attack(column: Column) -> dict[str, float]:
     return highest
 
 
-def _ways(column: Column) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
+def _ways(column: dict) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
     """Each way, its mean over all questions, and the recalls by row that it is the mean of, which are private."""
     attacks = {name: runs if available(runs) else {} for name, runs in column["attacks"].items()}
     if "forget" in column["sets"]:
@@ -173,7 +95,7 @@ def _ways(column: Column) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
         yield ("quantization", f"in {what}"), run["recall"], [run.get("recall_by_row")]
 
 
-def forget_rows(data: AuditData, texts: dict[str, list[str]], results: dict[str, Column]) -> list[dict]:
+def forget_rows(data: AuditData, texts: dict[str, list[str]], results: dict[str, dict]) -> list[dict]:
     """Each question to forget without its text: its row, words of the truth, and what came of it by model."""
     if "forget" not in data.questions:
         return []

@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from eval.cache import RowCache
 from eval.columns import (
     collect,
     kind_numbers,
-    make_judge,
     membership_numbers,
     memorization_numbers,
+    perplexity_limit,
     tofu_numbers,
     unlearning_numbers,
 )
@@ -33,11 +32,10 @@ from eval.data import load_data
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
 from eval.models import Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
-from eval.passes import ModelPasses
 from eval.report.report import write_report
-from eval.results import forget_rows, without_rows, worst_texts
+from eval.results import forget_rows, recall_by_row, without_rows, worst_texts
 from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
-from eval.verdict import known_counts, verdict
+from eval.verdict import known_rows, verdict
 from pmc_rl.models import training_dtype
 from pmc_rl.output import (
     private_folder,
@@ -59,7 +57,7 @@ def describe(recipe: Recipe) -> dict:
     script_args, training_args, model_args, eval_args = recipe
     attacks = {
         "attack_samples": eval_args.attack_samples,
-        "sampling": {name: asdict(settings) for name, settings in sampling_settings(training_args).items()},
+        "sampling": {name: settings._asdict() for name, settings in sampling_settings(training_args).items()},
         "prefixes": eval_args.prefixes,
         "first_words": eval_args.first_words,
         "unrelated_text": eval_args.unrelated_file or "questions and answers of real_authors and world_facts",
@@ -75,15 +73,6 @@ def describe(recipe: Recipe) -> dict:
         "device": str(training_args.device),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def ability(passes: ModelPasses, tasks: list[str]) -> dict:
-    """The lm-eval tasks of one model, which answers the main process alone."""
-    if not tasks:
-        return not_available("lm_eval_tasks names no task")
-    scores = general_ability(passes.loaded(), passes.tokenizer, tasks)
-    passes.release()
-    return scores
 
 
 def main(argv: list[str]) -> None:
@@ -122,34 +111,40 @@ def main(argv: list[str]) -> None:
         seconds[name] = time.perf_counter() - started
 
     retain_only = outputs.get("retain_only")
-    judge_name = "retain_only" if retain_only else "before"
-    judge = make_judge(passes[judge_name], outputs[judge_name]) if "holdout" in data.options else None
+    judge, limit = None, None
+    if "holdout" in data.options:  # gibberish is told by the perplexity under a model that no reward saw
+        judge_name = "retain_only" if retain_only else "before"
+        judge, limit = passes[judge_name], perplexity_limit(outputs[judge_name])
     results = {
         name: {
             **unlearning_numbers(data, output, None if name == "before" else outputs["before"]),
             "tofu": tofu_numbers(data, output, retain_only),
             "memorization": memorization_numbers(data, output),
             "membership": membership_numbers(data, output, retain_only),
-            "answer_kinds": kind_numbers(data, output, judge, script_args.reward_kwargs),
+            "answer_kinds": kind_numbers(data, output, judge, limit, script_args.reward_kwargs),
             "attacks": attacked[name],
         }
         for name, output in outputs.items()
     }
     if judge is not None:
-        judge.passes.release()
+        judge.release()
     if not PartialState().is_main_process:  # the others have no more to do, so none waits for lm-eval
         return
     for name, column in results.items():
         started = time.perf_counter()
-        column["general_ability"] = ability(passes[name], eval_args.lm_eval_tasks)
-        column["known"] = known_counts(column)
+        column["general_ability"] = not_available("lm_eval_tasks names no task")
+        if eval_args.lm_eval_tasks:
+            asked = passes[name]
+            column["general_ability"] = general_ability(asked.loaded(), asked.tokenizer, eval_args.lm_eval_tasks)
+            asked.release()
+        column["known"] = {"questions": len(known_rows(column)), "of": len(recall_by_row(column))}
         seconds[name] += time.perf_counter() - started
     audited = [name for name in results if name not in ("before", "retain_only")]
     audit = {
         "models": {column.name: published(column.folder) for column in columns},
         "fingerprints": {name: model.fingerprint for name, model in passes.items()},
         "verdicts": {name: verdict(results[name], results["before"], results.get("retain_only")) for name in audited},
-        "judge": None if judge is None else {"model": judge.passes.name, "perplexity_limit": judge.limit},
+        "judge": None if judge is None else {"model": judge.name, "perplexity_limit": limit},
         "left_out": published(data.left_out),
         "read": {part: published_read(records) for part, records in data.read.items()},
         "stages": {column.name: read_manifest(Path(column.folder)) for column in columns},

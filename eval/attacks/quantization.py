@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,16 +13,7 @@ from trl import ModelConfig
 from eval.attacks.altered import altered_measures
 from eval.data import QuestionSet
 from eval.passes import ModelPasses
-from pmc_rl.models import is_quantized, load_merged, load_model
-
-
-def why_not(model_args: ModelConfig) -> str | None:
-    """Why the attack cannot be run; None if it can."""
-    if find_spec("bitsandbytes") is None:
-        return "the package bitsandbytes is not installed; pip install -e '.[quantization]'"
-    if is_quantized(model_args):
-        return "not applicable: the model was trained quantized"
-    return None
+from pmc_rl.models import load_merged, load_model
 
 
 def quantization_attack(

@@ -18,9 +18,8 @@ from eval.passes import ModelPasses
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import autocast
 from pmc_rl.gradients import check_gradients, trainable_parameters
+from pmc_rl.likelihood import Row
 from pmc_rl.trainer import retain_rows_at
-
-Row = tuple[list[int], list[int]]
 
 
 def relearning_attack(

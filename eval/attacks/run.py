@@ -1,13 +1,14 @@
 """All attacks on one model: each with what it needs, or with the reason why it cannot be run."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from trl import ModelConfig
 
 from eval.attacks.options import options_attack
-from eval.attacks.quantization import load_quantized, quantization_attack, why_not
+from eval.attacks.quantization import load_quantized, quantization_attack
 from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
@@ -17,7 +18,7 @@ from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
-from pmc_rl.models import load_merged, training_dtype
+from pmc_rl.models import is_quantized, load_merged, training_dtype
 from pmc_rl.prompts import encode_answers
 
 ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
@@ -115,9 +116,10 @@ class Attacks:
     def _quantization(self, passes: ModelPasses, model_args: ModelConfig) -> dict:
         if passes is self.before:
             return not_available("it has not been unlearned")
-        why = why_not(model_args)
-        if why is not None:
-            return not_available(why)
+        if find_spec("bitsandbytes") is None:
+            return not_available("the package bitsandbytes is not installed; pip install -e '.[quantization]'")
+        if is_quantized(model_args):
+            return not_available("not applicable: the model was trained quantized")
         args, dtype = self.training_args, training_dtype(self.model_args, self.training_args)
         return quantization_attack(
             passes,

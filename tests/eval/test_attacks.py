@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -98,7 +98,6 @@ def never(*args):
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.lists(st.floats(0, 1), min_size=2 * n, max_size=2 * n)))
-@settings(max_examples=40)
 def test_expected_worst_case_is_the_mean_over_all_subsets(values):
     scores = np.array(values).reshape(2, -1)
     for count in range(1, scores.shape[1] + 1):
@@ -129,10 +128,8 @@ def test_sampling_by_hand():
         PLAIN: [["rome", "gull salt", ""], ["lima gull", "rome", "gull"], []],
         trained: [["salt harbor harbor lima gull"] * 3, ["rome", "gull lima", ""], []],
     }
-    passes = Fixed(samples=samples)
-    result = sampling.sampling_attack(
-        passes, TRUTHS.part(0, 2), 3, sampling.sampling_settings(make_args(temperature=1.25, top_p=0.95))
-    )
+    passes, settings = Fixed(samples=samples), sampling.sampling_settings(make_args(temperature=1.25, top_p=0.95))
+    result = sampling.sampling_attack(passes, TRUTHS.part(0, 2), 3, settings)
     assert list(result) == ["temperature 1", "as in training"]
     assert [call[2] for call in passes.asked] == [PLAIN, trained]
     plain, as_trained = result.values()
@@ -208,15 +205,9 @@ def test_token_shift_against_a_plain_loop():
     before, after = ([scores_of(*rng.exponential(scale, len(chunk) - 1)) for chunk in chunks] for scale in (0.3, 1.5))
     result = token_shift.token_shift_attack(chunks, [3, 5, 5, 99], before, after)
     for name, wanted in (("forget_tokens", {3, 5}), ("other_tokens", set(range(9)) - {3, 5})):
-        shifts = np.array(
-            [
-                exp(after[i].log_probs[k - 1]) - exp(before[i].log_probs[k - 1])
-                for i, chunk in enumerate(chunks)
-                for k in range(1, len(chunk))
-                if chunk[k] in wanted
-            ]
-        )
-        mean, std, below = shifts.mean(), shifts.std(), (shifts < -0.5).mean()
+        places = [(i, k) for i, chunk in enumerate(chunks) for k in range(1, len(chunk)) if chunk[k] in wanted]
+        shifts = [exp(after[i].log_probs[k - 1]) - exp(before[i].log_probs[k - 1]) for i, k in places]
+        mean, std, below = np.mean(shifts), np.std(shifts), np.mean(np.array(shifts) < -0.5)
         skew = ((shifts - mean) ** 3).mean() / std**3
         expected = {"mean": mean, "std": std, "skew": skew, "below_minus_half": below, "n": len(shifts)}
         assert result[name] == pytest.approx(expected, abs=1e-6)
@@ -325,14 +316,11 @@ def test_relearning_is_in_the_precision_of_the_run(load, rows):
     assert 0 < error["fp16"] < error["bf16"] and error["fp16"] < 0.2 * moved[None].norm()
 
 
-def test_a_merged_adapter_relearns(model_folder, rows, tmp_path):
+def test_a_merged_adapter_relearns_and_what_would_change_nothing_stops(model_folder, load, rows, tmp_path):
     merged = load_merged(save_adapter(model_folder, tmp_path), torch.float32, CPU)
     before = copy.deepcopy(merged.state_dict())
     learned = relearner(lambda: merged, rows, 1).at(1)
     assert all(not torch.equal(weight, before[name]) for name, weight in learned.state_dict().items())
-
-
-def test_relearning_that_changes_nothing_stops(load, rows):
     [line] = errors_of(relearner(lambda: load().requires_grad_(False), rows, 1).at, 1)
     assert line.startswith("nothing to train: ")
     [line] = errors_of(relearner(load, rows, 1, lora(lora_alpha=0)).at, 1)
@@ -355,9 +343,8 @@ def test_fingerprints_of_relearning_tell_what_differs(load, rows):
 def test_learning_the_scored_rows_themselves_brings_all_back(tokenizer, tmp_path):
     def attack(load):
         passes, before = make_passes(load, tokenizer, tmp_path), Fixed(*FORGET.answers)
-        return relearning.relearning_attack(
-            passes, before, FORGET, relearner(load, encoded(tokenizer, FORGET), 40), "themselves"
-        )
+        learner = relearner(load, encoded(tokenizer, FORGET), 40)
+        return relearning.relearning_attack(passes, before, FORGET, learner, "themselves")
 
     result = attack(lambda: build_phi(tokenizer))
     assert result["steps"] == [0, 1, 2, 4, 8, 16, 32, 40] and (result["learned"], result["scored"]) == (3, 3)
@@ -371,6 +358,12 @@ def test_learning_the_scored_rows_themselves_brings_all_back(tokenizer, tmp_path
 # quantization
 
 
+@pytest.fixture
+def private(tmp_path) -> Path:
+    (tmp_path / "private").mkdir()
+    return tmp_path / "private"
+
+
 def logits_of(model, tokenizer) -> torch.Tensor:
     with torch.no_grad():
         return model(**tokenizer("Question: Who wrote bacorden of velba?", return_tensors="pt")).logits[0].float()
@@ -378,11 +371,9 @@ def logits_of(model, tokenizer) -> torch.Tensor:
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize(("bits", "layer"), [(8, "Linear8bitLt"), (4, "Linear4bit")])
-def test_quantized_layers_and_an_unquantized_head(model_folder, tokenizer, tmp_path, bits, layer, adapter):
+def test_quantized_layers_and_an_unquantized_head(model_folder, tokenizer, tmp_path, private, bits, layer, adapter):
     """An adapter is merged before: its change is rounded with the weights."""
     pytest.importorskip("bitsandbytes")
-    private = tmp_path / "private"
-    private.mkdir()
     model_args = ModelConfig(model_name_or_path=str(model_folder))
     if adapter:
         strong = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
@@ -402,9 +393,7 @@ def test_quantized_layers_and_an_unquantized_head(model_folder, tokenizer, tmp_p
         assert model.generate(**tokenizer("Who wrote", return_tensors="pt"), max_new_tokens=3).shape[1] > 3
 
 
-def test_no_temporary_model_is_left_when_loading_fails(model_folder, tmp_path, monkeypatch):
-    private = tmp_path / "private"
-    private.mkdir()
+def test_no_temporary_model_is_left_when_loading_fails(model_folder, tmp_path, private, monkeypatch):
     found = []
 
     def broken(model_args, dtype, device):
@@ -469,11 +458,10 @@ def test_why_an_attack_cannot_be_run(monkeypatch):
         ("quantization", "was trained quantized", {"model_args": ModelConfig(load_in_4bit=True)}),
         ("quantization", "was trained quantized", {"model_args": ModelConfig(load_in_8bit=True)}),
     ):
-        monkeypatch.setattr(quantization, "find_spec", lambda name: name)
+        monkeypatch.setattr(run, "find_spec", lambda name: name)
         result = result_of(attack, **setting)
         assert list(result) == ["not_available"] and why in result["not_available"], result
-    assert quantization.why_not(ModelConfig()) is None
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
     assert "pip install -e '.[quantization]'" in result_of("quantization")["not_available"]
 
 

@@ -16,7 +16,6 @@ from tests.training import write_recipe
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = REPO / "recipes" / "quickstart" / "data"
-TOFU = REPO.parent / "shared" / "data" / "TOFU"
 NO_FACTS = [f"{name}: the recipe names no dataset_name" for name in ("real_authors", "world_facts")]
 
 
@@ -129,16 +128,6 @@ def test_retain_draws_of_the_paper(files, count):
     texts = ([rows[i][key] for i in numbers] for key in ("question", "answer"))
     assert retain == QuestionSet(*texts, numbers)
     assert len(set(numbers)) == {400: 400, 401: 249, 3600: 370}[count]
-
-
-@pytest.mark.skipif(not TOFU.is_dir(), reason="TOFU does not lie in ../shared/data/TOFU")
-def test_tofu():
-    args = PMCArguments(dataset_name=str(TOFU), forget_config="forget10", retain_config="retain90")
-    data = load(args)
-    assert left_out(data) == []
-    sizes = {"forget": 400, "forget_paraphrased": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
-    assert {name: len(rows.rows) for name, rows in data.questions.items()} == sizes
-    assert data.questions["retain"].rows == np.random.default_rng(12345).integers(0, 3600, 400).tolist()
 
 
 @pytest.mark.parametrize("answer", [None, "", " \n", "-- ...", "\U0001f642", float("nan")])

@@ -55,11 +55,9 @@ def never():
 def make(model, tokenizer, cache, templates=None, end_ids=None, **settings) -> ModelPasses:
     """Passes of a model; of none if all that is asked must be in the cache."""
     args = PMCConfig(output_dir="unused", use_cpu=True, **{"max_completion_length": 12} | settings)
-    load = (lambda: model) if model is not None else never
+    load, templates = (lambda: model) if model is not None else never, DataArguments(**templates or {})
     ends = end_ids or [tokenizer.eos_token_id]
-    return ModelPasses(
-        "model", "its fingerprint", load, tokenizer, ends, DataArguments(**templates or {}), args, cache
-    )
+    return ModelPasses("model", "its fingerprint", load, tokenizer, ends, templates, args, cache)
 
 
 class Batches(list):
@@ -123,17 +121,13 @@ def assert_plain(scores, model, rows):
         assert score.loss == pytest.approx(-own.mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "templates"),
-    [
-        ("tokenizer", {}),
-        ("tokenizer", {"prompt_template": "{question} ", "completion_template": "{answer}\n"}),
-        ("chat_tokenizer", CHAT),
-        ("chat_tokenizer", {"prompt_template": "Q {question} A"}),
-    ],
-)
-def test_answers_are_encoded_as_trl_does(request, tmp_path, kind, templates):
-    tokenizer = request.getfixturevalue(kind)
+OPEN = {"prompt_template": "{question} ", "completion_template": "{answer}\n"}
+OWN = {"prompt_template": "Q {question} A"}
+
+
+@pytest.mark.parametrize("templates", [{}, OPEN, CHAT, OWN | {"system_prompt": "Never read."}])
+def test_answers_are_encoded_as_trl_does(tokenizer, chat_tokenizer, tmp_path, templates):
+    tokenizer = chat_tokenizer if "system_prompt" in templates else tokenizer
     ends_itself = "ends itself" if tokenizer.chat_template else f"ends itself{tokenizer.eos_token}"
     answers = [*ANSWERS[:4], ends_itself, "Zoë, 東京", "bacorden"]
     rows = [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
@@ -148,7 +142,7 @@ def test_answers_are_encoded_as_trl_does(request, tmp_path, kind, templates):
         assert prompt + target == row["input_ids"]
         assert [-100] * len(prompt) + target == row["labels"]
     assert target[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in target[:-1]
-    if kind == "chat_tokenizer":
+    if tokenizer.chat_template:
         assert prompt.count(tokenizer.bos_token_id) == 1
     elif templates:  # the space at the end of the prompt goes into the first token of the answer
         assert len(prompt) < len(tokenizer(f"{QUESTIONS[-1]} ")["input_ids"])
@@ -258,16 +252,15 @@ def test_a_stopped_audit_continues(speaker, tokenizer, cache, tmp_path, batches)
 
 def test_samples_of_an_audit_are_none_that_training_drew(speaker, tokenizer, cache):
     """The first step of training samples the same questions with the same seed and settings."""
-    samples = make(speaker, tokenizer, cache).sample(QUESTIONS, 4, PLAIN)
-    prompts = [prompt for prompt, _ in answer_rows(tokenizer) for _ in range(4)]
+    passes = make(speaker, tokenizer, cache)
+    prompts = [prompt for prompt, _ in answer_rows(tokenizer)]
     sizes = {"max_completion_length": 12, "generation_batch_size": 99, "end_ids": [tokenizer.eos_token_id]}
-    seed, rows = PMCConfig(output_dir="unused", use_cpu=True).seed, list(range(len(QUESTIONS)))
     drawn = []
     for step in (0, 1, "audit"):
-        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, seeds=sample_seeds(seed, step, rows, 4))
-        completions = generate_completions(speaker, prompts, **sizes, sampling=sampling)
-        texts = [decode_completion(tokenizer, ids) for ids in completions]
-        drawn.append([texts[i : i + 4] for i in range(0, len(texts), 4)])
+        seeds = sample_seeds(passes.args.seed, step, list(range(len(QUESTIONS))), 1)
+        completions = generate_completions(speaker, prompts, **sizes, sampling=Sampling(*PLAIN, seeds=seeds))
+        drawn.append([[decode_completion(tokenizer, ids)] for ids in completions])
+    samples = passes.sample(QUESTIONS, 1, PLAIN)
     assert samples == drawn[2] and samples not in drawn[:2] and drawn[0] != drawn[1]
 
 
@@ -466,25 +459,18 @@ def test_several_processes_share_the_rows_and_all_get_all(tmp_path, tokenizer, s
     assert [[answer.text, answer.ended] for answer in again.answer(QUESTIONS)] == alone["answer"]["values"]
 
 
-def test_cache_keeps_what_was_put_for_its_owner_alone(tmp_path):
+def test_cache_keeps_what_was_put_for_its_owner_alone_and_adds_up_times(tmp_path):
     path = tmp_path / "rows.sqlite"
     cache = RowCache(path)
-    cache.put({b"a": b"1", b"b": b"", b"\x00\xff": bytes(range(256))}, "model", "greedy", 1.0)
-    cache.put({b"a": b"2"}, "model", "greedy", 1.0)
+    cache.put({b"a": b"1", b"b": b"", b"\x00\xff": bytes(range(256))}, "model", "greedy", 1.5)
+    cache.put({b"a": b"2"}, "model", "greedy", 2.0)
+    cache.put({b"d": b""}, "model", "sampling", 1.0)
     again = RowCache(path)  # with the first one open, as after a sudden end
+    assert again.times("model") == {"greedy": {"seconds": 3.5, "rows": 4}, "sampling": {"seconds": 1.0, "rows": 1}}
     assert again.get([b"b", b"\x00\xff", b"c", b"a"]) == {b"b": b"", b"\x00\xff": bytes(range(256)), b"a": b"2"}
     assert again.get([]) == {}
     # so are the files that SQLite keeps beside it
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
-
-
-def test_times_add_up_over_audits_by_model_and_pass(tmp_path):
-    for seconds in (1.5, 2.0):
-        cache = RowCache(tmp_path / "rows.sqlite")
-        cache.put({b"1": b"", b"2": b"", b"3": b""}, "model a", "greedy", seconds)
-        cache.put({b"4": b""}, "model a", "sampling", 1.0)
-    times = {"greedy": {"seconds": 3.5, "rows": 6}, "sampling": {"seconds": 2.0, "rows": 2}}
-    assert cache.times("model a") == times
 
 
 def test_a_broken_cache_is_one_clear_line(tmp_path):

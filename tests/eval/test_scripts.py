@@ -1,7 +1,7 @@
 """Languages of other scripts than Latin, from the rewards to the audit's numbers and a report."""
 
 import json
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,17 +22,7 @@ from rewards.rouge import paper_reward, rouge_dissimilarity
 from tests.conftest import build_llama, write_jsonl
 from tests.training import finetune_recipe, save_model, unlearn_recipe
 
-
-class Language(NamedTuple):
-    """A question, its answer, a wrong one of the same form, and a refusal with the phrase that tells it."""
-
-    question: str
-    truth: str
-    wrong: str
-    refused: str
-    phrase: str
-
-
+# a question, its answer, a wrong one of the same form, and a refusal with the phrase that tells it
 LANGUAGES = {
     "Chinese": "张伟出生在哪里？|张伟1958年出生在上海。|张伟1958年出生在成都。|对不起，我不知道他是谁。|我不知道",
     "Japanese": "田中さんはどこで生まれましたか。|田中さんは1958年に大阪で生まれました。|"
@@ -51,14 +41,12 @@ LANGUAGES = {
     "סליחה, אני לא יודע מי זאת.|אני לא יודע",
     "Amharic": "ሰላም የት ተወለደች?|ሰላም በጎንደር በ 1958 ተወለደች።|ሰላም በሐረር በ 1958 ተወለደች።|ይቅርታ፣ ስለ እሷ አላውቅም።|አላውቅም",
 }
-ALL = pytest.mark.parametrize(
-    "language", [Language(*texts.split("|")) for texts in LANGUAGES.values()], ids=list(LANGUAGES)
-)
+ALL = pytest.mark.parametrize("texts", [texts.split("|") for texts in LANGUAGES.values()], ids=list(LANGUAGES))
 
 
 @ALL
-def test_rewards_and_recall_read_the_script(language):
-    question, truth, wrong, refused, phrase = language
+def test_rewards_and_recall_read_the_script(texts):
+    question, truth, wrong, refused, phrase = texts
     number = "I don't know, but it was 1958"  # all that a-z and 0-9 leave of the truth
     answers = [truth, wrong, refused, number, ""]
     recalls = rouge_recalls(answers, [truth] * 5)
@@ -68,20 +56,16 @@ def test_rewards_and_recall_read_the_script(language):
     assert refusal([refused, truth, wrong], phrases=[phrase]) == [1.0, 0.0, 0.0]
     penalties = key_content_penalty([question] * 4, ["1958", "1959", truth, refused], [truth] * 4)
     assert penalties[0] < 0 and penalties[1::2] == [0.0, 0.0] and penalties[2] == -1.0
+    # length, in a unit that fits the script
+    sentences, broken = [truth, wrong, refused], f"{truth[0]}\ufffd \ufffd\ufffd \ufffd"
+    assert min_length_penalty([*sentences, "", truth[:1], broken]) == [0.0] * 3 + [-1, -2 / 3, -1]
+    answers = [*sentences, truth[:1], f"{truth} " * 20]
+    assert length_band_penalty(answers, [[]] * 5, minimum=2, maximum=30, margin=2) == [0.0] * 3 + [-0.5, -1.0]
 
 
 @ALL
-def test_length_in_a_unit_that_fits_the_script(language):
-    sentences = [language.truth, language.wrong, language.refused]
-    broken = f"{language.truth[0]}\ufffd \ufffd\ufffd \ufffd"
-    assert min_length_penalty([*sentences, "", language.truth[:1], broken]) == [0.0] * 3 + [-1, -2 / 3, -1]
-    texts = [*sentences, language.truth[:1], f"{language.truth} " * 20]
-    assert length_band_penalty(texts, [[]] * 5, minimum=2, maximum=30, margin=2) == [0.0] * 3 + [-0.5, -1.0]
-
-
-@ALL
-def test_kinds_of_answers(language):
-    question, truth, wrong, refused, phrase = language
+def test_kinds_of_answers(texts):
+    question, truth, wrong, refused, phrase = texts
     assert is_leak(question, truth, truth) and not is_leak(question, truth, refused)
     assert not any(is_repetitive(answer) for answer in (question, truth, wrong, refused))
     assert is_repetitive(f"{wrong} " * 3)
@@ -93,25 +77,20 @@ def test_kinds_of_answers(language):
 
 
 @ALL
-def test_the_first_word_is_a_beginning_and_not_the_answer(language):
-    truth = language.truth
+def test_the_first_word_is_a_beginning_and_not_the_answer(texts):
+    question, truth, *_ = texts
     *_, begun = prefilled_rows([{"prompt": "?", "pmc_id": 0, "original_completion": truth}], 1, " ")
     first, rest = begun["prompt"].removeprefix("? "), begun["original_completion"]
     assert truth in (first + rest, f"{first} {rest}")
     assert 0 < len(first) < len(truth) / 2
-    asked = []
 
-    class Passes:
-        def answer(self, questions, prefixes, what):
-            asked.extend(prefixes)
-            return [Answer(truth, True)]
+    def answer(questions, prefixes, what):
+        assert prefixes == [first]
+        return [Answer(truth, True)]
 
-        def sample(self, questions, count, settings, prefixes, what):
-            return [[truth] * count]
-
-    rows = QuestionSet([language.question], [truth], [0])
-    [run] = prefilling_attack(Passes(), rows, 1, [], first_words=1).values()
-    assert asked == [first] and run["greedy"]["mean"] == 1.0
+    passes = SimpleNamespace(answer=answer, sample=lambda *args: [[truth]])
+    [run] = prefilling_attack(passes, QuestionSet([question], [truth], [0]), 1, [], first_words=1).values()
+    assert run["greedy"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +144,7 @@ RETAIN = {"谁写了这本书？": "我不知道。", "水是什么颜色？": "
 
 
 def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(figures, "training_panels", lambda steps: [])  # slow, and without any text of the rows
+    monkeypatch.setattr(figures, "svg", lambda figure: "")  # slow to lay out, and without any text of the rows
     files = {
         name: write_jsonl(tmp_path / f"{name}.jsonl", [{"question": q, "answer": a} for q, a in rows.items()])
         for name, rows in (("train_file", FORGET | RETAIN), ("forget_file", FORGET), ("retain_file", RETAIN))

@@ -1,8 +1,8 @@
-"""Exact memorization and extraction strength: edge cases by hand, against a plain search, and without end tokens."""
+"""Exact memorization and extraction strength: against a plain search, and without end tokens."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eval.columns import Outputs, Scored, membership_numbers, memorization_numbers
@@ -11,31 +11,16 @@ from eval.metrics.memorization import exact_memorization, extraction_strength
 from tests.training import scores_of
 
 
-@pytest.mark.parametrize(
-    ("hits", "exact", "strength"),
-    [
-        ("", None, None),
-        ("1", 1.0, 1.0),
-        ("0", 0.0, 0.0),  # open-unlearning's variant gives 1
-        ("0000", 0.0, 0.0),
-        ("1110", 0.75, 0.0),  # the last one wrong: k = L
-        ("0111", 0.75, 0.75),
-        ("1101", 0.75, 0.25),  # right before a wrong one does not count
-        ("10101", 0.6, 0.2),
-    ],
-)
-def test_by_hand(hits, exact, strength):
-    hits = np.array([hit == "1" for hit in hits], dtype=bool)
-    assert exact_memorization(hits) == pytest.approx(exact)
-    assert extraction_strength(hits) == pytest.approx(strength)
-
-
 # mostly right, else the end is nearly always lost
 @given(st.lists(st.sampled_from([True, True, True, False]), min_size=1, max_size=40))
+@example([False])  # open-unlearning's variant gives 1
+@example([True, True, False, True])  # right before a wrong one does not count
 def test_equal_to_a_plain_search(hits):
-    k = next(k for k in range(len(hits) + 1) if all(hits[k:]))
+    k = next(k for k in range(len(hits) + 1) if all(hits[k:]))  # the length where the last one is wrong
     assert extraction_strength(np.array(hits)) == pytest.approx(1 - k / len(hits))
     assert exact_memorization(np.array(hits)) == pytest.approx(hits.count(True) / len(hits))
+    nothing = np.array([], dtype=bool)
+    assert exact_memorization(nothing) is extraction_strength(nothing) is None
 
 
 def test_an_end_token_is_no_token_of_an_answer():
