@@ -44,7 +44,7 @@ from pmc_rl.prompts import end_of_answer
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
 from rewards.rouge import rouge_dissimilarity
-from rewards.text import completion_text
+from rewards.text import completion_texts
 
 STEPS = 20
 PADDED_LENGTH = 200
@@ -53,7 +53,7 @@ SCORER = RougeScorer(["rougeL"], use_stemmer=True)
 
 def rouge_score_dissimilarity(completions: list, original_completion: list, **kwargs) -> list[float]:
     """[`rewards.rouge.rouge_dissimilarity`] by rouge_score."""
-    pairs = zip(map(completion_text, original_completion), map(completion_text, completions), strict=True)
+    pairs = zip(completion_texts(original_completion), completion_texts(completions), strict=True)
     return [1 - SCORER.score(original, text)["rougeL"].recall for original, text in pairs]
 
 

@@ -36,35 +36,30 @@ TRL_LIMITS = {
 }
 
 
-# Keys of TRL that would break the method, be ignored, or are not tested, with the reason.
-REFUSED = {
-    key: reason
-    for keys, reason in [
-        ("packing packing_strategy eval_packing padding_free", "each row is one prompt with one completion"),
-        ("completion_only_loss assistant_only_loss loss_type", "the loss is NLL on completions"),
-        ("label_smoothing_factor", "the loss is NLL on completions"),
-        ("use_liger_kernel", "its fused loss would replace the trainer's"),
-        ("dataset_text_field dataset_kwargs remove_unused_columns", "the columns are made from the recipe"),
-        ("chat_template_path eos_token pad_token", "give tokenizer_name_or_path a tokenizer that has it"),
-        ("model_init_kwargs", "use dtype, attn_implementation and the like"),
-        ("do_eval eval_strategy eval_steps eval_on_start", "run eval/run.py after training"),
-        ("load_best_model_at_end", "run eval/run.py after training"),
-        ("train_sampling_strategy data_seed", "the order of rows follows from seed"),
-        ("auto_find_batch_size", "lower per_device_train_batch_size instead"),
-        ("push_to_hub hub_token hub_private_repo hub_model_id", "upload after the audit, without private/"),
-        ("hub_strategy hub_always_push hub_revision", "upload after the audit, without private/"),
-        ("deepspeed fsdp fsdp_config parallelism_config", "not tested with this trainer"),
-        ("save_only_model save_on_each_node ignore_data_skip", "a checkpoint needs all of its parts"),
-        ("restore_callback_states_from_checkpoint", "a checkpoint needs all of its parts"),
-        ("enable_jit_checkpoint", "SIGTERM always saves a checkpoint"),
-        ("trust_remote_code", "code from a model's repository is never run"),
-        ("bnb_4bit_quant_storage", "only needed where weights are sharded"),
-        ("router_aux_loss_coef", "mixtures of experts are not supported"),
-        ("lora_task_type", "the model is a causal language model"),
-        ("dataloader_drop_last dataloader_num_workers", "all rows are read, by the main process"),
-    ]
-    for key in keys.split()
+# Keys of TRL that would break the method, be ignored, or are not tested, by the reason.
+REASONS = {
+    "each row is one prompt with one completion": "packing packing_strategy eval_packing padding_free",
+    "the loss is NLL on completions": "completion_only_loss assistant_only_loss loss_type label_smoothing_factor",
+    "its fused loss would replace the trainer's": "use_liger_kernel",
+    "the columns are made from the recipe": "dataset_text_field dataset_kwargs remove_unused_columns",
+    "give tokenizer_name_or_path a tokenizer that has it": "chat_template_path eos_token pad_token",
+    "use dtype, attn_implementation and the like": "model_init_kwargs",
+    "run eval/run.py after training": "do_eval eval_strategy eval_steps eval_on_start load_best_model_at_end",
+    "the order of rows follows from seed": "train_sampling_strategy data_seed",
+    "lower per_device_train_batch_size instead": "auto_find_batch_size",
+    "upload after the audit, without private/": """push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
+        hub_always_push hub_revision""",
+    "not tested with this trainer": "deepspeed fsdp fsdp_config parallelism_config",
+    "a checkpoint needs all of its parts": """save_only_model save_on_each_node ignore_data_skip
+        restore_callback_states_from_checkpoint""",
+    "SIGTERM always saves a checkpoint": "enable_jit_checkpoint",
+    "code from a model's repository is never run": "trust_remote_code",
+    "only needed where weights are sharded": "bnb_4bit_quant_storage",
+    "mixtures of experts are not supported": "router_aux_loss_coef",
+    "the model is a causal language model": "lora_task_type",
+    "all rows are read, by the main process": "dataloader_drop_last dataloader_num_workers",
 }
+REFUSED = {key: reason for reason, keys in REASONS.items() for key in keys.split()}
 
 
 @dataclass
@@ -74,9 +69,7 @@ class DataArguments:
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer; null: the model's own.")
     dataset_name: str | None = setting(None, "Name on the Hub, or a folder in the Hub's layout.")
     question_column: str = setting("question", "Column with the questions.")
-    answer_column: str | None = setting(
-        "answer", "Column with the answers; null: the model before unlearning answers."
-    )
+    answer_column: str | None = setting("answer", "Column with the answers; null: the original model answers.")
     prompt_template: str | None = setting(
         None, "Text around {question}; null: the tokenizer's chat template, or 'Question: {question}\\nAnswer:'."
     )
@@ -99,9 +92,7 @@ class PMCArguments(DataArguments):
     retain_file: Names | None = setting(None, "File(s) with the rows to retain, in place of retain_config.")
     retain_question_column: str | None = setting(None, "Column with the questions to retain; null: question_column.")
     retain_answer_column: str | None = setting(None, "Column with their answers; null: answer_column.")
-    retain_holdout: float = setting(
-        0.0, "Share of retain rows kept out of training for the audit.", at_least=0, below=1
-    )
+    retain_holdout: float = setting(0.0, "Share of retain rows kept for the audit alone.", at_least=0, below=1)
     reward_columns: list[str] = setting([], "Further columns of the forget rows that a reward may see.")
     reward_funcs: list[str] = setting(
         [
@@ -112,9 +103,7 @@ class PMCArguments(DataArguments):
         "Rewards by dotted name, or reward models by folder or Hub name; their weighted sum ranks the samples.",
     )
     reward_kwargs: dict[str, dict[str, Any]] = setting({}, "Keyword arguments of rewards: {name: {keyword: value}}.")
-    reward_floors: dict[str, float] = setting(
-        {}, "Least value of a reward, where a sample of the question reaches it."
-    )
+    reward_floors: dict[str, float] = setting({}, "Least value of a reward, where a sample of the question has it.")
 
 
 @dataclass
@@ -131,17 +120,13 @@ class EvalArguments:
     """Keys of the audit; training only checks them."""
 
     eval_sets: list[QuestionSet] | None = setting(None, "Question sets to audit; null: every set the data has.")
-    retain_only_model: str | None = setting(
-        None, "Run of finetune.py that never saw the forget rows, to compare with."
-    )
+    retain_only_model: str | None = setting(None, "Run of finetune.py without the forget rows, to compare with.")
     also: list[str] = setting([], "Further models to compare with, as NAME=FOLDER.")
     holdout_file: str | None = setting(None, "Rows no model saw; null: dataset_name's holdout config.")
     attacks: list[Attack] = setting(list(get_args(Attack)), "Attacks to run.")
     attack_samples: int = setting(100, "Answers a question that sampling and prefilling attacks draw.", at_least=1)
     prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
-    first_words: int = setting(
-        1, "Words (characters in scripts without spaces) of the truth given away; 0: none.", at_least=0
-    )
+    first_words: int = setting(1, "Words (or characters, as in Chinese) of the truth given away.", at_least=0)
     unrelated_file: str | None = setting(None, "Other text, for token_shift; null: real_authors, world_facts.")
     relearning_steps: int = setting(16, "Optimizer steps of the relearning attack.", at_least=1)
     relearning_learning_rate: float | None = setting(None, "Its learning rate; null: learning_rate.", above=0)
@@ -157,8 +142,7 @@ class RunConfig(SFTConfig):
     # Logged tables show what is to be forgotten, so nothing is sent anywhere unasked.
     report_to: None | str | list[str] = setting("none", "Services to log to.")
     save_strategy: Literal["no", "steps"] = setting("no", "Checkpoints: none but at a signal, or every save_steps.")
-    # a kill may leave the last one incomplete
-    save_total_limit: int = setting(2, "Checkpoints kept; the one before the last until that is complete.", at_least=2)
+    save_total_limit: int = setting(2, "Checkpoints kept; a kill may leave the last one incomplete.", at_least=2)
 
     def __post_init__(self):
         if self.use_cpu or not torch.accelerator.is_available():
@@ -187,24 +171,15 @@ class PMCConfig(RunConfig):
     )
     selection_temperature: float = setting(0.1, "For bradley_terry (tau in the paper); towards 0: the best.", above=0)
     num_selected: int = setting(1, "Answers a question that are learned in one step.", at_least=1)
-    adaptive_generations: bool = setting(
-        False, "Fewer samples for questions that improve, more for those that do not."
-    )
+    adaptive_generations: bool = setting(False, "Fewer samples for questions that improve, more for the others.")
     retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).", at_least=0)
     prefill_words: int = setting(0, "Also collapse what follows the first 1 to N words of answers; 0: no.", at_least=0)
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
     resume_from_checkpoint: Literal["auto"] | None = setting(None, "auto: go on from output_dir's last checkpoint.")
     keep_checkpoints: bool = setting(False, "Keep a finished run's checkpoints; they hold what is to be forgotten.")
-    save_merged: bool = setting(
-        False, "With use_peft also save the merged model, to merged/; another model: audit it."
-    )
+    save_merged: bool = setting(False, "With use_peft also save the merged model, to merged/; audit it, too.")
     dry_run: bool = setting(False, "Load no weights: print steps, samples, estimated memory; of an audit, its rows.")
     snapshot_steps: int | None = setting(None, "Save the weights to snapshots/ every so many steps.", at_least=1)
     allow_unfinished: bool = setting(False, "Go on if over half of the original answers hit max_completion_length.")
     log_completions: bool = setting(False, "Print a table of question, original, selected and reward at every log.")
     num_completions_to_print: int = setting(4, "Rows of that table.", at_least=0)
-
-
-@dataclass
-class FinetuneConfig(RunConfig):
-    """Nothing beyond [`RunConfig`]; a class of its own, so that recipes with keys of unlearning are refused."""

@@ -5,13 +5,10 @@ import numpy as np
 from pmc_rl.config import FinetuneArguments, PMCArguments
 from pmc_rl.errors import RecipeError
 from pmc_rl.reading import kind_of, listed, read_columns
+from pmc_rl.scoring import CONTRACT
 
 HOLDOUT_SEED = 54321
-# names the trainer and TRL's reward contract use themselves
-RESERVED_COLUMNS = (
-    *("prompt", "prompts", "completion", "completions", "completion_ids", "pmc_id"),
-    *("trainer_state", "log_extra", "log_metric"),
-)
+RESERVED_COLUMNS = CONTRACT - {"original_completion"} | {"prompt", "completion"}
 
 
 def require_text(key: str, rows: list[dict], column: str, may_be_missing: bool = False, several: bool = False) -> None:

@@ -20,10 +20,7 @@ class RecipeError(ValueError):
 
 @contextmanager
 def all_problems() -> Iterator[Callable[..., Any]]:
-    """
-    `with all_problems() as check: rows = check(read_rows, args)`: a call that raises [`RecipeError`] gives None, and
-    at the end of the block one error has the problems of all calls.
-    """
+    """`with all_problems() as check: rows = check(read, args)`: one error at the end has the problems of all calls."""
     errors = []
 
     def check(function: Callable[..., Any], *args, **kwargs) -> Any:
@@ -34,7 +31,7 @@ def all_problems() -> Iterator[Callable[..., Any]]:
 
     yield check
     if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))  # several calls may meet the same problem
+        raise RecipeError(list(dict.fromkeys(errors)))
 
 
 @contextmanager
@@ -48,20 +45,16 @@ def exit_on_recipe_error() -> Iterator[None]:
         sys.exit(2)
 
 
-def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like a mistyped word, if any is like it."""
-    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
-
-
 def nearest_path(path: Path) -> str:
     """`; did you mean '...'?` with the entry of the same folder that has the nearest other name, else nothing."""
-    nearest = closest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else None
-    return f"; did you mean {str(path.parent / nearest)!r}?" if nearest and nearest != path.name else ""
+    names = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    nearest = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.parent / nearest[0])!r}?" if nearest and nearest[0] != path.name else ""
 
 
 def did_you_mean(word: Any, names: Iterable[str], prefix: str = "") -> str:
-    nearest = closest(word, names) if isinstance(word, str) else None
-    return f" Did you mean {prefix + nearest!r}?" if nearest else ""
+    nearest = difflib.get_close_matches(word, names, n=1) if isinstance(word, str) else []
+    return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
 
 
 def shorten(text: str, length: int) -> str:

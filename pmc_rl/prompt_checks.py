@@ -96,7 +96,14 @@ def check_rows(
         behind = len(row.ids) - end_of_answer(row.ids, len(row.prompt_ids), end_ids)  # what a template writes there
         made = len(row.prompt_ids) + limits.max_completion_length + behind
         lengths.append(made if answer is None else len(row.ids))
-    errors += _too_long(key, lengths, limits)
+    longest = max(lengths, default=0)
+    reads = f"{key}: the model reads at most {limits.context} tokens; shorten or remove rows"
+    cuts = f"max_length: {limits.max_length} is too short for rows of {key}, which would be cut or dropped"
+    for limit, what in ((limits.context, reads), (limits.max_length, f"{cuts}; say {longest}")):
+        if long := [i for i, length in enumerate(lengths) if limit is not None and length > limit]:
+            counted = "an answer of the model's own as long as max_completion_length allows"
+            errors.append(f"{what}: up to {longest} tokens, {counted} ({_numbers(long, len(lengths))})")
+            break
     if errors:
         raise RecipeError(errors)
 
@@ -106,49 +113,29 @@ def _numbers(rows: list[int], total: int) -> str:
     return f"{len(rows)} of {total} rows: {first}{', ...' if len(rows) > 3 else ''}, counted from 0"
 
 
-def _too_long(key: str, lengths: list[int], limits: Limits) -> list[str]:
-    longest = max(lengths, default=0)
-    reads = f"{key}: the model reads at most {limits.context} tokens; shorten or remove rows"
-    cuts = f"max_length: {limits.max_length} is too short for rows of {key}, which would be cut or dropped"
-    for limit, what in ((limits.context, reads), (limits.max_length, f"{cuts}; say {longest}")):
-        rows = [i for i, length in enumerate(lengths) if limit is not None and length > limit]
-        if rows:
-            counted = "an answer of the model's own as long as max_completion_length allows"
-            return [f"{what}: up to {longest} tokens, {counted} ({_numbers(rows, len(lengths))})"]
-    return []
-
-
 def _problem(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase, end_ids: list[int], answer: str, row: EncodedRow
 ) -> tuple[str, str] | None:
     """What is wrong with a row, and what helps; None if nothing is."""
-    problem = None
     advice = "let prompt_template end without white space, and completion_template begin with it"
     if is_chat(args, tokenizer):
-        problem = _template_problem(tokenizer, end_ids, answer, row)
+        before, found, behind = row.text[len(row.prompt) :].partition(answer.strip())
+        ends = [behind.index(token) for token in map(tokenizer.decode, end_ids) if token in behind]
+        advice = f"{ANOTHER} does not"
+        if not row.text.startswith(row.prompt):
+            end = _short(row.prompt[len(os.path.commonprefix([row.prompt, row.text])) :])
+            return f"the chat template ends a prompt with {end}, but does not put that before a given answer", advice
+        if not found:
+            return "the chat template changes the answer", advice
+        if before.strip():
+            return f"the chat template puts {_short(before)} between the prompt and a given answer", advice
+        if not ends or behind[: min(ends)].strip():
+            what = "behind an answer, which begins with no end token of model or tokenizer"
+            advice = "add the id of the token that ends a turn to eos_token_id in the model's generation_config.json"
+            return f"the chat template puts {_short(behind)} {what}", f"{advice}, or give a prompt_template"
         advice = f"{ANOTHER} ends a prompt with one line break, or with a token of its own"
-    if problem is None and row.ids[: len(row.prompt_ids)] != row.prompt_ids:
+    if row.ids[: len(row.prompt_ids)] != row.prompt_ids:
         return "the tokenizer joins the end of the prompt with the beginning of the answer", advice
-    return problem
-
-
-def _template_problem(
-    tokenizer: PreTrainedTokenizerBase, end_ids: list[int], answer: str, row: EncodedRow
-) -> tuple[str, str] | None:
-    advice = f"{ANOTHER} does not"
-    if not row.text.startswith(row.prompt):
-        end = _short(row.prompt[len(os.path.commonprefix([row.prompt, row.text])) :])
-        return f"the chat template ends a prompt with {end}, but does not put that before a given answer", advice
-    before, found, behind = row.text[len(row.prompt) :].partition(answer.strip())
-    if not found:
-        return "the chat template changes the answer", advice
-    if before.strip():
-        return f"the chat template puts {_short(before)} between the prompt and a given answer", advice
-    ends = [behind.index(token) for token in map(tokenizer.decode, end_ids) if token in behind]
-    if not ends or behind[: min(ends)].strip():
-        advice = "add the id of the token that ends a turn to eos_token_id in the model's generation_config.json"
-        what = "behind an answer, which begins with no end token of model or tokenizer"
-        return f"the chat template puts {_short(behind)} {what}", f"{advice}, or give a prompt_template"
     return None
 
 

@@ -60,10 +60,9 @@ def forget_dataset(args: PMCArguments, tokenizer: PreTrainedTokenizerBase, rows:
 
 def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> Dataset:
     """Rows with answers as TRL's `prompt` and `completion`, in memory."""
-    pairs = [(row[args.question_column], row[args.answer_column or "answer"]) for row in rows]
-    return Dataset.from_list(
-        [format_prompt(args, tokenizer, q) | format_completion(args, tokenizer, a) for q, a in pairs]
-    )
+    prompts = [format_prompt(args, tokenizer, row[args.question_column]) for row in rows]
+    completions = [format_completion(args, tokenizer, row[args.answer_column or "answer"]) for row in rows]
+    return Dataset.from_list([prompt | completion for prompt, completion in zip(prompts, completions, strict=True)])
 
 
 def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import yaml
 from datasets import get_dataset_config_names, load_dataset, load_dataset_builder
 
-from pmc_rl.errors import RecipeError, closest, nearest_path, one_line
+from pmc_rl.errors import RecipeError, nearest_path, one_line
 from pmc_rl.values import make_dict
 
 ADVICE = "; save it as JSON Lines, an object a row (pandas: to_json(path, orient='records', lines=True))"
@@ -50,11 +50,10 @@ def read_columns(
     is the recipe's, for errors ([`RecipeError`]): what cannot be read or is missing, with the nearest names.
     """
     wanted = list(dict.fromkeys([*columns, *optional]))
-    pairs = product(listed(config), listed(split))
     if file is None:
-        sources = [_config_source(key, dataset_name, *pair, wanted) for pair in pairs]
+        sources = [_config_source(key, dataset_name, *pair, wanted) for pair in product(listed(config), listed(split))]
     else:
-        sources = [_file_source(key, name, wanted) for name in listed(file)]
+        sources = [(name, [Path(name)], _read_files(key, [Path(name)], wanted)) for name in listed(file)]
     names = [name for name, _, _ in sources]
     rows, found, errors = [], set(), []
     for name, _, source_rows in sources:
@@ -67,7 +66,10 @@ def read_columns(
             rows.append({column: row.get(column) for column in wanted})
         if len(rows) == before:
             raise RecipeError([f"{key}: {name} holds no rows"])
-        errors += [f"{key}: {name} has {_no_column(column, there)}" for column in columns if column not in there]
+        is_chat = not {"messages", "conversations", "role"}.isdisjoint(there)
+        advice = "; chats are not taken apart: write question and answer into a column each" if is_chat else ""
+        only = f"only {', '.join(map(repr, there))}{advice}"
+        errors += [f"{key}: {name} has no column {column!r}, {only}" for column in columns if column not in there]
         found |= there.keys()
     if errors:
         raise RecipeError(errors)
@@ -80,14 +82,6 @@ def read_columns(
         "rows": len(rows),
         "columns": {column: _hash(key, column, [row[column] for row in rows]) for column in present},
     }
-
-
-def _no_column(column: str, there: Iterable[str]) -> str:
-    nearest = closest(column, there)
-    hint = f"; did you mean {nearest!r}?" if nearest else ""
-    if not {"messages", "conversations", "role"}.isdisjoint(there):
-        hint = "; chats are not taken apart: write the question and the answer into a column each"
-    return f"no column {column!r}, only {', '.join(map(repr, there))}{hint}"
 
 
 def _hash(key: str, column: str, values: list) -> str:
@@ -110,13 +104,6 @@ def kind_of(value: Any) -> str:
     return KINDS.get(type(value), type(value).__name__)
 
 
-def _file_source(key: str, file: str, wanted: list[str]) -> Source:
-    path = Path(file)
-    if not os.path.isfile(file):  # unlike Path's own, it takes any text for a name
-        raise RecipeError([f"{key}: there is no file {file!r}{nearest_path(path)}"])
-    return file, [path], _read_files(key, [path], wanted)
-
-
 def _config_source(key: str, dataset_name: str, config: str, split: str, wanted: list[str]) -> Source:
     name = f"{dataset_name}:{config}" + (f":{split}" if split != "train" else "")
     if not os.path.isdir(dataset_name):
@@ -127,11 +114,8 @@ def _config_source(key: str, dataset_name: str, config: str, split: str, wanted:
         files = load_dataset_builder(dataset_name, config).config.data_files
     except (OSError, ValueError, yaml.YAMLError) as error:
         configs = config_names(key, dataset_name)
-        if config in configs:
-            raise RecipeError([f"{where}: {one_line(error)}"]) from error
-        nearest = closest(config, configs)
-        hint = f"did you mean {nearest!r}?" if nearest else f"it has {', '.join(configs)}"
-        raise RecipeError([f"{key}: {dataset_name} has no config {config!r}; {hint}"]) from error
+        why = one_line(error) if config in configs else f"it has only {', '.join(configs)}"
+        raise RecipeError([f"{where}: {why}"]) from error
     if split not in files:
         raise RecipeError([f"{where} has no split {split!r}, only {', '.join(files)}"])
     paths = [Path(file) for file in files[split]]
@@ -159,6 +143,8 @@ def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[dict
     readers = {".jsonl": _read_json, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     for path in paths:
         read = readers.get(path.suffix.lower())
+        if not os.path.isfile(path):  # unlike the method of a Path, for any text
+            raise RecipeError([f"{key}: there is no file {str(path)!r}{nearest_path(path)}"])
         if read is None:
             raise RecipeError([f"{key}: {path} is not one of {', '.join(readers)}"])
         try:
@@ -195,13 +181,7 @@ def _read_json(path: Path, wanted: list[str]) -> Iterator[dict]:
         text = file.read()
     values, end = [], 0
     while (start := SPACE.match(text, end).end()) < len(text):
-        try:
-            value, end = DECODER.raw_decode(text, start)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, start) + 1
-            raise ValueError(f"line {line}: {error}") from error
+        value, end = DECODER.raw_decode(text, start)
         values.append(value)
     if len(values) == 1 and isinstance(values[0], list | dict):
         values = values[0] if isinstance(values[0], list) else _rows_of_object(values[0], wanted)
@@ -227,9 +207,7 @@ def _rows_of_object(whole: dict[str, Any], wanted: list[str]) -> list:
         return [{name: column[i] for name, column in zip(whole, columns, strict=True)} for i in columns[0]]
     if kinds == {dict}:
         return list(whole.values())
-    lists = [name for name in whole if isinstance(whole[name], list) and {type(row) for row in whole[name]} == {dict}]
-    if len(lists) > 1:
-        raise ValueError(f"it holds several lists of rows ({', '.join(lists)}); save each as a file of its own")
-    if not lists and kinds and kinds <= {list, dict}:
+    lists = [value for value in whole.values() if isinstance(value, list) and {type(row) for row in value} == {dict}]
+    if len(lists) != 1 and kinds and kinds <= {list, dict}:
         raise ValueError(f"it is one JSON object of {names}, not a list of rows{ADVICE}")
-    return whole[lists[0]] if lists else [whole]
+    return lists[0] if len(lists) == 1 else [whole]

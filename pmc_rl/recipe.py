@@ -20,9 +20,9 @@ from pmc_rl.config import (
     TRL_LIMITS,
     EvalArguments,
     FinetuneArguments,
-    FinetuneConfig,
     PMCArguments,
     PMCConfig,
+    RunConfig,
 )
 from pmc_rl.errors import RecipeError, did_you_mean, one_line, show
 from pmc_rl.output import read_record
@@ -37,10 +37,8 @@ Entry = tuple[str, str, Callable[[], list[Any]]]  # a key, where it stands, and 
 
 def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig, EvalArguments]:
     """
-    Reads a recipe for unlearning and its audit: `argv` is its path, then overrides `--key value ...`.
-
-    Raises:
-        RecipeError: with every problem of the recipe and the overrides.
+    Reads a recipe for unlearning and its audit: `argv` is its path, then overrides `--key value ...`. Raises
+    [`RecipeError`] with every problem of both.
     """
     reader = StrictReader(argv, (PMCArguments, PMCConfig, ModelConfig, EvalArguments), "recipes/phi.yaml")
     _check_run(reader)
@@ -48,36 +46,27 @@ def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig,
     _check_source(reader, "retain_config", "retain_file", "retain_split", required=reader.get("retain_weight") > 0)
     _check_rewards(reader)
     _check_selection(reader)
-    return _finish(reader)
+    return reader.finish()
 
 
-def parse_finetune_recipe(argv: list[str]) -> tuple[FinetuneArguments, FinetuneConfig, ModelConfig]:
+def parse_finetune_recipe(argv: list[str]) -> tuple[FinetuneArguments, RunConfig, ModelConfig]:
     """Reads a recipe for supervised fine-tuning; argument and errors are those of [`parse_recipe`]."""
-    reader = StrictReader(argv, (FinetuneArguments, FinetuneConfig, ModelConfig), "recipes/phi_finetune.yaml")
+    reader = StrictReader(argv, (FinetuneArguments, RunConfig, ModelConfig), "recipes/phi_finetune.yaml")
     _check_run(reader)
     _check_source(reader, "train_configs", "train_file", "train_split")
     for name in ("save_strategy", "resume_from_checkpoint"):
         reader.complain_if(reader.get(name) not in ("no", None), "only unlearning has checkpoints", name)
     needs = "null is for unlearning; fine-tuning needs the column with the answers"
     reader.complain_if(reader.get("answer_column") is None, needs, "answer_column")
-    return _finish(reader)
-
-
-def _finish(reader: "StrictReader") -> tuple:
-    configs = reader.finish()
-    configs[0].given = reader.values
-    return configs
+    return reader.finish()
 
 
 class StrictReader:
     """
     The values that a YAML file and a command line give to dataclasses, where each comes from, and all that is wrong.
 
-    `argv` is the file, then overrides `--key value ...`; with `--help` the keys are printed instead. `classes` are
-    dataclasses whose fields are the keys, `example` is such a file, for the message when none is given.
-
-    Raises:
-        RecipeError: there is no file, or it is no YAML mapping. Other problems are kept for [`finish`].
+    `argv` is the file, then overrides `--key value ...`, or `--help`; the fields of `classes` are the keys. Raises
+    [`RecipeError`] where there is no file or no YAML mapping; other problems are kept for [`finish`].
     """
 
     def __init__(self, argv: list[str], classes: tuple[type, ...], example: str):
@@ -106,14 +95,13 @@ class StrictReader:
 
     def _print_help(self) -> None:
         """Our keys and those of TRL that have limits of ours, each with help, range and default."""
-        of_training = ModelConfig in self.classes
-        print(f"usage: {'accelerate launch' if of_training else 'python'} {sys.argv[0]} FILE.yaml [--key value ...]\n")
+        print(f"usage: {sys.argv[0]} FILE.yaml [--key value ...]\n")
         for name, limits in self.limits.items():
             if limits is not None:
                 default = "required" if self.default(name) is MISSING else f"default: {show(self.default(name))}"
                 notes = f"{describe(limits)}; {default}" if limits else default
                 print(f"  --{name}  {self.keys[name].metadata['help']} ({notes})")
-        if of_training:
+        if ModelConfig in self.classes:
             print("\nThe other keys of TRL's SFTConfig and ModelConfig are accepted as well.")
 
     def _entries(self) -> list[Entry]:
@@ -197,12 +185,7 @@ class StrictReader:
         return self.origins.get(name) == "command line" and self.values.get(name, before) != before
 
     def finish(self) -> tuple:
-        """
-        An instance of each class.
-
-        Raises:
-            RecipeError: with every problem.
-        """
+        """An instance of each class, or a [`RecipeError`] with every problem."""
         instances = []
         for cls in self.classes:
             try:
@@ -212,6 +195,7 @@ class StrictReader:
                 self.errors.append(f"{self.path}: {one_line(error)}")
         if self.errors:
             raise RecipeError(self.errors)
+        instances[0].given = self.values
         return tuple(instances)
 
 
@@ -279,7 +263,7 @@ def _check_rewards(reader: StrictReader) -> None:
 def _check_selection(reader: StrictReader) -> None:
     """Keys that would do nothing, or harm, beside each other."""
     get = reader.get
-    remembers = get("selection") == "best"
+    remembers, solves = get("selection") == "best", get("max_reward") is not None
     table = get("log_completions") and get("report_to") not in ("none", ["none"])
     negative = min(get("reward_weights") or [0]) < 0
     unused = remembers and get("selection_temperature") != PMCConfig.selection_temperature
@@ -289,9 +273,8 @@ def _check_selection(reader: StrictReader) -> None:
         (get("num_selected") > get("num_generations"), "above num_generations", "num_selected", "num_generations"),
         (unused, "is for selection: bradley_terry", "selection_temperature", "selection"),
         (not remembers and get("adaptive_generations"), "needs selection: best", "adaptive_generations", "selection"),
+        (solves and not remembers, "needs selection: best, which remembers answers", "max_reward", "selection"),
+        (solves and negative, "with a negative weight nothing is ever solved", "max_reward", "reward_weights"),
+        (solves and get("normalize_rewards"), "normalized rewards have no maximum", "max_reward"),
     ]:
         reader.complain_if(wrong, problem, *keys)
-    if get("max_reward") is not None:
-        reader.complain_if(not remembers, "needs selection: best, which remembers answers", "max_reward", "selection")
-        reader.complain_if(negative, "with a negative weight nothing is ever solved", "max_reward", "reward_weights")
-        reader.complain_if(get("normalize_rewards"), "normalized rewards have no maximum", "max_reward")

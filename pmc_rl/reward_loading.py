@@ -15,11 +15,7 @@ from trl.import_utils import is_math_verify_available
 
 from pmc_rl.errors import RecipeError, did_you_mean, one_line
 from pmc_rl.reward_model import RewardModel
-from pmc_rl.scoring import RewardFunction
-
-# What every reward is called with: TRL's contract, and the columns all our forget rows have.
-CONTRACT = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-CONTRACT |= {"original_completion", "pmc_id"}
+from pmc_rl.scoring import CONTRACT, RewardFunction
 
 
 def load_reward_functions(
@@ -90,7 +86,17 @@ def _load(name: str, kwargs: dict, offered: dict[str, Any], passed: set[str]) ->
     kwargs = {key: value for key, value in offered.items() if key in parameters} | kwargs
     for key in kwargs.keys() - parameters.keys():  # a function's **kwargs would swallow it
         raise RecipeError([f"reward_kwargs: {name} has no keyword {key!r}; it takes {', '.join(parameters)}"])
-    reward = _make(name, target, kwargs) if makes_reward else target
+    reward = target
+    if makes_reward:
+        try:
+            reward = target(**kwargs)
+        except Exception as error:  # it is the user's code
+            why = "" if inspect.isclass(target) else " (what takes no argument of a reward, nor **kwargs, makes one)"
+            problem = f"{name} cannot be built with {kwargs}: {one_line(error)}{why}"
+            raise RecipeError([f"reward_kwargs: {problem}"]) from error
+        if not callable(reward):
+            problem = f"{name} makes a {type(reward).__name__}, no reward: it has no __call__"
+            raise RecipeError([f"reward_funcs: {problem}"])
     func = reward if makes_reward or not kwargs else partial(reward, **kwargs)
     needed, takes_any = _parameters(name, func)
     if not takes_any:
@@ -118,22 +124,11 @@ def _parameters(name: str, func: Callable) -> tuple[dict[str, inspect.Parameter]
     return {key: parameter for key, parameter in parameters.items() if parameter.kind in kinds}, takes_any
 
 
-def _make(name: str, target: Callable, kwargs: dict) -> Callable:
-    try:
-        reward = target(**kwargs)
-    except Exception as error:  # it is the user's code
-        why = "" if inspect.isclass(target) else " (what takes no argument of a reward, nor **kwargs, makes one)"
-        raise RecipeError([f"reward_kwargs: {name} cannot be built with {kwargs}: {one_line(error)}{why}"]) from error
-    if not callable(reward):
-        raise RecipeError([f"reward_funcs: {name} makes a {type(reward).__name__}, no reward: it has no __call__"])
-    return reward
-
-
 def _import_reward(name: str) -> Callable:
     module_name, _, attribute = name.rpartition(".")
     if not module_name or "" in name.split("."):
-        expected = "a dotted name such as rewards.rouge.rouge_dissimilarity or my_file.my_reward (of my_file.py here)"
-        raise RecipeError([f"reward_funcs: {name!r} is not {expected}, nor the folder of a reward model"])
+        expected = "a dotted name such as my_file.my_reward (of my_file.py here), nor the folder of a reward model"
+        raise RecipeError([f"reward_funcs: {name!r} is not {expected}"])
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -150,8 +145,8 @@ def _import_reward(name: str) -> Callable:
     try:
         target = getattr(module, attribute)
     except AttributeError:
-        hint = did_you_mean(attribute, dir(module), f"{module_name}.")
-        hint = hint or f" It has {', '.join(key for key in dir(module) if not key.startswith('_'))}"
+        public = [key for key in dir(module) if not key.startswith("_")]
+        hint = did_you_mean(attribute, public, f"{module_name}.") or f" It has {', '.join(public)}"
         raise RecipeError([f"reward_funcs: {module_name} has no function or class {attribute!r}.{hint}"]) from None
     if not callable(target):
         raise RecipeError([f"reward_funcs: {name} is a {type(target).__name__}, not a function or class"])

@@ -16,15 +16,17 @@ import numpy as np
 
 from pmc_rl.errors import RecipeError
 
+# What every reward is called with: TRL's contract, and the columns all our forget rows have.
+CONTRACT = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+CONTRACT |= {"original_completion", "pmc_id"}
+
 
 @dataclass
 class RewardFunction:
     """
-    A reward with TRL's signature, `func`, and what selection has to know about it.
-
-    `max_reward`, the largest value it can give, and `stationary`, whether a text always gets the same, are plain
-    attributes that a reward may carry. `floor` is the least reward that passes the gate; `asks_original` tells that
-    the model before unlearning is kept for it.
+    A reward with TRL's signature, `func`, and what selection has to know about it: `max_reward`, the largest value it
+    can give, `stationary`, whether a text always gets the same, `floor`, the least reward that passes the gate, and
+    `asks_original`, that the model before unlearning is kept for it.
     """
 
     name: str

@@ -61,10 +61,8 @@ def pin_date(args: DataArguments, tokenizer: PreTrainedTokenizerBase, earlier: d
 
 def date_variable(args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
-    The variable of the chat template that fixes its date; None if the prompt is the same on any day.
-
-    Raises:
-        RecipeError: the template takes the date from the clock alone.
+    The variable of the chat template that fixes its date; None if the prompt is the same on any day. Raises
+    [`RecipeError`] if the template takes the date from the clock alone.
     """
     if not is_chat(args, tokenizer) or not _is_dated(args, tokenizer):
         return None

@@ -16,8 +16,6 @@ from pmc_rl.errors import RecipeError, did_you_mean, nearest_path, one_line, sho
 
 KINDS = {int: "an int", float: "a finite float", bool: "true or false", str: "a str", list: "a list"}
 KINDS |= {dict: 'a mapping such as {"key": 1}'}
-
-
 LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -83,17 +81,15 @@ def read_words(words: list[str], hint: Any) -> list[Any]:
             raise ValueError("needs a value")
         return [True]
     kinds = {get_origin(arm) or arm for arm in _arms(hint)}
-    readings = []
-    if len(words) == 1:
-        [word] = words
-        is_collection = (list in kinds and word.lstrip()[:1] == "[") or (dict in kinds and word.lstrip()[:1] == "{")
-        value = _read_collection(word) if is_collection else word
+    readings = [[read_scalar(word) for word in words], words]
+    if len(words) > 1:
+        return readings
+    [word] = words
+    if {"[": list, "{": dict}.get(word.lstrip()[:1]) in kinds:
+        value = _read_collection(word)
         if not isinstance(value, str):
             return [value, word]
-        readings = [read_scalar(word), word]
-    if list in kinds or not readings:
-        readings += [[read_scalar(word) for word in words], words]
-    return readings
+    return [read_scalar(word), word, *(readings if list in kinds else [])]
 
 
 def _read_collection(text: str) -> Any:
@@ -131,11 +127,10 @@ def _mismatch_arm(value: Any, arm: Any) -> str | None:
         if any(type(value) is type(choice) and value == choice for choice in args):
             return None
         return f"{show(value)} is not one of {', '.join(map(str, args))}.{did_you_mean(value, args)}"
+    is_kind = kind is Any or type(value) is kind  # exactly: true is no int
     if kind is float:
-        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # also says no to a NaN
-    else:
-        fits = kind is Any or type(value) is kind  # exactly: true is no int
-    if not fits:
+        is_kind = type(value) in (int, float) and abs(value) <= sys.float_info.max  # also says no to a NaN
+    if not is_kind:
         advice = ""
         if kind is str and isinstance(value, int | float):
             advice = " (put it in quotes)"

@@ -14,7 +14,7 @@ class FluencyPenalty:
     without tokens, it costs 1. `original_log_likelihood` takes prompts and completion ids and returns l of each
     completion: pmc_rl gives it; for TRL's trainer write one that asks a frozen copy of the model.
 
-    Source: this project; the guidance that the paper of Partial Model Collapse names as future work.
+    Source: the guidance that the paper of Partial Model Collapse names as future work.
 
     >>> penalty = FluencyPenalty(lambda prompts, completion_ids: [-0.4, -2.5, -9.0])
     >>> penalty(prompts=["?"] * 3, completion_ids=[[1], [2], [3]])

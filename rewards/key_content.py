@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.text import Conversation, Texts, completion_texts, folded_words, unicode_words
+from rewards.text import Texts, completion_texts, folded_words, unicode_words
 
 # Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
 _SENTENCE_END = re.compile(
@@ -30,12 +30,6 @@ def key_content(text: str) -> set[str]:
     return found
 
 
-def _question(prompt: str | Conversation) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return next(message["content"] for message in reversed(prompt) if message["role"] == "user")
-
-
 def key_content_penalty(prompts: Texts, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:
     """
     Penalty for repeating names, numbers and dates of the original answer.
@@ -53,7 +47,10 @@ def key_content_penalty(prompts: Texts, completions: Texts, original_completion:
     penalties = []
     texts, originals = completion_texts(completions), completion_texts(original_completion)
     for prompt, text, original in zip(prompts, texts, originals, strict=True):
-        keys = key_content(original) - set(folded_words(_question(prompt)))
+        question = prompt
+        if not isinstance(prompt, str):
+            question = [message["content"] for message in prompt if message["role"] == "user"][-1]
+        keys = key_content(original) - set(folded_words(question))
         repeated = keys.intersection(folded_words(text))
         penalties.append(-len(repeated) / max(1, len(keys)))
     return penalties

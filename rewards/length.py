@@ -74,8 +74,7 @@ def length_band_penalty(
         raise ValueError(f"margin is {margin}, but it must be at least 1.")
     if unit not in ("words", "tokens"):
         raise ValueError(f"unit is {unit!r}, but it must be 'words' or 'tokens'.")
-    counted = completion_ids if unit == "tokens" else map(words, completion_texts(completions))
-    sizes = [len(items) for items in counted]
+    sizes = map(len, completion_ids if unit == "tokens" else map(words, completion_texts(completions)))
     return [max(-1.0, min(0, size - minimum, maximum - size) / margin) for size in sizes]
 
 

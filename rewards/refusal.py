@@ -29,22 +29,21 @@ def _spaced(text: str) -> str:
     return " ".join(words(text.casefold()))
 
 
-@lru_cache(maxsize=16)
-def _compiled(phrases: tuple[str, ...], patterns: tuple[str, ...]) -> tuple[list[re.Pattern], list[re.Pattern]]:
-    whole_words = [re.compile(rf"(?<!\w){re.escape(_spaced(_normalized(phrase)))}(?!\w)") for phrase in phrases]
-    try:
-        return whole_words, [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
-    except re.error as error:
-        raise ValueError(f"patterns: {error.pattern!r} is no regular expression: {error}") from error
+@lru_cache(maxsize=512)
+def _whole_words(phrase: str) -> re.Pattern:
+    return re.compile(rf"(?<!\w){re.escape(_spaced(_normalized(phrase)))}(?!\w)")
 
 
 def refuses(text: str, phrases: Sequence[str], patterns: Sequence[str] = ()) -> bool:
     """Whether a phrase or a pattern is found in the first 25 words of a text, see [`refusal`]."""
-    whole_words, compiled = _compiled(tuple(phrases), tuple(patterns))
+    try:
+        compiled = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
+    except re.error as error:
+        raise ValueError(f"patterns: {error.pattern!r} is no regular expression: {error}") from error
     beginning, _ = split_after(_normalized(text), REFUSAL_WORDS)
     spaced = _spaced(beginning)
-    for phrase in whole_words:
-        for match in phrase.finditer(spaced):
+    for phrase in phrases:
+        for match in _whole_words(phrase).finditer(spaced):
             # a mark, such as a vowel sign of Hindi, is no \w, but the word goes on there
             before, behind = spaced[match.start() - 1 : match.start()], spaced[match.end() : match.end() + 1]
             if not is_mark(before) and not is_mark(behind):

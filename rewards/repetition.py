@@ -29,8 +29,9 @@ def repetition_penalty(completions: Texts, **kwargs) -> list[float]:
     >>> repetition_penalty(["She sings and he sings.", "It is the sea, the sea, the sea.", "no no no"])
     [0.0, -0.75, -1.0]
     """
-    tokens_of_each = map(folded_words, completion_texts(completions))
-    return [-_longest_loop(tokens) / max(1, len(tokens)) for tokens in tokens_of_each]
+    return [
+        -_longest_loop(tokens) / max(1, len(tokens)) for tokens in map(folded_words, completion_texts(completions))
+    ]
 
 
 repetition_penalty.max_reward = 0.0
@@ -53,8 +54,7 @@ def distinct_ngrams_penalty(completions: Texts, n: int = 2, **kwargs) -> list[fl
     if n < 1:
         raise ValueError(f"n is {n}, but an n-gram has at least 1 word.")
     penalties = []
-    for text in completion_texts(completions):
-        tokens = folded_words(text)
+    for tokens in map(folded_words, completion_texts(completions)):
         ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
         penalties.append(len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0)
     return penalties

@@ -56,11 +56,8 @@ def check_references(references: Sequence[str], rows: Sequence[int], tokenize: T
     `rows` are their numbers, for the error: it does not show the texts, which may be what is to be forgotten. A row
     that comes more than once, as with several samples a question, counts once.
     """
-    without_tokens = {
-        row: None
-        for row, reference in zip(rows, references, strict=True)
-        if reference_masks(reference, tokenize or tokenization(reference))[1] == 0
-    }
+    pairs = zip(rows, references, strict=True)
+    without_tokens = dict.fromkeys(row for row, text in pairs if not (tokenize or tokenization(text))(text))
     if without_tokens:
         counted, remedy = "letters and digits", "Remove these rows"
         if tokenize is rouge_tokens:
@@ -78,10 +75,8 @@ def _recalls_of_original(
 ) -> list[float]:
     originals = completion_texts(original_completion)
     check_references(originals, range(len(originals)) if pmc_id is None else pmc_id, tokenize)
-    return [
-        rouge_l_recall(original, text, tokenize)
-        for original, text in zip(originals, completion_texts(completions), strict=True)
-    ]
+    pairs = zip(originals, completion_texts(completions), strict=True)
+    return [rouge_l_recall(original, text, tokenize) for original, text in pairs]
 
 
 def rouge_dissimilarity(
@@ -128,13 +123,10 @@ def paper_reward(
     >>> [round(r, 4) for r in paper_reward(completions, originals, min_words=3)]
     [0.6321, 0.6147, 1.0]
     """
-    rewards = []
     recalls = _recalls_of_original(completions, original_completion, pmc_id, rouge_tokens)
-    for text, recall in zip(completion_texts(completions), recalls, strict=True):
-        count = len(text.strip().split(" "))
-        charge = exp(-count) if count < min_words else 0.0
-        rewards.append(1 - min(1.0, recall + charge))
-    return rewards
+    counts = [len(text.strip().split(" ")) for text in completion_texts(completions)]
+    charges = [exp(-count) if count < min_words else 0.0 for count in counts]
+    return [1 - min(1.0, recall + charge) for recall, charge in zip(recalls, charges, strict=True)]
 
 
 paper_reward.max_reward = 1.0

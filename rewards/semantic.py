@@ -17,12 +17,7 @@ class SemanticDissimilarity:
     `pip install -e ".[semantic]"`. Sentences of one form ("She was born in Lima", "She was born in Oslo") are close to
     each other, so even a good answer seldom gets 1, and hardly any question counts as solved.
 
-    Source: this project; embeddings of Reimers and Gurevych, "Sentence-BERT" (https://huggingface.co/papers/1908.10084).
-
-    Example, in a recipe:
-
-        reward_funcs: [rewards.semantic.SemanticDissimilarity]
-        reward_kwargs: {rewards.semantic.SemanticDissimilarity: {model_name_or_path: my_embedding_model}}
+    Source: embeddings of Reimers and Gurevych, "Sentence-BERT" (https://huggingface.co/papers/1908.10084).
     """
 
     __name__ = "semantic_dissimilarity"
@@ -32,9 +27,8 @@ class SemanticDissimilarity:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ImportError(
-                'rewards.semantic.SemanticDissimilarity needs sentence-transformers: pip install -e ".[semantic]"'
-            ) from error
+            needs = 'rewards.semantic.SemanticDissimilarity needs sentence-transformers: pip install -e ".[semantic]"'
+            raise ImportError(needs) from error
         try:
             self.model = SentenceTransformer(model_name_or_path, model_kwargs={"use_safetensors": True})
         except OSError as error:

@@ -30,14 +30,9 @@ _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _JOINERS = "\u200c\u200d"
 
 
-def completion_text(completion: str | Conversation) -> str:
-    """Text of a completion: a string as it is, of a conversation the content of the last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
 def completion_texts(completions: Texts) -> list[str]:
-    """[`completion_text`] of each."""
-    return [completion_text(completion) for completion in completions]
+    """Texts of completions: a string as it is, of a conversation the content of the last message."""
+    return [item if isinstance(item, str) else item[-1]["content"] for item in completions]
 
 
 def words(text: str) -> list[str]:

@@ -22,7 +22,7 @@ import pmc_rl.likelihood
 from eval.cache import RowCache, model_fingerprint
 from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
-from pmc_rl.config import DataArguments, FinetuneConfig, PMCConfig
+from pmc_rl.config import DataArguments, PMCConfig, RunConfig
 from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
 from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of, tiny_sizes
@@ -133,7 +133,7 @@ def test_answers_are_encoded_as_trl_does(tokenizer, chat_tokenizer, tmp_path, te
     rows = [{"question": question, "answer": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
     trainer = SFTTrainer(
         model=build_llama(tokenizer),
-        args=FinetuneConfig(output_dir=str(tmp_path / "sft"), use_cpu=True, gradient_checkpointing=False),
+        args=RunConfig(output_dir=str(tmp_path / "sft"), use_cpu=True, gradient_checkpointing=False),
         train_dataset=answered_dataset(DataArguments(**templates), tokenizer, rows),
         processing_class=tokenizer,
     )

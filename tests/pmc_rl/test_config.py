@@ -6,12 +6,11 @@ from dataclasses import MISSING, asdict, fields
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig
 
-from pmc_rl.config import EvalArguments, FinetuneArguments, FinetuneConfig, PMCArguments, PMCConfig
+from pmc_rl.config import EvalArguments, FinetuneArguments, PMCArguments, PMCConfig, RunConfig
 from pmc_rl.errors import RecipeError, all_problems, exit_on_recipe_error
 from pmc_rl.recipe import REFUSED, parse_finetune_recipe, parse_recipe
 from tests.conftest import errors_of
@@ -205,12 +204,13 @@ def test_lists_and_mappings_as_recipes_write_them(words, name, expected):
 
 
 def test_yaml_scalars():
-    args = parse("learning_rate: 1e-5\ntemperature: 2\nseed: 010\nsave_strategy: no\nmax_reward: +.5")[1]
+    recipe = "learning_rate: 1e-5\ntemperature: 2\nseed: 010\nsave_strategy: no\nmax_reward: +.5\n"
+    recipe += "chat_template_kwargs: {date: 2025-04-10, at: 1:30, on: off, yes: True, n: ~, q: '5'}"
+    script_args, args, _, _ = parse(recipe)
     found = (args.learning_rate, args.temperature, args.seed, args.save_strategy, args.max_reward)
     assert found == (1e-5, 2, 10, "no", 0.5)
-    kwargs = parse("chat_template_kwargs: {date: 2025-04-10, at: 1:30, on: off, yes: True, n: ~, q: '5'}")[0]
     expected = {"date": "2025-04-10", "at": "1:30", "on": "off", "yes": True, "n": None, "q": "5"}
-    assert kwargs.chat_template_kwargs == expected
+    assert script_args.chat_template_kwargs == expected
 
 
 def test_refused_keys_exist_and_only_their_default_is_accepted():
@@ -228,7 +228,7 @@ def test_refused_keys_exist_and_only_their_default_is_accepted():
 def test_defaults_pass_their_own_checks_and_are_shared_by_no_two():
     for function, classes, recipe in (
         (parse_recipe, UNLEARNING, VALID),
-        (parse_finetune_recipe, (FinetuneArguments, FinetuneConfig, ModelConfig), VALID_FINETUNE),
+        (parse_finetune_recipe, (FinetuneArguments, RunConfig, ModelConfig), VALID_FINETUNE),
     ):
         written_out = {key.name: default(key) for cls in classes for key in fields(cls) if key.init} | recipe
         configs, expected = function([write(lines(written_out))]), function([write(lines(recipe))])
@@ -243,7 +243,7 @@ def test_defaults_pass_their_own_checks_and_are_shared_by_no_two():
 
 def test_without_an_accelerator_the_run_is_on_the_cpu_in_fp32(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    for config in (PMCConfig(output_dir="x"), FinetuneConfig(output_dir="x", bf16=True), PMCConfig("x", fp16=True)):
+    for config in (PMCConfig(output_dir="x"), RunConfig(output_dir="x", bf16=True), PMCConfig("x", fp16=True)):
         assert (config.use_cpu, config.bf16, config.fp16) == (True, False, False)
         assert config.report_to == [] and config.save_strategy == "no"
 
@@ -252,7 +252,7 @@ def test_finetuning_has_its_own_keys():
     words = ["--dataset_name", "d", "--train_configs", "a", "b", "--train_file", "null"]
     script_args, training_args, model_args = parse_finetune_recipe([write(lines(VALID_FINETUNE)), *words])
     assert script_args.train_configs == ["a", "b"] and script_args.train_file is None
-    assert isinstance(training_args, FinetuneConfig) and model_args.model_name_or_path == "m"
+    assert isinstance(training_args, RunConfig) and model_args.model_name_or_path == "m"
     recipe = WITHOUT_FILES | {"num_generations": 5, "answer_column": None, "save_strategy": "steps"}
     assert errors_of(parse_finetune_recipe, [write(lines(recipe))]) == [
         "bad.yaml:3: unknown key 'num_generations'. See --help",
@@ -269,8 +269,6 @@ def test_finetuning_has_its_own_keys():
         (b"{a: b}: 1\n", "bad.yaml is not a mapping"),
         (b"a: 1\nb: c: d\n", 'mapping values are not allowed here in "bad.yaml", line 2'),
         (b"a: 1\n---\nb: 1\n", "expected a single document"),
-        (b'a: "\\UFFFFFFFF"\n', "bad.yaml cannot be read: "),
-        (b"seed: &x [*x]\n", "bad.yaml:1: seed: maximum recursion depth exceeded"),
         ("seed: 1\n".encode("utf-16"), "bad.yaml cannot be read: 'utf-8' codec"),
     ],
 )
@@ -281,7 +279,7 @@ def test_unreadable_recipes(tmp_path, content, expected):
 
 def test_no_recipe():
     write("")
-    for path in ("bad.yml", ".", "nowhere/bad.yaml", "a\0b"):
+    for path in ("bad.yml", ".", "nowhere/bad.yaml"):
         [error] = errors_of(parse_recipe, [path])
         assert error.startswith(f"{path} cannot be read: ")
         assert ("did you mean 'bad.yaml'?" in error) == (path == "bad.yml")
@@ -339,16 +337,10 @@ WORDS = (VALUES.map(json.dumps) | st.text(max_size=6)).filter(lambda word: not w
 
 
 @settings(max_examples=50)
-@given(
-    st.dictionaries(KEYS, VALUES, max_size=4),
-    st.dictionaries(KEYS, st.lists(WORDS, max_size=2), max_size=2),
-    st.booleans(),
-)
-def test_a_mangled_recipe_parses_or_raises_a_recipe_error(tmp_path_factory, replaced, overrides, as_json):
-    recipe = FULL | replaced
+@given(st.dictionaries(KEYS, VALUES, max_size=4), st.dictionaries(KEYS, st.lists(WORDS, max_size=2), max_size=2))
+def test_a_mangled_recipe_parses_or_raises_a_recipe_error(tmp_path_factory, replaced, overrides):
     path = tmp_path_factory.getbasetemp() / "mangled.yaml"
-    text = lines(recipe) if as_json else yaml.safe_dump(recipe, allow_unicode=True)
-    path.write_text(text, encoding="utf-8", errors="replace")
+    path.write_text(lines(FULL | replaced), encoding="utf-8", errors="replace")
     words = [word for name, values in overrides.items() for word in (f"--{name}", *values)]
     try:
         script_args, training_args, _, _ = parse_recipe([str(path), *words])

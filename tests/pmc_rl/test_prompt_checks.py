@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
@@ -256,18 +257,15 @@ LINES = {
 
 
 @pytest.mark.parametrize("problem", LINES)
-@pytest.mark.parametrize("stage", ["train", "finetune"])
-def test_each_is_a_line_before_weights_load(save_model, monkeypatch, problem, stage):
+def test_each_is_a_line_before_weights_load(save_model, monkeypatch, problem):
     template, words, fragment = LINES[problem]
     save_model(template, "GPT-2" if template is None else "Llama 3", adds="<bos> $A")
-    if stage == "train":
-        errors = errors_of(train.main, [*RECIPE, *words, *DRY])
-    else:
-        monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
-        settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
-        recipe = write_recipe(Path("finetune.yaml"), **settings)
-        errors = errors_of(finetune.main, [recipe, *words])
-    assert any(fragment in line for line in errors), errors
+    monkeypatch.setattr(finetune, "load_model_to_train", lambda *_: pytest.fail("weights loaded"))
+    settings = {"model_name_or_path": "model", "output_dir": "out", "train_file": "retain.jsonl"}
+    finetuning = write_recipe(Path("finetune.yaml"), **settings)
+    for main, argv in ((train.main, [*RECIPE, *words, *DRY]), (finetune.main, [finetuning, *words])):
+        errors = errors_of(main, argv)
+        assert any(fragment in line for line in errors), errors
 
 
 def test_rows_that_would_be_cut_or_dropped(save_model):
@@ -287,45 +285,37 @@ def test_rows_that_would_be_cut_or_dropped(save_model):
     assert "the model reads at most 50 tokens; shorten or remove" in errors_of(train.main, fits)[0]
 
 
-@pytest.fixture
-def first(save_model, monkeypatch):
+def test_the_date_of_a_template_is_that_of_the_first_run(save_model, monkeypatch):
     """A run that was begun in April, with a template that writes the date; it is December now."""
     save_model(TEMPLATES["llama3_2"])
-    for day in ("2025-04-10", "2025-12-24"):
-        clock = SimpleNamespace(now=partial(datetime.fromisoformat, day))
-        monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
-        if day == "2025-04-10":
-            run = start()
-    return run
-
-
-def test_the_date_of_a_template_is_that_of_the_first_run(first):
+    clock = SimpleNamespace(now=partial(datetime.fromisoformat, "2025-04-10"))
+    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
+    first = start()
+    clock.now = partial(datetime.fromisoformat, "2025-12-24")
     assert date_of(first) == "10 Apr 2025" and date_of(start()) == "24 Dec 2025"
     tokenizer = first["processing_class"]
     for row in first["train_dataset"]:
         assert "Today Date: 10 Apr 2025" in tokenizer.decode(encode_prompt(tokenizer, row))
     assert first["retain_dataset"][0]["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
     assert date_of(start("--chat_template_kwargs", '{"date_string": "1 May 2025"}')) == "1 May 2025"
-    # a model that a run of ours made goes on with the date of that run
-    write_run("model", first["record"])
-    assert start()["record"] == first["record"]
-
-
-def test_an_interrupted_run_goes_on_with_its_date(first):
+    # an interrupted run goes on with its date
     folder = Path("out/checkpoint-1")
     folder.mkdir(parents=True)
     (folder / "PRIVATE.md").touch()
     (folder / "pmc_state.json").write_text(json.dumps({"record": first["record"], "original_completions": []}))
     assert date_of(start("--resume_from_checkpoint", "auto")) == "10 Apr 2025"
-
-
-def test_an_audit_asks_as_the_run_did(first):
+    shutil.rmtree("out")
+    # an audit asks as the run did
     write_run("out", first["record"])
     recipe = parse_recipe(RECIPE)
     check_run(recipe)
     assert recipe[0].chat_template_kwargs == recipe[0].given["chat_template_kwargs"] == {"date_string": "10 Apr 2025"}
     other = parse_recipe([*RECIPE, "--chat_template_kwargs", '{"date_string": "1 May 2025"}'])
     assert "chat_template_kwargs" in errors_of(check_run, other)[0]
+    # a model that a run of ours made goes on with the date of that run
+    shutil.rmtree("out")
+    write_run("model", first["record"])
+    assert start()["record"] == first["record"]
 
 
 def column(*words):
@@ -343,23 +333,11 @@ def test_an_audit_checks_its_own_rows(save_model):
     assert "give date_string" in errors_of(check_prompts, recipe, before, {})[0]
 
 
-@pytest.mark.parametrize(("name", "turn_end"), [("gemma", "<end_of_turn>"), ("phi3", "<|end|>")])
-def test_what_follows_the_end_of_a_turn_is_not_scored(save_model, name, turn_end):
-    tokenizer = save_model(TEMPLATES[name], turn_end=turn_end, end="<eos>")
+def test_what_follows_the_end_of_a_turn_is_not_scored(save_model):
+    tokenizer = save_model(TEMPLATES["gemma"], turn_end="<end_of_turn>", end="<eos>")
     recipe, before = column("--use_cpu", "true")
     [scores] = before.passes(recipe, RowCache(Path("rows.sqlite"))).score(["Who?"], ["东"])
     answer = tokenizer("东", add_special_tokens=False)["input_ids"]
     assert len(scores.log_probs) == len(answer) + 1
     refused = control.refusal_targets(RECIPE)
-    assert [ids[-1] for ids in refused] == [tokenizer.convert_tokens_to_ids(turn_end)] * 2
-
-
-@pytest.mark.parametrize("kind", ["GPT-2", "Metaspace"])
-@pytest.mark.parametrize("template", [None, CHATML, MISTRAL], ids=["text", "ChatML", "Mistral"])
-def test_a_forced_beginning_stands_where_the_whole_answer_has_it(save_model, kind, template):
-    save_model(template, kind, adds="<bos> $A")
-    recipe, before = column("--use_cpu", "true")
-    passes = before.passes(recipe, None)
-    [prompt], [forced] = passes._prompts(["Who?"], None), passes._prompts(["Who?"], ["Nobody knows"])
-    [(own, answer)] = encode_answers(recipe[0], before.tokenizer, ["Who?"], ["Nobody knows that."], before.end_ids)
-    assert own == prompt and forced == (own + answer)[: len(forced)] and len(forced) > len(own)
+    assert [ids[-1] for ids in refused] == [tokenizer.convert_tokens_to_ids("<end_of_turn>")] * 2

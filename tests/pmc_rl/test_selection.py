@@ -12,7 +12,7 @@ from pmc_rl import selection
 from pmc_rl.selection import TOLERANCE, BestAnswer
 
 # few values, so that ties are common
-scores = st.sampled_from([-1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
+scores = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
 tables = st.integers(1, 5).flatmap(
     lambda k: st.lists(st.lists(scores, min_size=k, max_size=k), min_size=1, max_size=6)
 )
@@ -28,10 +28,7 @@ def test_select_best(table, count):
     expected = [by_rank(row)[:count] for row in table]
     rewards = np.array(table)
     if [] in expected:
-        message = (
-            rf"^no reward function scored any of the {len(table[0])} samples of {expected.count([])} question\(s\), "
-            rf"the first at position {expected.index([])} of the batch"
-        )
+        message = rf"of the {len(table[0])} samples of {expected.count([])} .* position {expected.index([])} of the"
         with pytest.raises(ValueError, match=message):
             selection.select_best(rewards, count)
     else:
@@ -39,30 +36,20 @@ def test_select_best(table, count):
     np.testing.assert_array_equal(rewards, table)  # left as it was
 
 
-def test_select_best_by_hand():
-    table = [[0.2, 0.9, 0.9], [math.nan, -3.0, math.nan], [1.0, 1.0, 1.0], [-2.0, -1.0, math.nan]]
-    assert selection.select_best(np.array(table)) == [[1], [1], [0], [1]]
-    assert selection.select_best(np.array(table), 2) == [[1, 2], [1], [0, 1], [1, 0]]
-    assert selection.select_best(np.array([[math.nan, -math.inf]])) == [[1]]
-
-
-@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
-def test_bradley_terry_picks_with_the_probabilities_of_the_softmax(temperature):
+def test_bradley_terry_picks_with_the_probabilities_of_the_softmax():
     """20,000 draws of each question, by the numbers that training uses; one sample has no reward."""
-    row = np.array([0.0, 0.3, 1.0, math.nan, 0.9, -0.5])
-    draws = 20_000
-    uniforms = np.concatenate(
-        [selection.selection_uniforms(0, step, list(range(100)), len(row)) for step in range(draws // 100)]
-    )
-    picks = selection.select_bradley_terry(np.tile(row, (draws, 1)), temperature, uniforms)
-    counts = np.bincount([pick for [pick] in picks], minlength=len(row))
+    row, draws = np.array([0.0, 0.3, 1.0, math.nan, 0.9, -0.5]), 20_000
     known = ~np.isnan(row)
-    weights = np.exp(row[known] / temperature)
-    assert counts[3] == 0
-    expected = draws * weights / weights.sum()
-    common = expected >= 5  # what the test wants of a cell; rarer ones share one
-    cells = [[*values[common], *filter(None, [values[~common].sum()])] for values in (counts[known], expected)]
-    assert chisquare(*cells).pvalue > 1e-3
+    steps = [selection.selection_uniforms(0, step, list(range(100)), len(row)) for step in range(draws // 100)]
+    for temperature in (0.2, 1.0, 5.0):
+        picks = selection.select_bradley_terry(np.tile(row, (draws, 1)), temperature, np.concatenate(steps))
+        counts = np.bincount([pick for [pick] in picks], minlength=len(row))
+        weights = np.exp(row[known] / temperature)
+        assert counts[3] == 0
+        expected = draws * weights / weights.sum()
+        common = expected >= 5  # what the test wants of a cell; rarer ones share one
+        cells = [[*values[common], *filter(None, [values[~common].sum()])] for values in (counts[known], expected)]
+        assert chisquare(*cells).pvalue > 1e-3
 
 
 def test_bradley_terry_draws_several_without_replacement():
@@ -96,10 +83,10 @@ def test_selection_numbers_depend_on_what_names_a_sample_only():
         assert (other != numbers[:1]).all()
 
 
-@given(tables, st.data())
-def test_the_gate_shuts_out_what_fails_while_another_sample_passes(table, data):
+@given(tables, st.integers(0, 2**30 - 1))
+def test_the_gate_shuts_out_what_fails_while_another_sample_passes(table, bits):
     rewards = np.array(table)
-    passed = np.array([[data.draw(st.booleans()) for _ in row] for row in table])
+    passed = np.array([bits >> i & 1 for i in range(rewards.size)], dtype=bool).reshape(rewards.shape)
     gated = selection.close_gate(rewards, passed)
     for row, allowed, result in zip(table, passed, gated, strict=True):
         alternative = any(ok and not math.isnan(score) for score, ok in zip(row, allowed, strict=True))
@@ -110,13 +97,12 @@ def test_the_gate_shuts_out_what_fails_while_another_sample_passes(table, data):
 numbers = st.one_of(st.floats(-5, 5), st.just(math.nan))
 
 
-@given(st.lists(st.lists(st.tuples(numbers, numbers), min_size=4, max_size=4), min_size=1, max_size=4))
+@given(st.lists(st.lists(numbers, min_size=4, max_size=4), min_size=2, max_size=6))
 def test_normalized_within_questions(table):
-    rewards = np.array(table)
-    columns = [
-        array.transpose(0, 2, 1).reshape(-1, 4) for array in (rewards, selection.normalize_within_questions(rewards))
-    ]
-    for before, after in zip(*columns, strict=True):
+    table = np.array(table[: len(table) // 2 * 2])  # a row for each question and reward
+    rewards = table.reshape(-1, 2, 4).transpose(0, 2, 1)
+    normalized = selection.normalize_within_questions(rewards).transpose(0, 2, 1).reshape(-1, 4)
+    for before, after in zip(table, normalized, strict=True):
         known = ~np.isnan(before)
         assert np.isnan(after[~known]).all()
         if known.any() and before[known].std() > 2 * TOLERANCE:
@@ -146,9 +132,8 @@ def test_shares_by_hand():
     assert selection.share_samples([0], 5, 5) == [1]
     # the least one of a question is taken from the others, as far as there are any
     assert selection.share_samples([0, 0, 31], 1, 3) == [1, 1, 1]
-    assert selection.share_samples([0] * 9 + [31], 5, 20) == [1] * 9 + [11] and selection.share_samples(
-        [0, 0, 9], 1, 2
-    ) == [1, 1, 1]
+    assert selection.share_samples([0] * 9 + [31], 5, 20) == [1] * 9 + [11]
+    assert selection.share_samples([0, 0, 9], 1, 2) == [1, 1, 1]
 
 
 completions = st.lists(st.integers(0, 2), min_size=1, max_size=2)
@@ -170,15 +155,18 @@ def test_best_answers(new, stored, count):
 
 
 def test_solved_up_to_rounding_and_only_through_the_gate():
-    # what three weights give in floats: just below their exact sum
-    total = 0.1 * 3 + 0.7 - 1e-15
-    assert total < 1.0
-    assert selection.is_solved([BestAnswer([1], total)], 1, 1.0) and selection.is_solved(
-        [BestAnswer([1], 1.5)], 1, 1.0
-    )
-    assert not selection.is_solved([BestAnswer([1], 1.0 - 2 * TOLERANCE)], 1, 1.0)
-    assert not selection.is_solved([], 1, 1.0) and not selection.is_solved([BestAnswer([1], 1.0)], 1, None)
+    below = 0.1 * 3 + 0.7 - 1e-15  # what three weights give in floats: just below their exact sum
+    assert below < 1.0
+    for rewards, count, max_reward, solved in [
+        ([below], 1, 1.0, True),
+        ([1.5], 1, 1.0, True),
+        ([1.0, 1.0], 2, 1.0, True),
+        ([1.0 - 2 * TOLERANCE], 1, 1.0, False),
+        ([], 1, 1.0, False),
+        ([1.0], 1, None, False),
+        ([1.0], 2, 1.0, False),
+        ([1.0, 0.9], 2, 1.0, False),
+    ]:
+        answers = [BestAnswer([i], reward) for i, reward in enumerate(rewards)]
+        assert selection.is_solved(answers, count, max_reward) is solved
     assert not selection.is_solved([BestAnswer([1], 1.0, passed=False)], 1, 1.0)
-    assert not selection.is_solved([BestAnswer([1], 1.0)], 2, 1.0)
-    assert not selection.is_solved([BestAnswer([1], 1.0), BestAnswer([2], 0.9)], 2, 1.0)
-    assert selection.is_solved([BestAnswer([1], 1.0), BestAnswer([2], 1.0)], 2, 1.0)

@@ -144,6 +144,15 @@ def test_wrong_settings_are_named(reward, kwargs, message):
     assert "\n" not in str(error.value)
 
 
+def test_fluency_penalty_by_hand():
+    """That pmc_rl tells it the model before unlearning: tests/pmc_rl/test_original.py."""
+    means = [-0.2, -1.0, -2.5, -4.0, -9.0, float("nan")]
+    penalty = FluencyPenalty(lambda prompts, completion_ids: means)
+    assert penalty(prompts=[""] * 6, completion_ids=[[1]] * 6) == [0.0, 0.0, -0.5, -1.0, -1.0, -1.0]
+    with pytest.raises(ValueError, match="noise is -1, but it must be less than fluent, which is -1"):
+        FluencyPenalty(lambda prompts, completion_ids: [], fluent=-1, noise=-1)
+
+
 # Refusal
 
 
@@ -159,9 +168,6 @@ def test_refusal_by_hand():
     }
     assert refusal(list(rewards)) == list(rewards.values())
     assert refusal([phrase.upper() for phrase in DEFAULT_PHRASES]) == [1.0] * 30
-
-
-def test_refusal_with_other_phrases_and_patterns():
     texts = ["No  comment.", "I don\u2019t know.", "It is beyond me", "What (ever)?"]
     assert refusal(texts, phrases=["no   comment", "what (ever)?"]) == [1.0, 0.0, 0.0, 1.0]
     assert refusal(texts, phrases=[], patterns=[r"^IT\b.*me$", r"(do|don't) know"]) == [0.0, 1.0, 1.0, 0.0]
@@ -219,7 +225,7 @@ def test_semantic_dissimilarity_says_what_is_missing(embedding_folder, monkeypat
 # Repetition
 
 
-def test_repetition_penalty_by_hand():
+def test_repetitions_by_hand():
     shares = {
         "one two three one two": 0.0,  # again, but not at once
         "I know, I KNOW it": 4 / 5,
@@ -230,9 +236,6 @@ def test_repetition_penalty_by_hand():
         "! ?": 0.0,
     }
     assert repetition_penalty(list(shares)) == [-share for share in shares.values()]
-
-
-def test_distinct_ngrams_by_hand():
     text = "To be, or not to be"
     penalties = [distinct_ngrams_penalty([text], n=n)[0] for n in (1, 2, 3)]
     assert penalties == pytest.approx([4 / 6 - 1, 4 / 5 - 1, 0.0])
@@ -255,9 +258,6 @@ def test_lengths_by_hand():
     assert min_length_penalty(texts, min_words=1) == [-1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
     # the third ends exactly at the limit, end token or not
     assert unfinished_penalty([[], [5] * 3, [5] * 3 + [2], [5] * 5], max_completion_length=4) == [0.0, 0.0, -1.0, -1.0]
-
-
-def test_length_band_penalty_by_hand():
     texts = ["a " * count for count in range(10)]
     ids = [[7] * (9 - count) for count in range(10)]
     expected = [-1.0, -1.0, -0.5, 0.0, 0.0, 0.0, -0.5, -1.0, -1.0, -1.0]
