@@ -15,16 +15,8 @@ from pmc_rl.errors import RecipeError, did_you_mean, show
 from pmc_rl.recipe import OF_REWARDS, StrictReader
 
 # what a study gives its runs and audits itself
-GIVEN = {
-    "output_dir",
-    "seed",
-    "overwrite",
-    "log_completions",
-    "retain_only_model",
-    "also",
-    "attacks",
-    "attack_samples",
-}
+GIVEN = {"output_dir", "seed", "overwrite", "log_completions"}
+GIVEN |= {"retain_only_model", "also", "attacks", "attack_samples"}
 # what all runs of a seed have in common, since they are compared with the same models
 COMMON = {"model_name_or_path", "model_revision", *(key.name for key in fields(DataArguments))}
 COMMON |= {f"{rows}_{source}" for rows in ("forget", "retain") for source in ("config", "split", "file")}

@@ -403,8 +403,9 @@ def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
     for row in rows[:-1]:
         assert 1e-5 <= float(row[2]) <= 1e-3 and row[3] in list("23456789") and 0.5 <= float(row[4]) <= 2
     assert len({row[2] for row in rows}) == 5
-    points = {row[0]: (float(row[6]), float(row[7]), -float(row[8])) for row in rows[:-1]}
-    assert {row[0] for row in rows if row[1] == "yes"} == {name for name, by in dominators(points).items() if not by}
+    points = {row[0]: [float(cell) for cell in row[6:9]] for row in rows[:-1]}
+    by = dominators(points, ("maximize", "maximize", "minimize"))
+    assert {row[0] for row in rows if row[1] == "yes"} == {name for name, better in by.items() if not better}
     assert calls(root).count("train out/seed0/search_4") == 2
     changed = settings | {"output_dir": "out_1", "search": {"top_k": {"low": 1, "high": 5}}}
     assert any("search was" in line for line in errors_of(study_script.main, [write_study(root, **changed)], root))
@@ -412,9 +413,9 @@ def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
 
 @given(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6))
 def test_dominators_by_brute_force(points):
-    for name, others in dominators(points).items():
+    for name, others in dominators(points, ("maximize", "minimize")).items():
         x, y = points[name]
-        expected = {other for other, (a, b) in points.items() if (a > x or b > y) and not (a < x or b < y)}
+        expected = {other for other, (a, b) in points.items() if (a > x or b < y) and not (a < x or b > y)}
         assert set(others) == expected
 
 
