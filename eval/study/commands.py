@@ -92,7 +92,7 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
 
     runs = grid_runs(study)
     for name, end in (("search, lowest", 0), ("search, highest", -1)) if study.search else ():
-        found = {key: values_of(given)[end] for key, given in ranges(study.search)}
+        found = {key: values_of(given)[end] for key, given in ranges(study.search).items()}
         runs.append(Run(name, study.seeds[0], replace_ranges(study.search, found)))
     for seed in study.seeds:
         for name, overrides in model_overrides(study, seed).items():

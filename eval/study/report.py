@@ -92,7 +92,7 @@ def means_table(summary: dict[str, dict[str, Mean | None]], names: tuple[str, ..
 
 def search_table(study: StudySettings, trials: list[FrozenTrial], front: list[str]) -> str:
     """The values that each trial of the search had and what came of them, in Markdown."""
-    names = [name for name, _ in ranges(study.search)]
+    names = list(ranges(study.search))
     rows = []
     for trial in trials:
         name, numbers = run_of(trial).name, trial.user_attrs["numbers"]["after"]

@@ -169,7 +169,7 @@ class Trials:
             self._enqueue(Run(f"search_{count + 1}", seed, {}))
         run = run_of(self.get(TrialState.WAITING)[0])
         if run.searched:
-            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search)})
+            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search).items()})
             run = Run(run.name, run.seed, replace_ranges(self.study.search, trial.params))
             settings = {"search": self.study.search}
         else:

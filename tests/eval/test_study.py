@@ -213,7 +213,7 @@ def test_names_of_a_grid(tmp_path):
 def test_ranges_are_found_and_replaced_anywhere():
     kwargs = {"a.b": {"min_words": {"low": 1, "high": 5}, "log": True}}
     value = {"weights": [1.0, {"choices": [0, 2]}], "kwargs": kwargs, "plain": 3}
-    assert dict(ranges(value)) == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
+    assert ranges(value) == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
     replaced = {"weights": [1.0, 2], "kwargs": {"a.b": {"min_words": 4, "log": True}}, "plain": 3}
     assert replace_ranges(value, {"weights.1": "2", "kwargs.a.b.min_words": 4}) == replaced
 
