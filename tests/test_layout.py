@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from eval.study.settings import parse_study
 from pmc_rl.recipe import parse_finetune_recipe, parse_recipe
 from pmc_rl.reward_loading import load_reward_functions
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("pmc_rl", "rewards", "eval")
 FILES = [path for package in PACKAGES for path in sorted((REPO / package).rglob("*.py"))]
-STUDIES = sorted((REPO / "recipes" / "studies").glob("*.yaml"))  # name recipes, and are none
-ACCELERATE = sorted((REPO / "recipes" / "accelerate_configs").glob("*.yaml"))
-RECIPES = sorted(set((REPO / "recipes").rglob("*.yaml")) - set(STUDIES) - set(ACCELERATE))
+OTHERS = ("studies", "accelerate_configs")
+RECIPES = sorted(path for path in (REPO / "recipes").rglob("*.yaml") if path.parent.name not in OTHERS)
 
 # what a package may import of the others and of the folders beside them
 ALLOWED = {"pmc_rl": {"pmc_rl"}, "rewards": {"rewards"}, "eval": {"pmc_rl", "rewards", "eval"}}
@@ -124,10 +122,3 @@ def test_recipes_parse_and_their_rewards_load(path):
         assert len(rewards) == len(script_args.reward_funcs)
     assert training_args.report_to == [] and not training_args.push_to_hub
     assert not Path(training_args.output_dir).is_absolute()
-
-
-def test_studies_parse():
-    """What they name is checked in test_study.py."""
-    for path in STUDIES:
-        study = parse_study([str(path)])
-        assert REPO / study.recipe in RECIPES and not Path(study.output_dir).is_absolute()

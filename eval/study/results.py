@@ -30,13 +30,13 @@ def trial_numbers(run: Path, controls: dict[str, Path]) -> dict[str, Numbers]:
 def column_numbers(column: dict, before: dict) -> Numbers:
     """What a column of an audit says of its model; None where it has no number."""
     numbers: Numbers = {name: column[name] for name in ("unlearn_quality", "utility")}
-    known = None in (column["utility"], before["utility"])
-    numbers["utility_change"] = None if known else column["utility"] - before["utility"]
-    kinds = column["answer_kinds"].get("forget")
-    total = sum(kinds[kind] for kind in KINDS) if kinds else 0
+    unknown = None in (column["utility"], before["utility"])
+    numbers["utility_change"] = None if unknown else column["utility"] - before["utility"]
+    kinds = column["answer_kinds"].get("forget", {})
+    total = sum(kinds.get(kind, 0) for kind in KINDS)
     numbers |= {kind: kinds[kind] / total if total else None for kind in KINDS}
     numbers["fluent"] = numbers["refusal"] + numbers["hallucination"] if total else None
-    numbers["distinct"] = kinds["distinct"] if kinds else None
+    numbers["distinct"] = kinds.get("distinct")
     leakage = leakage_by_attack(column)
     numbers |= {attack: leakage.get(attack) for attack in ATTACKS}
     numbers["worst_leakage"] = max((leakage[attack] for attack in ATTACKS if attack in leakage), default=None)
