@@ -53,10 +53,10 @@ def escape(text: object) -> str:
     return MARKDOWN_SIGNS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "--:") -> str:
-    """A table in Markdown: first column left, the others right or as `align` says; cells are Markdown."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown: first column left, the others right; cells are Markdown."""
     head = list(head)
-    lines = [head, [":--", *(align for _ in head[1:])], *rows]
+    lines = [head, [":--", *("--:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -119,13 +119,13 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
     for name, overrides in study.variants.items():
         yield from (("variants", f"{name}: {line}") for line in _misplaced(study, "variants", overrides))
 
-    folders = [run.folder for run in grid_runs(study)]
+    runs = grid_runs(study)
+    folders, names = [run.folder for run in runs], dict.fromkeys(run.name for run in runs)
     for name in study.variants:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in TAKEN or name.startswith(("control_", "search_")):
             yield "variants", f"{name!r} cannot be the name of a folder here; choose another one"
     for folder in {folder for folder in folders if folders.count(folder) > 1}:
         yield "variants", f"{folder!r} would be the folder of two runs; choose other names, values or seeds"
-    names = dict.fromkeys(run.name for run in grid_runs(study))
     if study.controls_of not in (None, *names):
         yield "controls_of", f"{study.controls_of!r} is none of {', '.join(names)}"
     for name, given in ranges(study.search).items():

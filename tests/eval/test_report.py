@@ -247,14 +247,14 @@ def test_the_page_loads_nothing(report):
 
 def test_verdicts_stand_with_their_reasons(tmp_path, quick):
     results, audit = inputs()
+    reasons = {"forgetting_reasons": ["reason <1>", "reason 2"], "calibration_reasons": ["reason 3"]}
     for forgetting, calibration, tones in (
         ("hidden, not forgotten", "well unlearned", ["CAUTION", "TIP"]),
         ("partly hidden", "unknown", ["WARNING", "NOTE"]),
         ("forgotten, as far as these attacks tell", "mixed: one, another", ["TIP", "WARNING"]),
         ("forgotten, as far as greedy answers tell", "over-unlearned", ["NOTE", "WARNING"]),
     ):
-        audit["verdicts"]["after"] |= {"forgetting": forgetting, "forgetting_reasons": ["reason <1>", "reason 2"]}
-        audit["verdicts"]["after"] |= {"calibration": calibration, "calibration_reasons": ["reason 3"]}
+        audit["verdicts"]["after"] |= {"forgetting": forgetting, "calibration": calibration} | reasons
         html, md = render(tmp_path, results, audit)
         assert f"> **Forgetting: {forgetting}**\n>\n> - reason \\<1\\>\n> - reason 2\n" in md
         assert f"> **Calibration: {calibration}**\n>\n> - reason 3\n" in md
@@ -263,8 +263,7 @@ def test_verdicts_stand_with_their_reasons(tmp_path, quick):
         assert all(part in card for part in (forgetting, calibration, "- reason 2", "- reason 3"))
 
 
-ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
-PLACES = [*(("attacks", attack) for attack in ATTACKS), ("membership",)]
+PLACES = [*(("attacks", attack) for attack in column("after")["attacks"]), ("membership",)]
 PLACES_INSIDE = [("attacks", "prefilling", "The answer is:"), ("memorization",), ("general_ability",)]
 PLACES_INSIDE += [("tofu", "sets", "forget", "truth_ratio"), ("tofu", "sets", "retain", "probability")]
 PLACES_INSIDE += [("tofu", "model_utility"), ("tofu", "forget_quality")]

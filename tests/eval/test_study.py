@@ -244,15 +244,16 @@ def test_mistakes_of_any_run_are_found_first(root):
     settings["variants"] |= {"c": {"reward_funcs": ["rewards.diversity.duplicate_penalty"], "max_reward": 1.0}}
     settings["overrides"] = SMALL["overrides"] | {"model_name_or_path": "runs/a/model"}
     path = write_study(root, **settings)
-    for function, words in ((check_study, (parse_study([path]), path, root)), (study_script.main, ([path], root))):
-        found = errors_of(function, *words)
-        assert [line.split(": ")[1] for line in found] == ["a", "b", "b", "c", "search, highest", "setup"]
-        assert found[0] == f"{path}: a: temperature: -1 is not above 0"
-        assert found[1].startswith(f"{path}: b: model_name_or_path: there is no 'runs/a/model' in {str(root)!r}")
-        assert found[2].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi")
-        assert found[3].startswith(f"{path}: c: max_reward: duplicate_penalty may give a text another score later")
-        assert found[4].startswith(f"{path}: search, highest: top_p: 1.5 is not")
-        assert found[5].startswith(f"{path}: setup: there is no {str(root / 'setups.py')!r}; did you mean")
+    expected = [
+        "a: temperature: -1 is not above 0",
+        f"b: model_name_or_path: there is no 'runs/a/model' in {str(root)!r}",
+        "b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi",
+        "c: max_reward: duplicate_penalty may give a text another score later",
+        "search, highest: top_p: 1.5 is not",
+        f"setup: there is no {str(root / 'setups.py')!r}; did you mean",
+    ]
+    for line, begin in zip(errors_of(study_script.main, [path], root), expected, strict=True):
+        assert line.startswith(f"{path}: {begin}")
     assert not (root / "out").exists()  # nothing was launched
 
 
@@ -440,11 +441,7 @@ def test_what_an_audit_does_not_have_is_none():
 
 def test_summaries_are_over_the_seeds_that_have_a_number():
     values = {"a": [0.2, None, 0.4], "b": [None, 7.0, None]}
-    rows = [
-        {"model": model, "seed": seed, "x": value, "y": None}
-        for model, own in values.items()
-        for seed, value in enumerate(own)
-    ]
+    rows = [{"model": name, "seed": 0, "x": value, "y": None} for name, own in values.items() for value in own]
     several = (pytest.approx(0.3), pytest.approx(stdev([0.2, 0.4])))
     assert summarize(rows) == {"a": {"x": several, "y": None}, "b": {"x": (7.0, None), "y": None}}
 
