@@ -5,12 +5,13 @@ import re
 import stat
 from html import unescape
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from eval.report.figures import TRAINING, audit_figures, model_styles, panel, training_panels
+from eval.report.figures import TRAINING, audit_figures, model_styles, overview_panels, panel, training_panels
 from eval.report.page import COLOURS, escape, html_page
 from eval.report.report import model_card, write_report
 from eval.verdict import verdict
@@ -130,13 +131,14 @@ def render(folder: Path, results: dict, audit: dict, log: list[dict] = LOG) -> t
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> tuple[str, str]:
-    return render(tmp_path_factory.mktemp("report"), *inputs())
+def figures() -> dict:
+    return audit_figures(inputs()[0], LOG)
 
 
 @pytest.fixture(scope="module")
-def figures() -> dict:
-    return audit_figures(inputs()[0], LOG)
+def report(tmp_path_factory, figures) -> tuple[str, str]:
+    with patch("eval.report.report.audit_figures", lambda results, log: figures):
+        return render(tmp_path_factory.mktemp("report"), *inputs())
 
 
 @pytest.fixture
@@ -360,8 +362,9 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
 
 
 def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report, figures, monkeypatch):
-    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: figures)  # drawn a second time
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: figures)
     assert render(tmp_path, *inputs()) == report
+    assert overview_panels(inputs()[0]) == [drawn[1:] for drawn in figures["overview"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.html", "report.md"]
 
 
