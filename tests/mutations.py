@@ -79,12 +79,12 @@ eval/metrics/unlearning.py tests/eval/test_scripts.py::test_one_letter_of_anothe
 
 def failed_tests(file: str, tests: list[str], old: str, new: str) -> str:
     """How many tests fail with `new` in place of `old`, and the first; or what is wrong, beginning with "!"."""
-    if (REPO / file).read_text(encoding="utf-8").count(old) != 1:
+    text = (REPO / file).read_text(encoding="utf-8")
+    if text.count(old) != 1:
         return f"! not exactly once in {file}: {old}"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(REPO, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
-        text = (copy / file).read_text(encoding="utf-8")
         (copy / file).write_text(text.replace(old, new), encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rf", "-p", "no:cacheprovider", *tests]
         environment = os.environ | {"PYTHONPATH": str(copy)}

@@ -25,17 +25,16 @@ def audit_figures(results: dict[str, dict], log: list[dict]) -> dict[str, list[t
     """By figure its panels: file name, title and SVG; none for what has no numbers."""
     steps = [row for row in log if "loss" in row]
     drawn = {"training": training_panels(steps), "overview": overview_panels(results)}
-    for attack in ("sampling", "prefilling"):
+    for attack in ("sampling", "prefilling", "relearning"):
         drawn[attack] = []
-        for setting in first_found(results, ("attacks", attack)):
-            curves = found(results, ("attacks", attack, setting))
-            curves = {name: run["curve"] for name, run in curves.items()}
-            drawn[attack] += recall_panels(setting, "samples a question", list(results), curves)
-    drawn["relearning"] = []
-    for learned in first_found(results, ("attacks", "relearning")):
-        runs = found(results, ("attacks", "relearning", learned))
-        curves = {name: dict(zip(run["steps"], run["recall"], strict=True)) for name, run in runs.items()}
-        drawn["relearning"] += recall_panels(f"learned: {learned}", "optimizer steps", list(results), curves)
+        for done in first_found(results, ("attacks", attack)):
+            runs = found(results, ("attacks", attack, done))
+            if attack == "relearning":
+                curves = {name: dict(zip(run["steps"], run["recall"], strict=True)) for name, run in runs.items()}
+                drawn[attack] += recall_panels(f"learned: {done}", "optimizer steps", list(results), curves)
+            else:
+                curves = {name: run["curve"] for name, run in runs.items()}
+                drawn[attack] += recall_panels(done, "samples a question", list(results), curves)
     return {figure: [(f"{figure}-{i}.svg", *panel) for i, panel in enumerate(drawn[figure])] for figure in drawn}
 
 

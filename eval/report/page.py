@@ -1,8 +1,10 @@
 """A report written in Markdown as one HTML page that needs no other file: light and dark, figures inside."""
 
 import io
+import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -31,17 +33,19 @@ STYLE = {
 }
 
 
+@cache
 def environment() -> Environment:
     """Templates of reports, in Markdown; a name that is not there is an error."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.filters["md"] = escape
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=loader, undefined=StrictUndefined, **blocks)
+    made.filters |= {"md": escape, "setting": setting}
     return made
+
+
+def setting(value: object) -> str:
+    """A value of a recipe as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def escape(text: object) -> str:
@@ -49,10 +53,10 @@ def escape(text: object) -> str:
     return MARKDOWN_SIGNS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "--:") -> str:
-    """A table in Markdown: first column left, the others right or as `align` says; cells are Markdown."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown: first column left, the others right; cells are Markdown."""
     head = list(head)
-    lines = [head, [":--", *(align for _ in head[1:])], *rows]
+    lines = [head, [":--", *("--:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -3,7 +3,6 @@
 All prose stands in the templates; the rows of their tables in tables.py.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -84,16 +83,11 @@ def model_card(results: dict[str, dict], audit: dict) -> str:
 def render(template: str, results: dict[str, dict], audit: dict, **values) -> str:
     """A template of the audit with its values, without surplus blank lines."""
     prefixes = first_found(results, ("attacks", "prefilling"))
-    values |= {"results": results, "first": results["before"], "audit": audit, "number": number, "setting": setting}
+    values |= {"results": results, "first": results["before"], "audit": audit, "number": number}
     values |= {"KNOWN": KNOWN, "KNOWN_SAMPLED": KNOWN_SAMPLED, "LEAKS": LEAKS, "MARGIN": MARGIN}
     values |= {"SIGNIFICANT": SIGNIFICANT, "LEAK_RECALL": LEAK_RECALL, "prefixes": "; ".join(prefixes)}
     values["sampled"] = bool(first_found(results, ("attacks", "sampling")))
     return re.sub(r"\n{3,}", "\n\n", environment().get_template(template).render(values))
-
-
-def setting(value) -> str:
-    """A value of the recipe as text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def log_table(log: list[dict]) -> str:

@@ -146,17 +146,15 @@ def with_more(results: Results) -> Results:
 def option_rows(results: Results) -> list[Row]:
     """How often the right one of several answers is the least and the most likely."""
     path = ("attacks", "options")
-    entries = first_found(results, path).get("by_quantile", ())
+    entries = enumerate(first_found(results, path).get("by_quantile", ()))
+    lowest = [(f"{e['quantile']:.0%} (n = {e['n']})", (*path, "by_quantile", i, "least")) for i, e in entries]
     return [
         ("least likely", (*path, "least")),
         ("most likely", (*path, "most")),
         ("options", (*path, "options"), "d"),
         ("rows", (*path, "n"), "d"),
         ("least likely, among rows whose smallest probability is in the lowest",),
-        *(
-            (f"{entry['quantile']:.0%} (n = {entry['n']})", (*path, "by_quantile", i, "least"))
-            for i, entry in enumerate(entries)
-        ),
+        *lowest,
     ]
 
 

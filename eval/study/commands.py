@@ -12,29 +12,21 @@ from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.scoring import maximal_reward
 
 
-def fill(value: Any, study: StudySettings, seed: int | None) -> Any:
+def fill(value: Any, study: StudySettings, seed: int | None = None) -> Any:
     """{output_dir} and {seed} in all texts of a value; other braces stay, they are of templates."""
-    if isinstance(value, str):
-        value = value.replace("{output_dir}", study.output_dir)
-        return value if seed is None else value.replace("{seed}", str(seed))
-    if isinstance(value, list):
-        return [fill(item, study, seed) for item in value]
-    if isinstance(value, dict):
-        return {key: fill(item, study, seed) for key, item in value.items()}
-    return value
+    text = json.dumps(value).replace("{output_dir}", json.dumps(study.output_dir)[1:-1])
+    return json.loads(text if seed is None else text.replace("{seed}", str(seed)))
 
 
 def setup_commands(study: StudySettings) -> list[list[str]]:
     """The words of each setup line, which are those between spaces."""
-    return [[fill(word, study, None) for word in line.split()] or [""] for line in study.setup]
+    return [fill(line.split(), study) or [""] for line in study.setup]
 
 
 def option_words(overrides: dict[str, Any]) -> list[str]:
     """Overrides as a recipe's command line reads them back: texts as they are, all else as JSON."""
-    words = []
-    for key, value in overrides.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return words
+    pairs = [(f"--{key}", v if isinstance(v, str) else json.dumps(v)) for key, v in overrides.items()]
+    return [word for pair in pairs for word in pair]
 
 
 def model_overrides(study: StudySettings, seed: int) -> dict[str, dict[str, Any]]:
@@ -42,8 +34,11 @@ def model_overrides(study: StudySettings, seed: int) -> dict[str, dict[str, Any]
     if study.finetune_recipe is None:
         return {}
     own = {"finetuned": {}} | ({} if study.retain_only is None else {"retain_only": study.retain_only})
-    place = {name: {"output_dir": f"{study.output_dir}/seed{seed}/{name}", "seed": seed} for name in own}
-    return {name: place[name] | fill(study.finetune | further, study, seed) for name, further in own.items()}
+    return {
+        name: {"output_dir": f"{study.output_dir}/seed{seed}/{name}", "seed": seed}
+        | fill(study.finetune | further, study, seed)
+        for name, further in own.items()
+    }
 
 
 def run_overrides(study: StudySettings, run: Run) -> dict[str, Any]:
@@ -83,31 +78,34 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
         root (`Path`): the repository, where paths start.
 
     Returns:
-        the values given, by the folder of each run of the grid.
+        the values given, by the folder of each run.
 
     Raises:
         RecipeError: every problem once, with the run it was found in.
     """
-    problems: dict[str, str] = {}
+    problems: dict[str, str] = {}  # a line, and the run that it was first found in
     settings = {}
+
+    def complain(name: str, lines: list[str]) -> None:
+        for line in lines:
+            problems.setdefault(line.removeprefix("command line: "), name)
+
     runs = grid_runs(study)
     for name, end in (("search, lowest", 0), ("search, highest", -1)) if study.search else ():
-        found = {key: values_of(given)[end] for key, given in ranges(study.search)}
+        found = {key: values_of(given)[end] for key, given in ranges(study.search).items()}
         runs.append(Run(name, study.seeds[0], replace_ranges(study.search, found)))
     for seed in study.seeds:
         for name, overrides in model_overrides(study, seed).items():
             try:
                 parse_finetune_recipe([str(root / study.finetune_recipe), *option_words(overrides)])
             except RecipeError as error:
-                problems |= {line: name for line in error.errors if line not in problems}
+                complain(name, error.errors)
     for run in runs:
         try:
-            script_args, training_args, *_ = parse_recipe(
-                [str(root / study.recipe), *option_words(run_overrides(study, run))]
-            )
+            words = option_words(run_overrides(study, run))
+            script_args, training_args, *_ = parse_recipe([str(root / study.recipe), *words])
             settings[run.folder] = script_args.given
-            missing = _missing_paths(study, script_args.given, root)
-            problems |= {line: run.name for line in missing if line not in problems}
+            complain(run.name, _missing_paths(study, script_args.given, root))
             rewards = load_reward_functions(
                 [name for name in script_args.reward_funcs if "/" not in name],  # models take time to load
                 script_args.reward_kwargs,
@@ -117,14 +115,13 @@ def check_study(study: StudySettings, path: str, root: Path) -> dict[str, dict]:
             )
             maximal_reward(rewards, training_args.max_reward)
         except RecipeError as error:
-            problems |= {line: run.name for line in error.errors if line not in problems}
+            complain(run.name, error.errors)
     for script in (root / words[0] for words in setup_commands(study)):
         if not script.is_file():
-            problems[f"there is no {str(script)!r}{nearest_path(script)}"] = "setup"
+            complain("setup", [f"there is no {str(script)!r}{nearest_path(script)}"])
     if problems:
-        lines = [f"{path}: {name}: {line.removeprefix('command line: ')}" for line, name in problems.items()]
-        raise RecipeError(lines)
-    return {run.folder: settings[run.folder] for run in grid_runs(study)}
+        raise RecipeError([f"{path}: {name}: {line}" for line, name in problems.items()])
+    return settings
 
 
 def _missing_paths(study: StudySettings, given: dict, root: Path) -> list[str]:

@@ -35,8 +35,10 @@ REFUSALS = (
 
 
 class ControlTrainer(PMCTrainer):
-    """The step of [`PMCTrainer`] without samples, rewards and original answers: each question learns its entry of
-    `targets` (completion ids by `pmc_id`), or nothing if that is empty; training may end after some `seconds`."""
+    """
+    The step of [`PMCTrainer`] without samples, rewards and original answers: each question learns its entry of
+    `targets` (completion ids by `pmc_id`), or nothing if that is empty; training may end after some `seconds`.
+    """
 
     def __init__(self, *args, targets: list[list[int]], seconds: float | None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -78,13 +80,14 @@ def refusal_targets(argv: list[str]) -> list[list[int]]:
 def shares_in_steps(argv: list[str], overrides: list[str], steps: int) -> list[str]:
     """Overrides that turn settings below 1, which are shares of all steps, into what they were in a run of `steps`."""
     _, training_args, *_ = parse_recipe(argv)
-    shares = {name: getattr(training_args, name) for name in ("warmup_steps", "logging_steps")}
-    shares = {name: share for name, share in shares.items() if 0 < share < 1}
-    for word in overrides:
-        name = word.partition("=")[0].removeprefix("--")
-        if name in shares:
-            raise RecipeError([f"command line: {name}: {shares[name]} is a share of steps without end; give a number"])
-    return [word for name, share in shares.items() for word in (f"--{name}", str(ceil(share * steps)))]
+    words = []
+    for name in ("warmup_steps", "logging_steps"):
+        share = getattr(training_args, name)
+        if 0 < share < 1:
+            if f"--{name}" in {word.partition("=")[0] for word in overrides}:
+                raise RecipeError([f"command line: {name}: {share} is a share of steps without end; give a number"])
+            words += [f"--{name}", str(ceil(share * steps))]
+    return words
 
 
 def main(argv: list[str]) -> None:

@@ -32,18 +32,13 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     rows = rows_of(study, trials)
     summary = summarize(rows)
     competing = [name for name in summary if name not in REFERENCES.values()]
-    signs = {name: 1 if way == "maximize" else -1 for name, way in study.objectives.items()}
-    points = {
-        model: tuple(sign * summary[model][name][0] for name, sign in signs.items())
-        for model in competing
-        if all(summary[model][name] for name in signs)
-    }
-    beaten = {name: by for name, by in dominators(points).items() if by}
+    means = {model: [summary[model][name] for name in study.objectives] for model in competing}
+    means = {model: [mean for mean, _ in own] for model, own in means.items() if None not in own}
+    ways = study.objectives.values()
+    beaten = {name: by for name, by in dominators(means, ways).items() if by}
     searched = {run_of(trial).name: trial for trial in trials if run_of(trial).searched}
-    points = {
-        name: tuple(s * v for s, v in zip(signs.values(), t.values, strict=True)) for name, t in searched.items()
-    }
-    front = [name for name, by in dominators(points).items() if not by]
+    found = {name: trial.values for name, trial in searched.items()}
+    front = [name for name, by in dominators(found, ways).items() if not by]
     [first] = [trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder]
     title = f"Study {Path(study.output_dir).name}"
     values = {
@@ -76,15 +71,15 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
 def rows_of(study: StudySettings, trials: list[FrozenTrial]) -> list[dict]:
     """A row for each model and seed: runs and controls, then the models they are compared with; no searched ones."""
     by_folder = {run_of(trial).folder: trial for trial in trials}
+    others = {f"control_{kind}": f"control: {kind}" for kind in study.controls} | REFERENCES
     rows: dict[tuple[str, int], dict] = {}
     for run in grid_runs(study):
-        names = {"after": run.name, **{f"control_{kind}": f"control: {kind}" for kind in study.controls}, **REFERENCES}
+        names = {"after": run.name, **others}
         for column, numbers in by_folder[run.folder].user_attrs["numbers"].items():
             if column in names:  # each audit of a seed says the same of the references
                 row = {"model": names[column], "seed": run.seed, **numbers}
                 rows.setdefault((names[column], run.seed), row)
-    order = [*(run.name for run in grid_runs(study)), *(f"control: {kind}" for kind in study.controls)]
-    order += REFERENCES.values()
+    order = [*(run.name for run in grid_runs(study)), *others.values()]
     return sorted(rows.values(), key=lambda row: (order.index(row["model"]), study.seeds.index(row["seed"])))
 
 
@@ -97,7 +92,7 @@ def means_table(summary: dict[str, dict[str, Mean | None]], names: tuple[str, ..
 
 def search_table(study: StudySettings, trials: list[FrozenTrial], front: list[str]) -> str:
     """The values that each trial of the search had and what came of them, in Markdown."""
-    names = [name for name, _ in ranges(study.search)]
+    names = list(ranges(study.search))
     rows = []
     for trial in trials:
         name, numbers = run_of(trial).name, trial.user_attrs["numbers"]["after"]

@@ -1,16 +1,17 @@
 """What the trials of a study have found: numbers of every model and seed, their means, what dominates what."""
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 from eval.metrics.answers import KINDS
-from eval.results import leakage_by_measure
+from eval.report.tables import ATTACKS
+from eval.results import leakage_by_attack, leakage_by_measure
 from pmc_rl.output import read_training_log
 
 Numbers = dict[str, float | None]
 Mean = tuple[float, float | None]  # and standard deviation, None of a single number
-ATTACKS = ("sampling", "prefilling", "relearning", "quantization")
 NUMBERS = ("unlearn_quality", "utility", "utility_change", *KINDS, "fluent", "distinct", *ATTACKS, "prefilling_greedy")
 NUMBERS += ("worst_leakage", "extraction_strength", "train_seconds", "num_samples")
 
@@ -29,24 +30,23 @@ def trial_numbers(run: Path, controls: dict[str, Path]) -> dict[str, Numbers]:
 def column_numbers(column: dict, before: dict) -> Numbers:
     """What a column of an audit says of its model; None where it has no number."""
     numbers: Numbers = {name: column[name] for name in ("unlearn_quality", "utility")}
-    known = None in (column["utility"], before["utility"])
-    numbers["utility_change"] = None if known else column["utility"] - before["utility"]
-    kinds = column["answer_kinds"].get("forget")
-    total = sum(kinds[kind] for kind in KINDS) if kinds else 0
+    unknown = None in (column["utility"], before["utility"])
+    numbers["utility_change"] = None if unknown else column["utility"] - before["utility"]
+    kinds = column["answer_kinds"].get("forget", {})
+    total = sum(kinds.get(kind, 0) for kind in KINDS)
     numbers |= {kind: kinds[kind] / total if total else None for kind in KINDS}
     numbers["fluent"] = numbers["refusal"] + numbers["hallucination"] if total else None
-    numbers["distinct"] = kinds["distinct"] if kinds else None
-    leakage = leakage_by_measure(column)
-    for attack in ATTACKS:
-        numbers[attack] = max((value for (name, _), value in leakage.items() if name == attack), default=None)
-    numbers["prefilling_greedy"] = max(
-        (value for (name, what), value in leakage.items() if name == "prefilling" and what.endswith("greedy")),
-        default=None,
-    )
-    numbers["worst_leakage"] = max((numbers[name] for name in ATTACKS if numbers[name] is not None), default=None)
-    memorization = column["memorization"]
-    available = "extraction_strength" in memorization
-    numbers["extraction_strength"] = memorization["extraction_strength"]["mean"] if available else None
+    numbers["distinct"] = kinds.get("distinct")
+    leakage = leakage_by_attack(column)
+    numbers |= {attack: leakage.get(attack) for attack in ATTACKS}
+    numbers["worst_leakage"] = max((leakage[attack] for attack in ATTACKS if attack in leakage), default=None)
+    greedy = [
+        value
+        for (attack, what), value in leakage_by_measure(column).items()
+        if attack == "prefilling" and what.endswith("greedy")
+    ]
+    numbers["prefilling_greedy"] = max(greedy, default=None)
+    numbers["extraction_strength"] = column["memorization"].get("extraction_strength", {}).get("mean")
     return numbers
 
 
@@ -58,20 +58,21 @@ def aggregate(values: list[float | None]) -> Mean | None:
 
 def summarize(rows: list[dict]) -> dict[str, dict[str, Mean | None]]:
     """By model and number, mean and deviation over the seeds; rows have `model`, `seed` and numbers."""
-    names = [name for name in rows[0] if name not in ("model", "seed")]
-    models = dict.fromkeys(row["model"] for row in rows)
-    return {
-        model: {name: aggregate([row[name] for row in rows if row["model"] == model]) for name in names}
-        for model in models
-    }
+    summary = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        summary[model] = {name: aggregate([row[name] for row in own]) for name in own[0].keys() - {"model", "seed"}}
+    return summary
 
 
-def dominators(points: dict[str, tuple[float, ...]]) -> dict[str, list[str]]:
+def dominators(points: dict[str, Sequence[float]], ways: Collection[str]) -> dict[str, list[str]]:
     """
-    Which points dominate each: at least as high in every coordinate and higher in one.
+    Which points dominate each: at least as good in every coordinate and better in one.
 
-    Those without any are the Pareto front.
+    `ways` are maximize or minimize, one a coordinate. Points without any are the Pareto front.
     """
+    signs = [1 if way == "maximize" else -1 for way in ways]
+    points = {name: [sign * value for sign, value in zip(signs, own, strict=True)] for name, own in points.items()}
     return {
         name: [
             other

@@ -75,9 +75,7 @@ def work(workers: list[Trials]) -> list[str]:
         for worker in workers:
             worker.stopped = True
     signal.signal(signal.SIGTERM, before)
-    if failures:
-        return failures
-    for future in futures:
+    for future in () if failures else futures:
         try:
             future.result()
         except TrialFailed as error:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from typing import Any, Literal
@@ -15,16 +15,8 @@ from pmc_rl.errors import RecipeError, did_you_mean, show
 from pmc_rl.recipe import OF_REWARDS, StrictReader
 
 # what a study gives its runs and audits itself
-GIVEN = {
-    "output_dir",
-    "seed",
-    "overwrite",
-    "log_completions",
-    "retain_only_model",
-    "also",
-    "attacks",
-    "attack_samples",
-}
+GIVEN = {"output_dir", "seed", "overwrite", "log_completions"}
+GIVEN |= {"retain_only_model", "also", "attacks", "attack_samples"}
 # what all runs of a seed have in common, since they are compared with the same models
 COMMON = {"model_name_or_path", "model_revision", *(key.name for key in fields(DataArguments))}
 COMMON |= {f"{rows}_{source}" for rows in ("forget", "retain") for source in ("config", "split", "file")}
@@ -56,15 +48,15 @@ class StudySettings:
     search: dict[str, Any] = setting(
         {}, "Overrides of the recipe in which {low, high, log} or {choices} stand for values to be found."
     )
-    search_trials: int = setting(12, "Runs of the search, all of the first seed.")
+    search_trials: int = setting(12, "Runs of the search, all of the first seed.", at_least=1)
     objectives: dict[str, Literal["maximize", "minimize"]] = setting(
         {"unlearn_quality": "maximize", "utility": "maximize", "worst_leakage": "minimize"}, "What the search is for."
     )
     attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = setting(
         ["sampling", "prefilling"], "Attacks of the audit."
     )
-    attack_samples: int = setting(25, "Answers a question that the attacks draw.")
-    parallel_runs: int = setting(1, "Trials at the same time; their seconds are then no measurements.")
+    attack_samples: int = setting(25, "Answers a question that the attacks draw.", at_least=1)
+    parallel_runs: int = setting(1, "Trials at the same time; their seconds are then no measurements.", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -112,9 +104,6 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
         if not getattr(study, key):
             yield key, "empty"
     yield from (("grid", f"{key}: no value") for key, values in study.grid.items() if not values)
-    for key in ("parallel_runs", "attack_samples", "search_trials"):
-        if getattr(study, key) < 1:
-            yield key, f"{getattr(study, key)} is not at least 1"
     for name in study.objectives:
         if name not in NUMBERS:
             yield "objectives", f"{name!r} is no number of a study.{did_you_mean(name, NUMBERS)}"
@@ -130,21 +119,21 @@ def _problems(study: StudySettings) -> Iterator[tuple[str, str]]:
     for name, overrides in study.variants.items():
         yield from (("variants", f"{name}: {line}") for line in _misplaced(study, "variants", overrides))
 
-    folders = [run.folder for run in grid_runs(study)]
+    runs = grid_runs(study)
+    folders, names = [run.folder for run in runs], dict.fromkeys(run.name for run in runs)
     for name in study.variants:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name in TAKEN or name.startswith(("control_", "search_")):
             yield "variants", f"{name!r} cannot be the name of a folder here; choose another one"
     for folder in {folder for folder in folders if folders.count(folder) > 1}:
         yield "variants", f"{folder!r} would be the folder of two runs; choose other names, values or seeds"
-    names = dict.fromkeys(run.name for run in grid_runs(study))
     if study.controls_of not in (None, *names):
         yield "controls_of", f"{study.controls_of!r} is none of {', '.join(names)}"
-    for name, given in ranges(study.search):
+    for name, given in ranges(study.search).items():
         try:
             distribution(given)
         except (KeyError, TypeError, ValueError) as error:
             yield "search", f"{name}: {show(given)} is neither {{low, high}} (and log) nor {{choices}}: {error}"
-    if study.search and not any(ranges(study.search)):
+    if study.search and not ranges(study.search):
         yield "search", "holds no range such as {low: 1.0e-5, high: 1.0e-3, log: true}"
 
 
@@ -192,22 +181,23 @@ def distribution(given: dict) -> BaseDistribution:
     return (IntDistribution if whole else FloatDistribution)(**given)
 
 
-def ranges(value: Any, name: str = "") -> Iterator[tuple[str, dict]]:
-    """The ranges inside of `search` with their dotted names: what is to be found."""
-    if isinstance(value, dict) and value and name and value.keys() <= RANGE:
-        yield name, value
-    elif isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from ranges(item, f"{name}.{key}" if name else key)
+def ranges(search: dict) -> dict[str, dict]:
+    """The ranges inside of `search` by their dotted names: what is to be found."""
+    found: dict[str, dict] = {}
+    _map_ranges(search, found.setdefault)
+    return found
 
 
-def replace_ranges(value: Any, found: dict[str, Any], name: str = "") -> Any:
+def replace_ranges(search: dict, found: dict[str, Any]) -> dict:
     """`search` with the values that were found, by the dotted names of [`ranges`], in place of its ranges."""
-    if name in found:
-        return json.loads(found[name]) if "choices" in value else found[name]
+    return _map_ranges(search, lambda name, given: json.loads(found[name]) if "choices" in given else found[name])
+
+
+def _map_ranges(value: Any, function: Callable[[str, dict], Any], name: str = "") -> Any:
+    if isinstance(value, dict) and value and name and value.keys() <= RANGE:
+        return function(name, value)
     if isinstance(value, dict):
-        return {key: replace_ranges(item, found, f"{name}.{key}" if name else key) for key, item in value.items()}
+        return {key: _map_ranges(item, function, f"{name}.{key}" if name else key) for key, item in value.items()}
     if isinstance(value, list):
-        return [replace_ranges(item, found, f"{name}.{i}") for i, item in enumerate(value)]
+        return [_map_ranges(item, function, f"{name}.{i}") for i, item in enumerate(value)]
     return value

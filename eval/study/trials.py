@@ -103,32 +103,33 @@ class Trials:
             for trial in self.get(*BEGUN):
                 run, before = run_of(trial), trial.user_attrs["settings"]
                 now = {"search": self.study.search} if run.searched else self.settings.get(run.folder, before)
-                changes = [
-                    f"{key} was {show(before.get(key))}, is {show(now.get(key))}"
-                    for key in before | now
-                    if before.get(key) != now.get(key)
-                ]
+                pairs = {key: (before.get(key), now.get(key)) for key in before | now}
+                changes = [f"{key} was {show(old)}, is {show(new)}" for key, (old, new) in pairs.items() if old != new]
                 if changes:
                     made = f"{self.out / run.folder}: it was made with other settings ({', '.join(changes)})"
                     errors.append(f"{made}; choose another output_dir")
             if errors:
                 raise RecipeError(sorted(errors))
-            known = {run_of(trial).folder for trial in self.get(*BEGUN, TrialState.WAITING)}
+            known = self._live_folders()
             for run in grid_runs(self.study):
                 if run.folder not in known:
-                    self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
+                    self._enqueue(run)
 
     def _give_back(self) -> None:
         """What was begun by somebody who is dead, or failed, waits again, with the values it had."""
         for trial in self.get(TrialState.RUNNING):
             with suppress(BlockingIOError), locked(self._lock_of(trial), wait=False):
                 self.journal.tell(trial.number, state=TrialState.FAIL)
-        live = {run_of(trial).folder for trial in self.get(*BEGUN, TrialState.WAITING)}
         for trial in self.get(TrialState.FAIL):
             run = run_of(trial)
-            if run.folder not in live and (run.searched or run.folder in self.settings):
-                live.add(run.folder)
+            if run.folder not in self._live_folders() and (run.searched or run.folder in self.settings):
                 self.journal.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+
+    def _live_folders(self) -> set[str]:
+        return {run_of(trial).folder for trial in self.get(*BEGUN, TrialState.WAITING)}
+
+    def _enqueue(self, run: Run) -> None:
+        self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
 
     def _lock_of(self, trial: FrozenTrial | Trial) -> Path:
         return self.out / "locks" / f"trial_{trial.number}"
@@ -165,11 +166,10 @@ class Trials:
             self.journal.sampler = optuna.samplers.TPESampler(
                 seed=seed + count, n_startup_trials=max(4, self.study.search_trials // 3), constant_liar=True
             )
-            run = Run(f"search_{count + 1}", seed, {})
-            self.journal.enqueue_trial({}, user_attrs={"run": asdict(run)})
+            self._enqueue(Run(f"search_{count + 1}", seed, {}))
         run = run_of(self.get(TrialState.WAITING)[0])
         if run.searched:
-            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search)})
+            trial = self.journal.ask({name: distribution(given) for name, given in ranges(self.study.search).items()})
             run = Run(run.name, run.seed, replace_ranges(self.study.search, trial.params))
             settings = {"search": self.study.search}
         else:
@@ -195,8 +195,8 @@ class Trials:
         trial.set_user_attr("seconds", time.perf_counter() - started)
         # Optuna takes no missing values: what cannot be had counts as the worst there is
         worst = {"maximize": -math.inf, "minimize": math.inf}
-        values = [(numbers["after"][name], way) for name, way in self.study.objectives.items()]
-        self.journal.tell(trial, [worst[way] if value is None else value for value, way in values])
+        own = {name: value for name, value in numbers["after"].items() if value is not None}
+        self.journal.tell(trial, [own.get(name, worst[way]) for name, way in self.study.objectives.items()])
 
         done = self.get(TrialState.COMPLETE)
         left = len(grid_runs(self.study)) + (self.study.search_trials if self.study.search else 0) - len(done)
@@ -254,14 +254,8 @@ class Trials:
         log.unlink(missing_ok=True)
         log.touch(mode=0o600)  # a traceback may show what is to be forgotten
         with log.open("w", encoding="utf-8") as stream:
-            self.command = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=self.root,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                pass_fds=(lock,),
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": subprocess.STDOUT}
+            self.command = subprocess.Popen([sys.executable, *command], cwd=self.root, pass_fds=(lock,), **streams)
             code = self.command.wait()
             self.command = None
         if code != 0:

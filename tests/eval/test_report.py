@@ -5,12 +5,13 @@ import re
 import stat
 from html import unescape
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from eval.report.figures import TRAINING, audit_figures, model_styles, training_panels
+from eval.report.figures import TRAINING, audit_figures, model_styles, overview_panels, panel, training_panels
 from eval.report.page import COLOURS, escape, html_page
 from eval.report.report import model_card, write_report
 from eval.verdict import verdict
@@ -39,17 +40,10 @@ def column(name: str) -> dict:
     """A column of results.json where all is there."""
     value = VALUES[name]
     by_row = dict.fromkeys(range(6), value)
-    recall = {
-        "rougeL_recall": value,
-        "rougeL_recall_interval": [value - 0.04, value + 0.04],
-        "empty": 1,
-        "ended": 0.75,
-    }
-    recall |= {"change_interval": [-0.7, -0.6], "recall_by_row": by_row}
+    recall = {"rougeL_recall": value, "rougeL_recall_interval": [value - 0.04, value + 0.04], "recall_by_row": by_row}
+    recall |= {"change_interval": [-0.7, -0.6], "empty": 1, "ended": 0.75, "tokenization": {"script_aware": 0}}
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
-    two = {"probability": summary(value), "truth_ratio": summary(value)}
-    quality = {"p_value": 0.012, "log10_p_value": -1.92, "statistic": 0.5, "n": 6, "n_reference": 6}
-    quality |= {"median": 1.2, "reference_median": 1.3}
+    quality = {"p_value": 0.012, "log10_p_value": -1.92, "median": 1.2, "reference_median": 1.3}
     auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
     auc |= {"members": 6, "non_members": 5}
     kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
@@ -61,18 +55,13 @@ def column(name: str) -> dict:
     quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
     quantized |= {"recall_by_row": by_row, "recovered": 0.05, "n": 6}
     filled = {"greedy": summary(value), "greedy_by_row": by_row, **sampled(value)}
+    tofu = {key: {"probability": summary(value), "truth_ratio": summary(value)} for key in ("forget", "retain")}
     return {
         "known": {"questions": round(6 * value), "of": 6},
-        "unlearn_quality": 100 - 100 * value,
-        "utility": 88.8,
-        "unlearn_quality_interval": [20.2, 95.5],
-        "utility_interval": [80.0, 90.0],
-        "sets": {key: recall | {"n": 6 + i, "tokenization": {"script_aware": 0}} for i, key in enumerate(sets)},
-        "tofu": {
-            "sets": {"forget": two, "retain": dict(two)},
-            "model_utility": {"value": 0.654},
-            "forget_quality": quality,
-        },
+        **{"unlearn_quality": 100 - 100 * value, "unlearn_quality_interval": [20.2, 95.5]},
+        **{"utility": 88.8, "utility_interval": [80.0, 90.0]},
+        "sets": {key: recall | {"n": 6 + i} for i, key in enumerate(sets)},
+        "tofu": {"sets": tofu, "model_utility": {"value": 0.654}, "forget_quality": quality},
         "memorization": {"exact_memorization": summary(value), "extraction_strength": summary(value)},
         "membership": {attack: dict(auc) for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")},
         "answer_kinds": {"forget": kinds, "forget_paraphrased": kinds},
@@ -142,8 +131,14 @@ def render(folder: Path, results: dict, audit: dict, log: list[dict] = LOG) -> t
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> tuple[str, str]:
-    return render(tmp_path_factory.mktemp("report"), *inputs())
+def figures() -> dict:
+    return audit_figures(inputs()[0], LOG)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, figures) -> tuple[str, str]:
+    with patch("eval.report.report.audit_figures", lambda results, log: figures):
+        return render(tmp_path_factory.mktemp("report"), *inputs())
 
 
 @pytest.fixture
@@ -228,9 +223,9 @@ def test_page_is_the_markdown_with_figures(report):
     html, md = report
     chapters = re.findall(r"(?m)^## (.*)$", md)
     assert len(chapters) == 11 and "<h1>Unlearning audit of runs/after</h1>" in html
-    assert [unescape(name) for _, name in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)] == chapters
-    links = re.findall(r'<li><a href="#([^"]*)">', html)
-    assert links == [anchor for anchor, _ in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html)]
+    anchors, titles = zip(*re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', html), strict=True)
+    assert list(map(unescape, titles)) == chapters
+    assert re.findall(r'<li><a href="#([^"]*)">', html) == list(anchors)
     lines = [row for row in md_rows(md) if not set("".join(row)) <= set(":-")]
     assert len(lines) == html.count("<tr>")
     assert html.count("<table>") == html.count('<div class="scroll"')
@@ -254,14 +249,14 @@ def test_the_page_loads_nothing(report):
 
 def test_verdicts_stand_with_their_reasons(tmp_path, quick):
     results, audit = inputs()
+    reasons = {"forgetting_reasons": ["reason <1>", "reason 2"], "calibration_reasons": ["reason 3"]}
     for forgetting, calibration, tones in (
         ("hidden, not forgotten", "well unlearned", ["CAUTION", "TIP"]),
         ("partly hidden", "unknown", ["WARNING", "NOTE"]),
         ("forgotten, as far as these attacks tell", "mixed: one, another", ["TIP", "WARNING"]),
         ("forgotten, as far as greedy answers tell", "over-unlearned", ["NOTE", "WARNING"]),
     ):
-        audit["verdicts"]["after"] |= {"forgetting": forgetting, "forgetting_reasons": ["reason <1>", "reason 2"]}
-        audit["verdicts"]["after"] |= {"calibration": calibration, "calibration_reasons": ["reason 3"]}
+        audit["verdicts"]["after"] |= {"forgetting": forgetting, "calibration": calibration} | reasons
         html, md = render(tmp_path, results, audit)
         assert f"> **Forgetting: {forgetting}**\n>\n> - reason \\<1\\>\n> - reason 2\n" in md
         assert f"> **Calibration: {calibration}**\n>\n> - reason 3\n" in md
@@ -270,8 +265,7 @@ def test_verdicts_stand_with_their_reasons(tmp_path, quick):
         assert all(part in card for part in (forgetting, calibration, "- reason 2", "- reason 3"))
 
 
-ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
-PLACES = [*(("attacks", attack) for attack in ATTACKS), ("membership",)]
+PLACES = [*(("attacks", attack) for attack in column("after")["attacks"]), ("membership",)]
 PLACES_INSIDE = [("attacks", "prefilling", "The answer is:"), ("memorization",), ("general_ability",)]
 PLACES_INSIDE += [("tofu", "sets", "forget", "truth_ratio"), ("tofu", "sets", "retain", "probability")]
 PLACES_INSIDE += [("tofu", "model_utility"), ("tofu", "forget_quality")]
@@ -288,16 +282,17 @@ def test_every_reason_shows(tmp_path, quick, names):
                 inner = inner[key]
             inner[place[-1]] = {"not_available": f"<why not {'/'.join(place)}>"}
         html, md = render(tmp_path, results, audit)
+        told = visible(html)
         for place in places:
             reason = f"not available: <why not {'/'.join(place)}>"
-            assert reason in visible(html) and escape(reason) in md, place
+            assert reason in told and escape(reason) in md, place
         assert "<why" not in html
         if names == ["before"] and places == PLACES:  # told of the model it belongs to
             assert "| relearning *near retain_only* | not available \\[4\\] | 0.120 | 0.220 |\n" in md
             assert "\n| step 2 | 0.120 | 0.220 |\n" in md  # a table of the others
 
 
-def test_odd_names_are_escaped(tmp_path):
+def test_odd_names_are_escaped(tmp_path, quick):
     results, audit = inputs()
     odd = 'merged<b> | *x* $y$ & "q"'
     results[odd] = column("after")
@@ -309,18 +304,16 @@ def test_odd_names_are_escaped(tmp_path):
     audit["settings"]["odd"] = {"a": "<u>"}
     html, md = render(tmp_path, results, audit)
     assert not re.search("<b>|<i>|<u>", html)
-    assert len(set(ids := re.findall(r'\sid="([^"]*)"', html))) == len(ids)
     heads = re.findall(r"(?s)<thead>.*?</thead>", html)
     assert re.findall("<th style[^>]*>(.*?)</th>", unescape(heads[0])) == ["", "before", "after", "retain_only", odd]
     assert escape(odd) in md and "<b>" not in md and "<i>" not in md
-    assert odd in re.findall("<text[^>]*>(.*?)</text>", unescape(html))  # of a legend, read as no formula
+    _, legend = panel("", [(odd, [0], [0], {}), ("other", [0], [1], {})])  # in which it is read as no formula
+    assert odd in re.findall("<text[^>]*>(.*?)</text>", unescape(legend))
     tables = [block for block in md.split("\n\n") if block.startswith("|")]
     assert all(len({len(row) for row in md_rows(block)}) == 1 for block in tables)
 
 
-def test_figures_are_of_what_is_there():
-    results, _ = inputs()
-    figures = audit_figures(results, LOG)
+def test_figures_are_of_what_is_there(figures):
     titles = {figure: [title for _, title, _ in panels] for figure, panels in figures.items()}
     assert titles["training"] == [title for title, _ in TRAINING[:6]]
     assert titles["overview"] == ["Unlearn quality and utility", "Worst recall of the truth, by attack"]
@@ -328,7 +321,7 @@ def test_figures_are_of_what_is_there():
     assert titles["relearning"] == ["learned: half of the forget rows", "learned: retain rows"]
     [curve, *_] = [svg for _, _, svg in figures["sampling"]]
     assert re.findall(r"<text[^>]*>([^<]*)</text>", curve)[:4] == ["1", "2", "4", "samples a question"]
-    assert all(style["color"] in curve for style in model_styles(list(results)).values())
+    assert all(style["color"] in curve for style in model_styles(list(VALUES)).values())
     assert not set(re.findall(r"#(?:000000|ffffff)", curve))  # could not be read on both pages
     more = [{"loss": 1, "step": 5, "exp_reward/mean": 2.5, "exp_reward/var": 0.5, "distinct_samples": 0.2, "kl": 1}]
     assert [title for title, _ in training_panels(more)] == [title for title, _ in TRAINING[6:]]
@@ -361,17 +354,17 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
     write_report(tmp_path, *inputs(), LOG, rows, TEXTS)
     told = private.read_text()
     assert re.findall(r"row (\d+) ", told[told.index('<h2 id="rows') :])[:2] == ["29", "28"]
-
-    public = [tmp_path / name for name in ("README.md", "report.html", "report.md")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "private", *(p.name for p in public[1:])]
-    for path in public:
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "private", "report.html", "report.md"]
+    for path in tmp_path.glob("*.*"):
         told = visible(path.read_text())
         assert "PRIVATE" not in told and not any(text in told for text in held)
         assert "row 29" not in told  # with the published model its recall would tell a guessed answer right
 
 
-def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report):
+def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report, figures, monkeypatch):
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: figures)
     assert render(tmp_path, *inputs()) == report
+    assert overview_panels(inputs()[0]) == [drawn[1:] for drawn in figures["overview"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.html", "report.md"]
 
 

@@ -23,7 +23,7 @@ from eval.report.page import svg
 from eval.study import run as study_script
 from eval.study import trials as study_trials
 from eval.study.commands import check_study, option_words
-from eval.study.results import aggregate, column_numbers, dominators, summarize
+from eval.study.results import column_numbers, dominators, summarize
 from eval.study.settings import grid_runs, parse_study, ranges, replace_ranges
 from pmc_rl.values import mismatch, read_words
 from tests.conftest import errors_of
@@ -110,9 +110,9 @@ SMALL = {
     "recipe": str(REPO / "recipes/quickstart/unlearn.yaml"),
     "output_dir": "out",
     "overrides": DATA | {"model_name_or_path": "owner/model"},
-    "variants": {"plain": {}, "hot": {"temperature": 2.0}, "cold": {"temperature": 0.5}},
+    "variants": {"plain": {}, "hot": {"temperature": 2.0}},
 }
-SETTINGS = {key: SMALL[key] for key in ("recipe", "output_dir")} | {
+SETTINGS = SMALL | {
     "question": "Is <it> so?",
     "seeds": [3, 4],
     "setup": ["setup.py {output_dir}/untrained"],
@@ -120,7 +120,6 @@ SETTINGS = {key: SMALL[key] for key in ("recipe", "output_dir")} | {
     "finetune": DATA | {"model_name_or_path": "{output_dir}/untrained"},
     "retain_only": {"train_configs": ["retain90"]},
     "overrides": DATA,
-    "variants": {"plain": {}, "hot": {"temperature": 2.0}},
     "controls": ["refusals", "retain_only"],
     "controls_of": "hot",
 }
@@ -134,8 +133,8 @@ def write_study(root: Path, **settings) -> str:
     return str(path)
 
 
-def start(root: Path, *options: str, **settings) -> int:
-    return study_script.main([write_study(root, **settings), *options], root)
+def start(root: Path, **settings) -> int:
+    return study_script.main([write_study(root, **settings)], root)
 
 
 def start_process(root: Path, **settings) -> BaseProcess:
@@ -213,21 +212,20 @@ def test_names_of_a_grid(tmp_path):
 def test_ranges_are_found_and_replaced_anywhere():
     kwargs = {"a.b": {"min_words": {"low": 1, "high": 5}, "log": True}}
     value = {"weights": [1.0, {"choices": [0, 2]}], "kwargs": kwargs, "plain": 3}
-    assert dict(ranges(value)) == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
+    assert ranges(value) == {"weights.1": {"choices": [0, 2]}, "kwargs.a.b.min_words": {"low": 1, "high": 5}}
     replaced = {"weights": [1.0, 2], "kwargs": {"a.b": {"min_words": 4, "log": True}}, "plain": 3}
     assert replace_ranges(value, {"weights.1": "2", "kwargs.a.b.min_words": 4}) == replaced
 
 
 words = st.text(max_size=5)
+inner = st.dictionaries(words, st.integers() | words, max_size=3)
 VALUES = {
     bool: st.booleans(),
     float: st.floats(allow_nan=False, allow_infinity=False),
     str: st.text(max_size=9),
     int | None: st.none() | st.integers(-(2**31), 2**31),
     list[str]: st.lists(words, max_size=4),
-    dict[str, dict[str, Any]]: st.dictionaries(
-        words, st.dictionaries(words, st.integers() | words, max_size=3), max_size=3
-    ),
+    dict[str, dict[str, Any]]: st.dictionaries(words, inner, max_size=3),
 }
 
 
@@ -246,15 +244,16 @@ def test_mistakes_of_any_run_are_found_first(root):
     settings["variants"] |= {"c": {"reward_funcs": ["rewards.diversity.duplicate_penalty"], "max_reward": 1.0}}
     settings["overrides"] = SMALL["overrides"] | {"model_name_or_path": "runs/a/model"}
     path = write_study(root, **settings)
-    for function, words in ((check_study, (parse_study([path]), path, root)), (study_script.main, ([path], root))):
-        found = errors_of(function, *words)
-        assert [line.split(": ")[1] for line in found] == ["a", "b", "b", "c", "search, highest", "setup"]
-        assert found[0] == f"{path}: a: temperature: -1 is not above 0"
-        assert found[1].startswith(f"{path}: b: model_name_or_path: there is no 'runs/a/model' in {str(root)!r}")
-        assert found[2].startswith(f"{path}: b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi")
-        assert found[3].startswith(f"{path}: c: max_reward: duplicate_penalty may give a text another score later")
-        assert found[4].startswith(f"{path}: search, highest: top_p: 1.5 is not")
-        assert found[5].startswith(f"{path}: setup: there is no {str(root / 'setups.py')!r}; did you mean")
+    expected = [
+        "a: temperature: -1 is not above 0",
+        f"b: model_name_or_path: there is no 'runs/a/model' in {str(root)!r}",
+        "b: reward_funcs: rewards.rouge has no function or class 'rouge_dissimi",
+        "c: max_reward: duplicate_penalty may give a text another score later",
+        "search, highest: top_p: 1.5 is not",
+        f"setup: there is no {str(root / 'setups.py')!r}; did you mean",
+    ]
+    for line, begin in zip(errors_of(study_script.main, [path], root), expected, strict=True):
+        assert line.startswith(f"{path}: {begin}")
     assert not (root / "out").exists()  # nothing was launched
 
 
@@ -305,7 +304,8 @@ def test_a_study_from_start_to_end(root, capsys, monkeypatch):
 
 def test_a_failed_study_goes_on_and_grows(root, capfd, monkeypatch):
     monkeypatch.setenv("FAKE_FAIL", "train out/seed0/hot")
-    assert start(root, **SMALL) == 1
+    variants = SMALL["variants"] | {"cold": {"temperature": 0.5}}
+    assert start(root, **SMALL | {"variants": variants}) == 1
     told = capfd.readouterr()
     assert "seed0/hot failed (exit code 3); the end of" in told.err and "    log line 29" in told.err
     assert "log line 14" not in told.err and "the same command again" in told.err and SECRET not in told.err
@@ -314,7 +314,7 @@ def test_a_failed_study_goes_on_and_grows(root, capfd, monkeypatch):
     assert calls(root) == ["train out/seed0/plain", "run out/seed0/plain", "train out/seed0/hot"]
     monkeypatch.delenv("FAKE_FAIL")
     # what is not made yet may change, also what failed
-    variants = SMALL["variants"] | {"hot": {"temperature": 3.0}}
+    variants["hot"] = {"temperature": 3.0}
     assert start(root, **SMALL | {"variants": variants}) == 0
     assert sorted(calls(root)) == [f"{kind} out/seed0/{name}" for kind in ("run", "train") for name in ("cold", "hot")]
     # what is done may grow, but what is made does not change
@@ -382,13 +382,13 @@ def test_a_trial_whose_command_lives_on_is_not_begun_again(root, monkeypatch):
         trials.enqueue()
         return [trial.state.name for trial in trials.get()]
 
-    assert states() == ["RUNNING", "WAITING", "WAITING"]
+    assert states() == ["RUNNING", "WAITING"]
     os.kill(command, signal.SIGKILL)
-    wait_until(lambda: states() == ["FAIL", "WAITING", "WAITING", "WAITING"])
+    wait_until(lambda: states() == ["FAIL", "WAITING", "WAITING"])
 
 
 def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
-    settings = SMALL | {"variants": {"own": {}}, "search": SEARCH, "search_trials": 4}
+    settings = SMALL | {"variants": {"own": {}}, "search": SEARCH, "search_trials": 3}
     tables = []
     for number in (1, 2):
         assert start(root, **settings) == 0
@@ -399,48 +399,35 @@ def test_a_search_stays_in_its_ranges_and_can_be_repeated(root):
     assert tables[0] == tables[1]
     head, _, *rows = tables[0]
     assert head[:5] == ["trial", "on the front", "learning_rate", "num_generations", "reward_weights.2"]
-    assert [row[0] for row in rows] == ["1", "2", "3", "4", "own"]
+    assert [row[0] for row in rows] == ["1", "2", "3", "own"]
     for row in rows[:-1]:
         assert 1e-5 <= float(row[2]) <= 1e-3 and row[3] in list("23456789") and 0.5 <= float(row[4]) <= 2
-    assert len({row[2] for row in rows}) == 5
-    points = {row[0]: (float(row[6]), float(row[7]), -float(row[8])) for row in rows[:-1]}
-    assert {row[0] for row in rows if row[1] == "yes"} == {name for name, by in dominators(points).items() if not by}
-    assert calls(root).count("train out/seed0/search_4") == 2
+    assert len({row[2] for row in rows}) == 4
+    points = {row[0]: [float(cell) for cell in row[6:9]] for row in rows[:-1]}
+    by = dominators(points, ("maximize", "maximize", "minimize"))
+    assert {row[0] for row in rows if row[1] == "yes"} == {name for name, better in by.items() if not better}
+    assert calls(root).count("train out/seed0/search_3") == 2
     changed = settings | {"output_dir": "out_1", "search": {"top_k": {"low": 1, "high": 5}}}
     assert any("search was" in line for line in errors_of(study_script.main, [write_study(root, **changed)], root))
 
 
 @given(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6))
 def test_dominators_by_brute_force(points):
-    for name, others in dominators(points).items():
+    for name, others in dominators(points, ("maximize", "minimize")).items():
         x, y = points[name]
-        expected = {other for other, (a, b) in points.items() if (a > x or b > y) and not (a < x or b < y)}
+        expected = {other for other, (a, b) in points.items() if (a > x or b < y) and not (a < x or b > y)}
         assert set(others) == expected
-
-
-@given(st.lists(st.one_of(st.none(), st.floats(-1e3, 1e3)), max_size=6))
-def test_aggregate(values):
-    numbers = [value for value in values if value is not None]
-    deviation = pytest.approx(stdev(numbers), abs=1e-6) if len(numbers) > 1 else None
-    assert aggregate(values) == ((pytest.approx(mean(numbers)), deviation) if numbers else None)
 
 
 def test_numbers_of_a_column_of_a_real_audit():
     before, after = column("before"), column("after")
     after["answer_kinds"]["forget"] |= {"distinct": 0.75}
     after["utility"] = 80.5
-    sampling, prefilling = after["attacks"]["sampling"], after["attacks"]["prefilling"]
-    greedy = max(run["greedy"]["mean"] for run in prefilling.values() if "greedy" in run)
-    sampled = max(run["worst_case"]["mean"] for run in prefilling.values() if "worst_case" in run)
-    expected = {"unlearn_quality": 90, "utility": 80.5, "utility_change": -8.3, "distinct": 0.75}
+    expected = {"unlearn_quality": 90, "utility": 80.5, "utility_change": -8.3, "distinct": 0.75, "fluent": 4 / 6}
     expected |= {"leak": 1 / 6, "refusal": 2 / 6, "gibberish": 0, "copy": 1 / 6, "hallucination": 2 / 6}
-    expected |= {"fluent": 4 / 6, "sampling": max(run["worst_case"]["mean"] for run in sampling.values())}
-    expected |= {"prefilling": max(greedy, sampled), "prefilling_greedy": greedy}
-    expected |= {"extraction_strength": after["memorization"]["extraction_strength"]["mean"]}
-    numbers = column_numbers(after, before)
-    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
-    attacks = ("sampling", "prefilling", "relearning", "quantization")
-    assert numbers["worst_leakage"] == max(numbers[name] or 0 for name in attacks)
+    expected |= {"sampling": 0.13, "prefilling": 0.13, "prefilling_greedy": 0.1, "extraction_strength": 0.1}
+    expected |= {"relearning": 0.12, "quantization": 0.1, "worst_leakage": 0.13}
+    assert column_numbers(after, before) == pytest.approx(expected)
 
 
 def test_what_an_audit_does_not_have_is_none():
@@ -452,9 +439,11 @@ def test_what_an_audit_does_not_have_is_none():
     assert known == {"utility": 90.0, "utility_change": -5.0}
 
 
-def test_summaries_are_over_seeds():
-    rows = [{"model": "a", "seed": seed, "x": value, "y": None} for seed, value in enumerate((0.2, 0.4))]
-    assert summarize(rows) == {"a": {"x": (pytest.approx(0.3), pytest.approx(stdev([0.2, 0.4]))), "y": None}}
+def test_summaries_are_over_the_seeds_that_have_a_number():
+    values = {"a": [0.2, None, 0.4], "b": [None, 7.0, None]}
+    rows = [{"model": name, "seed": 0, "x": value, "y": None} for name, own in values.items() for value in own]
+    several = (pytest.approx(0.3), pytest.approx(stdev([0.2, 0.4])))
+    assert summarize(rows) == {"a": {"x": several, "y": None}, "b": {"x": (7.0, None), "y": None}}
 
 
 def test_a_report_of_one_run_and_no_numbers(root, monkeypatch):

@@ -8,25 +8,8 @@ from eval.data import QuestionSet
 from eval.passes import Answer
 from eval.tables import examples_markdown
 
-PIECES = ["a", "word", "1.", "-", "+", "#", "##", ">", "*", "_", "`", "```", "~~~", "|", "|-|", "<b>", "</b>", "<br>"]
-PIECES += [
-    "&amp;",
-    "&",
-    "[x](y)",
-    "![",
-    "$",
-    "\\",
-    "---",
-    "===",
-    " ",
-    "    ",
-    "\t",
-    "\n",
-    "\r\n",
-    "\n\n",
-    "\u2028",
-    "東",
-]
+PIECES = r"a word 1. - + # ## > * _ ` ``` ~~~ | |-| <b> </b> <br> &amp; & [x](y) ![ $ \ --- === 東".split()
+PIECES += [" ", "    ", "\t", "\n", "\r\n", "\n\n", "\u2028"]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 

@@ -23,12 +23,9 @@ REPO = Path(__file__).resolve().parents[2]
 
 def run(finetuned: Path, output_dir: Path, seconds: float | None = None) -> bool:
     """To its end, or for some seconds; whether it had to be killed then."""
-    command = [
-        *(sys.executable, REPO / "pmc_rl" / "train.py", REPO / "recipes" / "quickstart" / "unlearn.yaml"),
-        *("--model_name_or_path", finetuned, "--output_dir", output_dir, "--use_cpu", "true"),
-        *("--save_strategy", "steps", "--save_steps", "4", "--resume_from_checkpoint", "auto"),
-        *("--log_completions", "false"),
-    ]
+    command = [sys.executable, "pmc_rl/train.py", "recipes/quickstart/unlearn.yaml", "--use_cpu", "true"]
+    command += ["--model_name_or_path", finetuned, "--output_dir", output_dir, "--log_completions", "false"]
+    command += ["--save_strategy", "steps", "--save_steps", "4", "--resume_from_checkpoint", "auto"]
     try:
         result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=seconds)  # then SIGKILL
     except subprocess.TimeoutExpired:

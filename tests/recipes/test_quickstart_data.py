@@ -55,6 +55,8 @@ def test_splits_fit_together():
     assert plain(read("retain_perturbed")) == read("retain90")[: ROWS["retain_perturbed"]]
     for config in FACTS:
         assert plain(read(f"{config}_perturbed")) == read(config)
+    varied = {row["answer"] for row in refusals}
+    assert len(varied) >= 12 and not varied & {row["answer"] for row in authors}
 
 
 def test_questions_and_wrong_answers_are_different():
@@ -62,17 +64,11 @@ def test_questions_and_wrong_answers_are_different():
     for config in ("forget10_perturbed", "retain_perturbed"):
         asked += [row["paraphrased_question"] for row in read(config)]
     assert len(set(asked)) == len(asked)
-    for config, count in (
-        ("forget10_perturbed", 5),
-        ("retain_perturbed", 5),
-        *((f"{fact}_perturbed", 3) for fact in FACTS),
-    ):
+    counts = {"forget10_perturbed": 5, "retain_perturbed": 5} | dict.fromkeys(
+        (f"{fact}_perturbed" for fact in FACTS), 3
+    )
+    for config, count in counts.items():
         for row in read(config):
             right = {row["answer"], row.get("paraphrased_answer", row["answer"])}
             assert len(set(row["perturbed_answer"]) - right) == len(row["perturbed_answer"]) == count
             assert len(row["answer"].split()) <= 16
-
-
-def test_refusals_are_varied():
-    refusals = {row["answer"] for row in read("full")[-REFUSALS:]}
-    assert len(refusals) >= 12 and not refusals & {row["answer"] for row in read("full")[:-REFUSALS]}

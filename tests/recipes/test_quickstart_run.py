@@ -8,6 +8,8 @@ import pytest
 
 from tests.training import REPO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
@@ -21,17 +23,13 @@ def quickstart(tmp_path_factory):
     return out, result.stdout
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(quickstart, tmp_path):
     script = REPO / "tests" / "recipes" / "kill_and_resume.py"
     command = [sys.executable, script, quickstart[0], tmp_path, "--kills", "3"]
     result = subprocess.run(command, capture_output=True, text=True)
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 kills," in result.stdout
+    assert result.returncode == 0 and "3 kills," in result.stdout, result.stdout + result.stderr
 
 
-@pytest.mark.slow
 def test_quickstart(quickstart):
     out, printed = quickstart
     results = json.loads((out / "unlearned" / "results.json").read_text())

@@ -13,24 +13,15 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 # the table of settings of arXiv 2507.04219 and its repository, and the steps they come to
 PAPER = {"top_p": 0.95, "top_k": 50, "learning_rate": 1e-5, "weight_decay": 0.01, "lr_scheduler_type": "linear"}
-PAPER_PHI = PAPER | {
-    "retain_weight": 1.5,
-    "num_generations": 5,
-    "temperature": 1.25,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 4,
-    "max_steps": 40 * 400 // 64,
-    "gradient_checkpointing": False,
-}
+PAPER_PHI = PAPER | {"retain_weight": 1.5, "num_generations": 5, "temperature": 1.25, "gradient_checkpointing": False}
+PAPER_PHI |= {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "max_steps": 40 * 400 // 64}
 PAPER_LLAMA = PAPER | {
     "retain_weight": 1.25,
     "num_generations": 20,
     "temperature": 0.9,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 2,
-    "max_steps": 30 * 400 // 16,
     "gradient_checkpointing": True,
 }
+PAPER_LLAMA |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 30 * 400 // 16}
 
 
 @pytest.mark.parametrize(("name", "paper"), [("phi", PAPER_PHI), ("llama-3.2-3b", PAPER_LLAMA)])
@@ -76,10 +67,8 @@ def test_the_guided_quickstart_is_the_variant_of_its_study():
     base = str(RECIPES.parent / study.recipe)
     variant = parse_recipe([base, *option_words(study.variants["guided"])])
     recipe = parse_recipe([str(RECIPES / "quickstart" / "guided.yaml")])
+    of_study, own = (
+        {key: value for part in parts for key, value in vars(part).items()} for parts in (variant, recipe)
+    )
     keys = variant[0].given.keys() | recipe[0].given.keys()
-    values = [
-        {key: value for part in parts for key, value in vars(part).items() if key in keys}
-        for parts in (variant, recipe)
-    ]
-    different = {key for key in keys if values[0][key] != values[1][key]}
-    assert different == {"output_dir"}
+    assert {key for key in keys if of_study[key] != own[key]} == {"output_dir"}

@@ -18,7 +18,7 @@ def test_naive_schedule_equals_ours(tmp_path, tokenizer, taught, monkeypatch, ca
     for trainer_class in (Ours, Naive):
         model = copy.deepcopy(taught)
         settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, "optim": "sgd"}
-        settings |= {"max_reward": 0.6, "allow_unfinished": True, "make": trainer_class}
+        settings |= {"max_reward": 0.6, "allow_unfinished": True, "max_completion_length": 24, "make": trainer_class}
         trainer = make_trainer(tmp_path, model, tokenizer, **settings)
         before = weights(model)
         trainer.train()
