@@ -100,9 +100,6 @@ def rouge_dissimilarity(
 
 rouge_dissimilarity.max_reward = 1.0
 
-# The name by which recipes for other scripts asked for it.
-script_aware_dissimilarity = rouge_dissimilarity
-
 
 def paper_reward(
     completions: Texts, original_completion: Texts, min_words: int = 0, pmc_id: list[int] | None = None, **kwargs
