@@ -233,7 +233,13 @@ def test_all_mistakes_are_told_at_once_before_weights_load(tmp_path, data, untra
     lines = errors_of(train.main, [unlearn_recipe(tmp_path, data, untrained, **wrong)])
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     assert len(lines) == 5
-    for fragment in ("'forget'", "'question'", "rewards.rouge has no function or class 'nope'", "output_dir", "FSDP"):
+    for fragment in (
+        "config 'forgot' of",
+        "'question'",
+        "rewards.rouge has no function or class 'nope'",
+        "output_dir",
+        "FSDP",
+    ):
         assert any(fragment in line for line in lines), fragment
     assert (tmp_path / "unlearned" / "notes.txt").read_text() == "mine"
     write_jsonl(data / "keep.json", [*RETAIN, FORGET[1]])
