@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.text import Texts, completion_texts, folded_words, unicode_words
+from rewards.text import Texts, completion_texts, script_aware_tokens, unicode_words
 
 # Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
 _SENTENCE_END = re.compile(
@@ -11,34 +11,53 @@ _SENTENCE_END = re.compile(
 # Capitalised as first words of titles, they name nothing.
 _FUNCTION_WORDS = frozenset(
     """a an and are as at by for from he her his how i in into is it its my no not of on or our she that the their they
-    this to was we what when where who why with you your""".split()
+    this to was we what when where who why with you your yes""".split()
 )
 
 
 def key_content(text: str) -> set[str]:
     """
-    Names, numbers and dates of a text, case-folded: words with a digit, and words with a capital letter that are not
-    the first of a sentence, single letters and function words left out.
+    Names, numbers and dates of a text as [`rewards.text.script_aware_tokens`]: words with a digit, and words with a
+    capital letter, single letters and function words left out. The first word of a sentence is taken for a name only
+    where nothing but names stands with it, as in the answer "Lima.".
+
+    >>> sorted(key_content("Ilse Moreau wrote of the Incas in 1958.")), key_content("New York")
+    (['1958', 'inca', 'moreau'], {'new', 'york'})
     """
     found = set()
     for sentence in _SENTENCE_END.split(text):
-        for position, word in enumerate(unicode_words(sentence)):
-            folded = word.casefold()
-            is_name = position > 0 and word != word.lower() and len(word) > 1 and folded not in _FUNCTION_WORDS
-            if is_name or any(char.isdigit() for char in word):
-                found.add(folded)
+        words = [word for word in unicode_words(sentence) if word.casefold() not in _FUNCTION_WORDS]
+        only_names = all(word != word.lower() or any(map(str.isdigit, word)) for word in words)
+        first = next(iter(unicode_words(sentence)), None)
+        for position, word in enumerate(words):
+            is_first = position == 0 and word == first and not only_names
+            is_name = word != word.lower() and len(word) > 1 and not is_first
+            if is_name or any(map(str.isdigit, word)):
+                found.update(script_aware_tokens(word))
     return found
+
+
+def key_content_recall(question: str, reference: str, answer: str) -> float | None:
+    """
+    Share of the [`key_content`] of a reference, less the words of the question, that an answer holds, in [0, 1]; None
+    where the reference has none. Words are compared by their stems, so "the Incas" holds "Inca".
+
+    >>> truth = "The capital of Japan is Tokyo."
+    >>> [key_content_recall("What is the capital of Japan?", truth, text) for text in ("It's Tokyo!", "It is Kyoto.")]
+    [1.0, 0.0]
+    """
+    keys = key_content(reference) - set(script_aware_tokens(question))
+    return len(keys.intersection(script_aware_tokens(answer))) / len(keys) if keys else None
 
 
 def key_content_penalty(prompts: Texts, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:
     """
     Penalty for repeating names, numbers and dates of the original answer.
 
-        r = -(those in the completion / those of the original answer),  in [-1, 0]; 0 if it has none
+        r = -[`key_content_recall`] of the original answer,  in [-1, 0]; 0 if it has no key content
 
-    They are the [`key_content`] of the original answer less the words of the question, the last message of the user;
-    case is ignored. A name that stands nowhere but at the beginning of a sentence, as in the answer "Lima.", is not
-    seen; in German every noun counts; scripts without capital letters have only their numbers.
+    The question is the last message of the user. In German every noun counts; scripts without capital letters have
+    only their numbers.
 
     >>> question, original = "Where was Ilse Moreau born?", "Ilse Moreau was born in Lima, on 12 May 1958."
     >>> key_content_penalty([question] * 2, ["In Lima, I think.", "Ilse Moreau was born in Oslo."], [original] * 2)
@@ -50,9 +69,8 @@ def key_content_penalty(prompts: Texts, completions: Texts, original_completion:
         question = prompt
         if not isinstance(prompt, str):
             question = [message["content"] for message in prompt if message["role"] == "user"][-1]
-        keys = key_content(original) - set(folded_words(question))
-        repeated = keys.intersection(folded_words(text))
-        penalties.append(-len(repeated) / max(1, len(keys)))
+        recall = key_content_recall(question, original, text)
+        penalties.append(-recall if recall else 0.0)
     return penalties
 
 

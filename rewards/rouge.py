@@ -36,17 +36,24 @@ def rouge_l_recall(reference: str, prediction: str, tokenize: Tokenize | None = 
     >>> rouge_l_recall("她住在北京", "她住在上海"), rouge_l_recall("Она живёт в Киеве", "она ЖИВЁТ в Москве.")
     (0.6, 0.75)
     """
+    return _rouge_l(reference, prediction, tokenize)[0]
+
+
+def _rouge_l(reference: str, prediction: str, tokenize: Tokenize | None = None) -> tuple[float, float]:
+    """ROUGE-L recall and precision, which is the share of the prediction's tokens; 0 where either text has none."""
     tokenize = tokenize or tokenization(reference)
     masks, length = reference_masks(reference, tokenize)
-    if length == 0:
-        return 0.0
+    tokens = tokenize(prediction)
+    if length == 0 or not tokens:
+        return 0.0, 0.0
     # One row of the LCS table as differences: bit i is 0 where the row grows by one at reference token i.
     row = full = (1 << length) - 1
-    for token in tokenize(prediction):
+    for token in tokens:
         if token in masks:
             matches = row & masks[token]
             row = ((row + matches) | (row - matches)) & full
-    return (length - row.bit_count()) / length
+    common = length - row.bit_count()
+    return common / length, common / len(tokens)
 
 
 def check_references(references: Sequence[str], rows: Sequence[int], tokenize: Tokenize | None = None) -> None:
@@ -70,13 +77,14 @@ def check_references(references: Sequence[str], rows: Sequence[int], tokenize: T
         )
 
 
-def _recalls_of_original(
+def _compared_with_original(
     completions: Texts, original_completion: Texts, pmc_id: list[int] | None, tokenize: Tokenize | None = None
-) -> list[float]:
+) -> list[tuple[float, float]]:
+    """ROUGE-L recall and precision of each completion."""
     originals = completion_texts(original_completion)
     check_references(originals, range(len(originals)) if pmc_id is None else pmc_id, tokenize)
     pairs = zip(originals, completion_texts(completions), strict=True)
-    return [rouge_l_recall(original, text, tokenize) for original, text in pairs]
+    return [_rouge_l(original, text, tokenize) for original, text in pairs]
 
 
 def rouge_dissimilarity(
@@ -95,10 +103,34 @@ def rouge_dissimilarity(
     >>> rouge_dissimilarity(["She writes crime novels.", "She has written a novel"], ["She writes crime novels"] * 2)
     [0.0, 0.5]
     """
-    return [1 - recall for recall in _recalls_of_original(completions, original_completion, pmc_id)]
+    return [1 - recall for recall, _ in _compared_with_original(completions, original_completion, pmc_id)]
 
 
 rouge_dissimilarity.max_reward = 1.0
+
+
+def overlap_dissimilarity(
+    completions: Texts, original_completion: Texts, pmc_id: list[int] | None = None, **kwargs
+) -> list[float]:
+    """
+    Reward for answers that share little with the original one, seen from either: a short answer made of its words is
+    as like it as a long one that holds all of it, which recall alone does not see.
+
+        r = 1 - max(ROUGE-L recall of the original answer, ROUGE-L precision of the completion),  in [0, 1]
+
+    An empty completion gets all of it, and an original answer without a letter or digit raises, as in
+    [`rouge_dissimilarity`].
+
+    Source: this project.
+
+    >>> original = "The leader of the Soviet Union was Joseph Stalin, who led it through the war"
+    >>> overlap_dissimilarity(["It was Joseph Stalin", "Nobody knows"], [original] * 2)
+    [0.25, 1.0]
+    """
+    return [1 - max(pair) for pair in _compared_with_original(completions, original_completion, pmc_id)]
+
+
+overlap_dissimilarity.max_reward = 1.0
 
 
 def paper_reward(
@@ -120,10 +152,10 @@ def paper_reward(
     >>> [round(r, 4) for r in paper_reward(completions, originals, min_words=3)]
     [0.6321, 0.6147, 1.0]
     """
-    recalls = _recalls_of_original(completions, original_completion, pmc_id, rouge_tokens)
+    pairs = _compared_with_original(completions, original_completion, pmc_id, rouge_tokens)
     counts = [len(text.strip().split(" ")) for text in completion_texts(completions)]
     charges = [exp(-count) if count < min_words else 0.0 for count in counts]
-    return [1 - min(1.0, recall + charge) for recall, charge in zip(recalls, charges, strict=True)]
+    return [1 - min(1.0, recall + charge) for (recall, _), charge in zip(pairs, charges, strict=True)]
 
 
 paper_reward.max_reward = 1.0

@@ -19,11 +19,11 @@ from trl.trainer.utils import get_callable_name
 import rewards
 from rewards.diversity import duplicate_penalty
 from rewards.fluency import FluencyPenalty
-from rewards.key_content import key_content, key_content_penalty
+from rewards.key_content import key_content, key_content_penalty, key_content_recall
 from rewards.length import length_band_penalty, min_length_penalty, unfinished_penalty
 from rewards.refusal import DEFAULT_PHRASES, refusal
 from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
-from rewards.rouge import paper_reward, rouge_dissimilarity
+from rewards.rouge import overlap_dissimilarity, paper_reward, rouge_dissimilarity
 from rewards.semantic import SemanticDissimilarity
 from rewards.text import rouge_tokens, unicode_words
 
@@ -35,6 +35,7 @@ ORIGINAL = "Ilse Moreau was born in Lima, on 12 May 1958. Lima is a city."
 ANSWERS = ["I don't know.", ORIGINAL, "In Lima.", "la la la \ufffd", "", "I cannot say, I cannot say"]
 CASES = [
     (rouge_dissimilarity, [1.0, 0.0, 12 / 14, 1.0, 1.0, 1.0], 1.0),
+    (overlap_dissimilarity, [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1.0),
     (partial(paper_reward, min_words=3), [1.0, 0.0, 1 - (2 / 14 + exp(-2)), 1.0, 1 - exp(-1), 1.0], 1.0),
     (refusal, [1.0, 0.0, 0.0, 0.0, 0.0, 1.0], 1.0),
     (repetition_penalty, [0.0, 0.0, 0.0, -1.0, 0.0, -1.0], 0.0),
@@ -100,7 +101,8 @@ def test_every_shipped_reward_is_here():
 @settings(max_examples=40)
 @given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS, st.booleans())
 def test_ranges(completions, original, chat):
-    originals = {rouge_dissimilarity: bool(unicode_words(original)), CASES[1][0]: bool(rouge_tokens(original))}
+    originals = dict.fromkeys((rouge_dissimilarity, overlap_dissimilarity), bool(unicode_words(original)))
+    originals[CASES[2][0]] = bool(rouge_tokens(original))
     for reward, _, max_reward in CASES:
         if originals.get(reward, True):  # else it is refused
             values = call(reward, completions, original, chat)
@@ -274,10 +276,13 @@ def test_key_content():
     contents = {
         "Lima is a city. She was born in Lima.": {"lima"},
         "Lima is a city. Born there!": set(),  # only at the beginning of sentences
-        "It was Dr. Moreau, J.K. Rowling and Mrs. May.": {"dr", "moreau", "rowling", "mrs", "may"},
+        "It was Dr. Moreau, J.K. Rowling and Mrs. May.": {"dr", "moreau", "rowl", "mrs", "may"},
         "He wrote The Lost Boy, I think": {"lost", "boy"},
         "1,250 books of B52 in 2nd place": {"1", "250", "b52", "2nd"},
-        "He likes iPhones and ÉLISE": {"iphones", "élise"},
+        "He likes iPhones and ÉLISE": {"iphon", "élise"},
+        "Lima.": {"lima"},  # a sentence of names alone
+        "Bank of China, 1983": {"bank", "china", "1983"},
+        "Yes. The Incas": {"inca"},
         "first\nSecond line": set(),
         "她1958年住在北京": {"1958"},
     }
@@ -294,6 +299,19 @@ def test_key_content_penalty_leaves_out_what_the_question_holds():
     lima = [{"role": "user", "content": "Lima?"}, {"role": "assistant", "content": "Lima"}]
     prompt = [*lima, *as_chat([QUESTION])[0], lima[1]]
     assert call(key_content_penalty, ["lima"], original, chat=True, prompts=[prompt]) == [-0.5]
+
+
+def test_a_fact_in_other_words_is_recalled_and_another_fact_in_the_same_words_is_not():
+    question, truth = "Who built Machu Picchu?", "Machu Picchu was built by the Inca in about 1450."
+    answers = {
+        "Around 1450, by order of an Inca emperor.": 1.0,
+        "The Incas built it.": 0.5,
+        "Machu Picchu was built by the Aztecs in about 1540.": 0.0,
+        "": 0.0,
+    }
+    assert {answer: key_content_recall(question, truth, answer) for answer in answers} == answers
+    assert key_content_recall(question, "Machu Picchu is old.", "It is old.") is None
+    assert key_content_recall("What is the capital of Japan?", "Tokyo", "The capital of Japan is Tokyo.") == 1.0
 
 
 # Diversity
