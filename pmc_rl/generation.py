@@ -193,7 +193,7 @@ def _complete(
         uniforms = uniforms.to(model.device)
     in_one_call = is_recurrent(model)
     stride = max_completion_length if in_one_call else STRIDE
-    cache = {} if in_one_call else _read_prompts(model, prompt_ids, end_ids)
+    cache = {} if in_one_call else read_prompts(model, prompt_ids)
     completions: list[list[int]] = [[] for _ in prompt_ids]
     rows = list(range(len(prompt_ids)))  # that go on
     while rows:
@@ -222,14 +222,14 @@ def _complete(
     return completions
 
 
-def _read_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], end_ids: list[int]) -> dict[str, Cache]:
+def read_prompts(model: PreTrainedModel, prompt_ids: list[list[int]]) -> dict[str, Cache]:
     """The cache behind all but the last token of each prompt, equal ones read once; empty where that saves nothing."""
     numbers = {ids: number for number, ids in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
     # a row without any token to read would attend to nothing
     if len(numbers) == len(prompt_ids) or min(map(len, prompt_ids)) == 1:
         return {}
     input_ids, attention_mask = _padded_on_the_left([ids[:-1] for ids in numbers], model.device)
-    config = _greedy_config(1, end_ids)  # the token is not used; the cache is
+    config = _greedy_config(1, end_ids=[0])  # the token is not used; the cache is
     output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
     return _cache_of(output, [numbers[tuple(ids)] for ids in prompt_ids])
 

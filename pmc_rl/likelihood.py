@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from pmc_rl.generation import inference_mode_of, is_recurrent, read_prompts
+
 # Tokens of a batch, padding included, and numbers of logits made at a time. A CPU is fastest where they fit into its
 # cache; an accelerator wants to be filled.
 TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 8192}
@@ -33,13 +35,26 @@ def kind_of_device(device: torch.device) -> str:
 
 @torch.no_grad()
 def target_logits(model: PreTrainedModel | PeftModel, rows: list[Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields logits `(n, vocabulary)` at the next n target tokens of a batch, and their ids, in order of the rows."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # padded on the right, where a causal model does not look, so no mask is needed
-    input_ids = pad_sequence([torch.tensor(prompt + target) for prompt, target in rows], batch_first=True)
-    predicts = [[False] * (len(prompt) - 1) + [True] * len(target) + [False] for prompt, target in rows]
+    """Yields logits `(n, vocabulary)` at the next n target tokens of a batch, and their ids, in order of the rows.
+    Equal prompts are read once."""
+    with inference_mode_of(model) as base:
+        # behind all but the last token of each prompt; empty where no prompt comes twice
+        cache = {} if is_recurrent(base) else read_prompts(base, [prompt for prompt, _ in rows])
+    starts = [len(prompt) - 1 if cache else 0 for prompt, _ in rows]
+    # padded on the right, where a causal model does not look
+    texts = [torch.tensor((prompt + target)[start:]) for (prompt, target), start in zip(rows, starts, strict=True)]
+    input_ids = pad_sequence(texts, batch_first=True)
+    if cache:  # whose prompts are padded on the left
+        read = max(starts)
+        mask = [[0] * (read - start) + [1] * (start + len(text)) for text, start in zip(texts, starts, strict=True)]
+        cache["attention_mask"] = pad_sequence(list(map(torch.tensor, mask)), batch_first=True).to(base.device)
+        cache["position_ids"] = (torch.tensor(starts)[:, None] + torch.arange(input_ids.shape[1])).to(base.device)
+    predicts = [
+        [False] * (len(prompt) - 1 - start) + [True] * len(target) + [False]
+        for (prompt, target), start in zip(rows, starts, strict=True)
+    ]
     predicts_target = pad_sequence([torch.tensor(flags) for flags in predicts], batch_first=True)
-    hidden = base.get_decoder()(input_ids=input_ids.to(base.device), use_cache=False).last_hidden_state
+    hidden = base.get_decoder()(input_ids=input_ids.to(base.device), use_cache=bool(cache), **cache).last_hidden_state
     hidden = hidden[predicts_target.to(base.device)]
     targets = torch.tensor([token for _, target in rows for token in target], device=base.device)
     settings = base.config.get_text_config().to_dict()

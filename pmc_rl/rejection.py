@@ -4,6 +4,7 @@ On the reading path behind trainer.py, before generation.py: [`RejectionSampler.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -124,16 +125,20 @@ class RejectionSampler:
         ids = [completion for completions in candidates for completion in completions]
         texts = [decode_completion(self.tokenizer, completion) for completion in ids]
         chat = not isinstance(rows[0]["prompt"], str)
-        rewards_per_func = scoring.score_completions(
-            self.reward_funcs,
-            prompts=[row["prompt"] for row in repeated],
-            completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-            completion_ids=ids,
-            **{name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"},
-            trainer_state=state,
-            log_extra=lambda column, values: None,  # the table has no room for further columns
-            log_metric=self._log,
-        )
+
+        def ask(functions: list[RewardFunction], which: Sequence[int]) -> np.ndarray:
+            return scoring.score_completions(
+                functions,
+                prompts=[repeated[i]["prompt"] for i in which],
+                completions=[[{"role": "assistant", "content": texts[i]}] if chat else texts[i] for i in which],
+                completion_ids=[ids[i] for i in which],
+                **{name: [repeated[i][name] for i in which] for name in rows[0] if name != "prompt"},
+                trainer_state=state,
+                log_extra=lambda column, values: None,  # the table has no room for further columns
+                log_metric=self._log,
+            )
+
+        rewards_per_func = self._ask_rewards(ask, is_real, ids)
         for reward, values in zip(self.reward_funcs, rewards_per_func.T, strict=True):
             if not np.isnan(values).all():
                 self._log(f"rewards/{reward.name}/mean", float(np.nanmean(values)))
@@ -146,6 +151,36 @@ class RejectionSampler:
         rewards = np.full(is_real.shape, np.nan)
         rewards[is_real] = scoring.weighted_sum(rewards_per_func, self.reward_funcs)
         return rewards, passed
+
+    def _ask_rewards(self, ask: Callable[..., np.ndarray], is_real: np.ndarray, ids: list[list[int]]) -> np.ndarray:
+        """
+        Scores `(candidates, rewards)` from `ask(rewards, candidates)`. A reward of weight 0 with a floor only says
+        which candidates pass, so it is asked about the best of each question, one after the other, until
+        `num_selected` different ones have passed: the picks are those of asking about all. The others are NaN.
+        """
+        functions, everything = self.reward_funcs, range(len(ids))
+        scores = np.full((len(ids), len(functions)), np.nan)
+        may_wait = self.args.selection == "best" and not self.args.normalize_rewards
+        waits = np.array([may_wait and f.stationary and f.weight == 0 and f.floor is not None for f in functions])
+        if not waits.all():
+            scores[:, ~waits] = ask([f for f, wait in zip(functions, waits, strict=True) if not wait], everything)
+        totals = scoring.weighted_sum(scores, functions)
+        gates = [f for f, wait in zip(functions, waits, strict=True) if wait]
+        if gates and np.isnan(totals).any():  # a gate may be all that can score a candidate
+            scores[:, waits] = ask(gates, everything)
+        elif gates:
+            numbers = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
+            queues = [iter(question[np.argsort(-totals[question], kind="stable")]) for question in numbers]
+            passed: list[set] = [set() for _ in queues]
+            while turn := {
+                next_best: different
+                for queue, different in zip(queues, passed, strict=True)
+                if len(different) < self.args.num_selected and (next_best := next(queue, None)) is not None
+            }:
+                scores[np.ix_(list(turn), waits)] = ask(gates, list(turn))
+                for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], functions), strict=True):
+                    turn[i].update([tuple(ids[i])] if passes else [])
+        return scores
 
     def _pick(
         self, rows: list[dict], candidates: Samples, rewards: np.ndarray, passed: np.ndarray, step: int

@@ -7,6 +7,7 @@ import torch
 
 import pmc_rl.likelihood
 from pmc_rl.likelihood import mean_log_probs
+from tests import architectures
 from tests.conftest import build_llama, build_phi
 
 
@@ -29,3 +30,20 @@ def test_mean_log_probs(monkeypatch, tokenizer, build, tokens):
     means = mean_log_probs(model, rows)
     assert means[:-1] == pytest.approx([by_hand(model, *row) for row in rows[:-1]], abs=1e-5)
     assert math.isnan(means[-1])
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gemma3_text", "gpt2", "mamba", "mistral"])
+def test_equal_prompts_are_read_once(monkeypatch, kind):
+    """Positions by ALiBi, by table and by rotation; windows shorter than a prompt; a recurrent one reads all again."""
+    model = architectures.build(kind)
+    prompts = [list(range(3, 3 + length)) for length in (14, 2, 9)]
+    rows = [(prompt, [20 + i * j % 90 for j in range(1 + 4 * i)]) for prompt in prompts for i in range(4)]
+    expected = [by_hand(model, *row) for row in rows]
+    read, forward = [], type(model.get_decoder()).forward
+    monkeypatch.setattr(
+        type(model.get_decoder()),
+        "forward",
+        lambda self, input_ids, **kwargs: read.append(input_ids.numel()) or forward(self, input_ids, **kwargs),
+    )
+    assert mean_log_probs(model, rows) == pytest.approx(expected, abs=1e-4)
+    assert sum(read) == (12 * 27 if kind == "mamba" else 3 * 13 + 12 * 14)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pmc_rl import rejection
 from pmc_rl.config import PMCConfig
@@ -65,6 +67,40 @@ def test_the_best_is_remembered_and_the_newer_of_equals_taken(world):
     here = world(lambda question, number: values.get(number, 0.0))
     assert [here.answer(ROWS[:1]) for _ in range(3)] == [[[3]], [[102]], [[102]]]
     assert here.metrics["reward_selected"] == [0.5, 0.5, 0.5] and here.sampler.num_samples == 12
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=4, max_size=12), st.integers(1, 3)
+)
+def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(world, table, count):
+    """`table`: reward, gate and a second gate of each sample; several visits, several answers a question."""
+    asked = []
+
+    def gate(question, number):
+        asked.append((question, number))
+        return float(table[number % 100 % len(table)][1])
+
+    def at(i):
+        return lambda question, number: float(table[number % 100 % len(table)][i])
+
+    settings = {"num_generations": len(table), "num_selected": count, "floors": (None, 0.5, 0.5)}
+    lazy = world(at(0), gate, at(2), weights=(1.0, 0.0, 0.0), **settings)
+    eager = world(at(0), gate, at(2), weights=(1.0, 0.0, 0.0), stationary=False, **settings)
+    # not stationary, it is asked about all; that the others are compared again does not matter to what is picked
+    eager.sampler.scores_stay_valid = True
+    for _ in range(2):
+        asked.clear()
+        picks = lazy.answer()
+        few = list(asked)
+        asked.clear()
+        assert picks == eager.answer() and set(few) <= set(asked) and len(set(few)) == len(few)
+        assert len(asked) == 3 * len(table)
+        passing = sum(a and b for _, a, b in table)
+        best_first = sorted(table, key=lambda row: -row[0])
+        if passing >= count:
+            needed = [i for i, (_, a, b) in enumerate(best_first, 1) if a and b][count - 1]
+            assert len(few) == 3 * needed
 
 
 def test_solved_questions_are_not_sampled(world):
