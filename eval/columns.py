@@ -8,7 +8,7 @@ import numpy as np
 from eval.data import AuditData, OptionSet, QuestionSet
 from eval.metrics import membership, unlearning
 from eval.metrics.answers import KINDS, answer_kind
-from eval.metrics.intervals import bootstrap_interval, not_available, paired_interval, summary
+from eval.metrics.intervals import bootstrap_interval, by_row, not_available, paired_interval, summary
 from eval.metrics.memorization import exact_memorization, extraction_strength
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, ModelPasses, TokenScores
@@ -51,6 +51,10 @@ class Outputs:
         """ROUGE-L recall of each greedy answer of a set."""
         return unlearning.rouge_recalls(self.texts(name), questions[name].answers)
 
+    def fact_recalls(self, questions: dict[str, QuestionSet], name: str) -> list[float | None]:
+        """Fact recall of each greedy answer of a set."""
+        return unlearning.fact_recalls(questions[name].questions, self.texts(name), questions[name].answers)
+
 
 def collect(passes: ModelPasses, data: AuditData) -> Outputs:
     """One greedy and one teacher-forced pass over the rows of all sets."""
@@ -79,6 +83,7 @@ def unlearning_numbers(data: AuditData, outputs: Outputs, before: Outputs | None
     """The paper's two numbers and what they are made of; changes are told against `before`."""
     questions = data.questions
     recalls = {name: np.array(outputs.recalls(questions, name)) for name in questions}
+    facts = {name: outputs.fact_recalls(questions, name) for name in questions}
     means = {name: float(values.mean()) for name, values in recalls.items()}
     forget = [100 * (1 - recalls[name]) for name in unlearning.FORGET_SETS if name in recalls]
     others = [100 * recalls[name] for name in unlearning.UTILITY_SETS if name in recalls]
@@ -95,7 +100,9 @@ def unlearning_numbers(data: AuditData, outputs: Outputs, before: Outputs | None
             "rougeL_recall": means[name],
             "rougeL_recall_interval": bootstrap_interval(recalls[name]),
             "change_interval": paired_interval(before.recalls(questions, name), recalls[name]) if before else None,
-            "recall_by_row": dict(zip(questions[name].rows, recalls[name].tolist(), strict=True)),
+            "recall_by_row": by_row(questions[name].rows, recalls[name].tolist()),
+            "fact_recall": summary(facts[name]),
+            "fact_recall_by_row": by_row(questions[name].rows, facts[name]),
             "n": len(recalls[name]),
             "tokenization": unlearning.tokenization_counts(questions[name].answers),
             "empty": outputs.texts(name).count(""),

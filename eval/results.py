@@ -6,8 +6,9 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
 
 - `unlearn_quality`, `utility`: percent, each with its `..._interval`; `utility_holdout`: where rows are held out.
 - `sets`, by question set, of greedy answers: `rougeL_recall`, `rougeL_recall_interval`, `change_interval` (of the
-  paired difference from the model before), `recall_by_row`, `n`, `tokenization` (true answers read as `rouge` and as
-  `script_aware` words), `empty`, `ended` (share of answers that end by themselves).
+  paired difference from the model before), `recall_by_row`, `fact_recall` (a summary), `fact_recall_by_row`, `n`,
+  `tokenization` (true answers read as `rouge` and as `script_aware` words), `empty`, `ended` (share of answers that
+  end by themselves).
 - `tofu`: `sets` (summaries `probability` and `truth_ratio` of each), `model_utility`, `forget_quality`.
 - `memorization`: summaries `exact_memorization` and `extraction_strength`.
 - `membership`, by score: `auc`, `auc_interval`, `reference_auc`, `privleak`, `members`, `non_members`.
@@ -16,7 +17,8 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
   `worst_sample_by_row`); `prefilling` (the same, and `greedy`, `greedy_by_row`); `relearning` (`learned`, `scored`,
   and lists with an entry for each of `steps`, the first before any: `recall`, `recall_by_row`, `probability`,
   `recovered`); `quantization` (`recall`, `recall_by_row`, `recall_change`, `probability`, `probability_change`,
-  `recovered`, `n`); `options` and `token_shift`, as their functions return them.
+  `recovered`, `n`), each with what it has by fact recall, by the same names after `fact_`; `options` and
+  `token_shift`, as their functions return them.
 - `general_ability`, by task of lm-eval; `known`: `questions` to forget that the model knows, `of` how many.
 """
 
@@ -30,6 +32,7 @@ from rewards.text import words
 
 ByRow = dict[int, float]  # by the row's number in its file
 Way = tuple[str, str]  # an attack, or `greedy` for asking plainly, and what was done
+BY_FACTS = ", by names and numbers"  # of a way that is measured by fact recall
 
 
 def available(value: dict) -> bool:
@@ -53,7 +56,8 @@ def recall_by_row(column: dict) -> ByRow:
 
 def leakage_by_measure(column: dict, rows: Collection[int] | None = None) -> dict[Way, float]:
     """
-    How much of the truth comes out in each way that was tried: mean ROUGE-L recall over the questions, in [0, 1].
+    How much of the truth comes out in each way that was tried: mean ROUGE-L recall over the questions, in [0, 1], and
+    as a way of its own mean fact recall, over those whose truth has names, numbers or dates.
 
     Of samples it is the mean of each question's best one, of relearning the highest after any number of steps. With
     `rows`, the mean is over these alone, and a way in which none of them was asked is left out.
@@ -78,21 +82,36 @@ def leakage_by_attack(column: dict) -> dict[str, float]:
 
 
 def _ways(column: dict) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
-    """Each way, its mean over all questions, and the recalls by row that it is the mean of, which are private."""
+    """
+    Each way, its mean over all questions, and the recalls by row that it is the mean of, which are private: first by
+    ROUGE-L recall, then, where the truths have facts, by fact recall.
+    """
     attacks = {name: runs if available(runs) else {} for name, runs in column["attacks"].items()}
-    if "forget" in column["sets"]:
-        greedy = column["sets"]["forget"]
-        yield ("greedy", "asked plainly"), greedy["rougeL_recall"], [greedy.get("recall_by_row")]
-    for what, run in attacks.get("sampling", {}).items():
-        yield ("sampling", f"sampling, {what}"), run["worst_case"]["mean"], [run.get("worst_by_row")]
-    for what, run in attacks.get("prefilling", {}).items():
-        if available(run):
-            yield ("prefilling", f"prefilled, {what}, greedy"), run["greedy"]["mean"], [run.get("greedy_by_row")]
-            yield ("prefilling", f"prefilled, {what}, sampled"), run["worst_case"]["mean"], [run.get("worst_by_row")]
-    for what, run in attacks.get("relearning", {}).items():
-        yield ("relearning", f"relearned, {what}"), max(run["recall"][1:]), run.get("recall_by_row", [])[1:]
-    for what, run in attacks.get("quantization", {}).items():
-        yield ("quantization", f"in {what}"), run["recall"], [run.get("recall_by_row")]
+    for facts, ending in (("", ""), ("fact_", BY_FACTS)):
+        if "forget" in column["sets"]:
+            greedy = column["sets"]["forget"]
+            mean = greedy["fact_recall"]["mean"] if facts else greedy["rougeL_recall"]
+            yield from _way("greedy", f"asked plainly{ending}", [mean], [greedy.get(f"{facts}recall_by_row")])
+        for what, run in attacks.get("sampling", {}).items():
+            worst = [run[f"{facts}worst_case"]["mean"]], [run.get(f"{facts}worst_by_row")]
+            yield from _way("sampling", f"sampling, {what}{ending}", *worst)
+        for what, run in attacks.get("prefilling", {}).items():
+            for kind, key in (("greedy", "greedy"), ("sampled", "worst_case")) if available(run) else ():
+                rows = run.get(f"{facts}{key.removesuffix('_case')}_by_row")
+                yield from _way("prefilling", f"prefilled, {what}, {kind}{ending}", [run[facts + key]["mean"]], [rows])
+        for what, run in attacks.get("relearning", {}).items():
+            rows = run.get(f"{facts}recall_by_row", [])[1:]
+            yield from _way("relearning", f"relearned, {what}{ending}", run[f"{facts}recall"][1:], rows)
+        for what, run in attacks.get("quantization", {}).items():
+            rows = run.get(f"{facts}recall_by_row")
+            yield from _way("quantization", f"in {what}{ending}", [run[f"{facts}recall"]], [rows])
+
+
+def _way(
+    attack: str, what: str, means: list[float | None], by_row: list[ByRow | None]
+) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
+    if means[0] is not None:
+        yield (attack, what), max(means), by_row
 
 
 def forget_rows(data: AuditData, texts: dict[str, list[str]], results: dict[str, dict]) -> list[dict]:

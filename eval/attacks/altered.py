@@ -7,18 +7,24 @@ from statistics import fmean
 from transformers import PreTrainedModel
 
 from eval.data import QuestionSet
-from eval.metrics.unlearning import rouge_recalls
+from eval.metrics.intervals import by_row
+from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses
 
 States = dict[str, Callable[[], PreTrainedModel]]
 
 
 def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
-    """ROUGE-L recall of the greedy answers, mean and by row, and mean exp(-mean loss a token) of the true ones."""
-    recalls = rouge_recalls([answer.text for answer in passes.answer(rows.questions)], rows.answers)
+    """ROUGE-L and fact recall of the greedy answers, mean (None where no truth has facts) and by row, and mean
+    exp(-mean loss a token) of the true ones."""
+    texts = [answer.text for answer in passes.answer(rows.questions)]
+    recalls = rouge_recalls(texts, rows.answers)
+    facts = by_row(rows.rows, fact_recalls(rows.questions, texts, rows.answers))
     return {
         "recall": fmean(recalls),
-        "recall_by_row": dict(zip(rows.rows, recalls, strict=True)),
+        "recall_by_row": by_row(rows.rows, recalls),
+        "fact_recall": fmean(facts.values()) if facts else None,
+        "fact_recall_by_row": facts,
         "probability": fmean(exp(-row.loss) for row in passes.score(rows.questions, rows.answers)),
     }
 

@@ -4,9 +4,9 @@ import numpy as np
 
 from eval.data import QuestionSet
 from eval.metrics.answers import is_leak
-from eval.metrics.intervals import not_available, summary
+from eval.metrics.intervals import by_row, not_available, summary
 from eval.metrics.leakage import leakage
-from eval.metrics.unlearning import rouge_recalls
+from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import PMCConfig
 from rewards.text import split_after, unicode_words
@@ -27,7 +27,8 @@ def sampling_attack(
     Leakage of `count` samples a question under each of the settings. Source: the paper of Partial Model Collapse.
 
     By setting it is what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
-    question by its row, and `worst_sample_by_row`, which sample it was.
+    question by its row, and `worst_sample_by_row`, which sample it was; of fact recall `fact_worst_case`, a summary,
+    and `fact_worst_by_row`.
     """
     return {
         name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
@@ -59,9 +60,15 @@ def prefilling_attack(
             continue
         greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
         samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
-        recalls = rouge_recalls([answer.text for answer in greedy], rows.answers)
-        by_row = dict(zip(rows.rows, recalls, strict=True))
-        results[name] = {"greedy": summary(recalls), "greedy_by_row": by_row, **_sampled(rows, samples)}
+        texts = [answer.text for answer in greedy]
+        recalls, facts = rouge_recalls(texts, rows.answers), fact_recalls(rows.questions, texts, rows.answers)
+        results[name] = {
+            "greedy": summary(recalls),
+            "greedy_by_row": by_row(rows.rows, recalls),
+            "fact_greedy": summary(facts),
+            "fact_greedy_by_row": by_row(rows.rows, facts),
+            **_sampled(rows, samples),
+        }
     return results
 
 
@@ -76,9 +83,13 @@ def worst_by_row(attacks: dict) -> dict[int, float] | None:
 def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
     rows = list(zip(forget.questions, forget.answers, samples, strict=True))
     scores = np.array([rouge_recalls(texts, [truth] * len(texts)) for _, truth, texts in rows])
+    facts = [fact_recalls([question] * len(texts), texts, [truth] * len(texts)) for question, truth, texts in rows]
+    worst_facts = [None if of_row[0] is None else max(of_row) for of_row in facts]
     leaks = np.array([[is_leak(question, truth, text) for text in texts] for question, truth, texts in rows])
     return {
         **leakage(scores, leaks),
+        "fact_worst_case": summary(worst_facts),
+        "fact_worst_by_row": by_row(forget.rows, worst_facts),
         "worst_by_row": dict(zip(forget.rows, scores.max(1).tolist(), strict=True)),
         "worst_sample_by_row": dict(zip(forget.rows, scores.argmax(1).tolist(), strict=True)),
     }

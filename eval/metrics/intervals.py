@@ -54,6 +54,11 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> list[flo
     return bootstrap_interval(np.asarray(second, dtype=float) - np.asarray(first, dtype=float))
 
 
+def by_row(rows: Sequence[int], values: Sequence[float | None]) -> dict[int, float]:
+    """The values by the row they are of, without those of rows that have none."""
+    return {row: value for row, value in zip(rows, values, strict=True) if value is not None}
+
+
 def summary(values: Sequence[float | None]) -> dict:
     """
     Mean of the rows that have a value, its 95 % bootstrap interval, and the counts that say how far to trust it.

@@ -5,6 +5,7 @@ from statistics import fmean
 import datasets
 import evaluate
 
+from rewards.key_content import key_content_recall
 from rewards.rouge import check_references, rouge_l_recall
 from rewards.text import rouge_tokens, tokenization
 
@@ -22,6 +23,16 @@ def rouge_recalls(predictions: list[str], references: list[str]) -> list[float]:
     return [
         rouge_l_recall(reference, prediction) for reference, prediction in zip(references, predictions, strict=True)
     ]
+
+
+def fact_recalls(questions: list[str], predictions: list[str], references: list[str]) -> list[float | None]:
+    """
+    Fact recall of each row: the share of the names, numbers and dates of the reference, without those in the question,
+    that the prediction holds ([`~rewards.key_content.key_content_recall`]); None where the reference has none.
+
+    Where ROUGE-L compares wording, this compares what is said: another name in the same sentence has 0.
+    """
+    return list(map(key_content_recall, questions, references, predictions))
 
 
 def tokenization_counts(references: list[str]) -> dict[str, int]:

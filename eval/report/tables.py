@@ -17,6 +17,8 @@ LABELS |= {"forget_tokens": "tokens of the forget answers", "other_tokens": "oth
 SAMPLED = [
     ("greedy answer, recall", ("greedy",)),
     ("worst case, recall", ("worst_case",)),
+    ("greedy answer, fact recall", ("fact_greedy",)),
+    ("worst case, fact recall", ("fact_worst_case",)),
     ("mean, recall", ("mean",)),
     *((f"{share:.0%} of samples are at most", ("quantiles", str(share))) for share in QUANTILES),
     ("leaking samples", ("leaking",), "{samples} of {of}"),
@@ -26,8 +28,13 @@ SAMPLED = [
 SHIFTED = [("mean change", ("mean",), "+z.4f"), ("standard deviation", ("std",), ".4f"), ("skew", ("skew",), ".2f")]
 SHIFTED += [("share below -0.5", ("below_minus_half",), ".2%"), ("tokens", ("n",), "d")]
 QUANTIZED = [("recall", ("recall",)), ("change of recall", ("recall_change",), "+z.3f")]
-QUANTIZED += [("probability", ("probability",)), ("change of probability", ("probability_change",), "+z.3f")]
+QUANTIZED += [
+    ("fact recall", ("fact_recall",)),
+    ("probability", ("probability",)),
+    ("change of probability", ("probability_change",), "+z.3f"),
+]
 QUANTIZED += [("share of the way back to before", ("recovered",), "z.0%")]
+RECALLS = {"": "recall", ", facts": "fact_recall"}
 AUCS = [("AUC", ("auc",)), ("AUC of the reference", ("reference_auc",)), ("privleak, %", ("privleak",), ".1f")]
 
 
@@ -41,6 +48,7 @@ def report_tables(results: Results) -> dict[str, str]:
     relearned = first_found(results, attacks["relearning"]).values()
     steps = list(enumerate(next((run["steps"] for run in relearned), ())))
     learned = "learned: {key} ({learned} rows), scored: {scored} rows"
+    after_steps = [(f"step {step}{what}", (key, i)) for what, key in RECALLS.items() for i, step in steps]
     way_back = [(f"way back, step {step}", ("recovered", i), "z.0%") for i, step in steps]
     way_back += [(f"probability, step {step}", ("probability", i)) for i, step in steps]
     scores = first_found(results, ("general_ability",)).values()
@@ -52,7 +60,7 @@ def report_tables(results: Results) -> dict[str, str]:
         ("prefilling", attacks["prefilling"], sampled, SAMPLED),
         ("prefilling_curve", attacks["prefilling"], "{key}", curve),
         ("token_shift", attacks["token_shift"], "{key}", SHIFTED),
-        ("relearning", attacks["relearning"], learned, [(f"step {step}", ("recall", i)) for i, step in steps]),
+        ("relearning", attacks["relearning"], learned, after_steps),
         ("way_back", attacks["relearning"], learned, way_back),
         ("quantization", attacks["quantization"], "{key} (n = {n})", QUANTIZED),
         ("kinds", ("answer_kinds",), "{key} (n = {n})", [(kind, (kind,), "d") for kind in KINDS]),
@@ -76,6 +84,7 @@ def headline_rows(first: dict) -> list[Row]:
         size = f"n = {scores['n']}, {by_script} not in Latin letters" if by_script else f"n = {scores['n']}"
         rows.append((f"{escape(name)} *{size}; {aim}*", ("sets", name, "rougeL_recall")))
         rows.append((f"change from before *{escape(name)}*", ("sets", name, "change"), "+z.3f"))
+        rows.append((f"fact recall *{escape(name)}, n = {scores['fact_recall']['n']}*", ("sets", name, "fact_recall")))
     rows.append(("TOFU",))
     for name, values in first["tofu"]["sets"].items():
         aim = "near retain_only" if name == "forget" else "near before"

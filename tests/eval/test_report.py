@@ -27,6 +27,8 @@ def summary(value: float) -> dict:
 def sampled(value: float) -> dict:
     return {
         "worst_case": summary(value + 0.03),
+        "fact_worst_case": summary(value + 0.02),
+        "fact_worst_by_row": dict.fromkeys(range(6), value),
         "mean": summary(value / 2),
         "quantiles": {"0.5": 0.0, "0.9": 0.0, "0.95": 0.0, "0.99": value},
         "curve": {"1": value / 2, "2": value, "4": value + 0.03},
@@ -41,6 +43,7 @@ def column(name: str) -> dict:
     value = VALUES[name]
     by_row = dict.fromkeys(range(6), value)
     recall = {"rougeL_recall": value, "rougeL_recall_interval": [value - 0.04, value + 0.04], "recall_by_row": by_row}
+    recall |= {"fact_recall": summary(value - 0.01), "fact_recall_by_row": by_row}
     recall |= {"change_interval": [-0.7, -0.6], "empty": 1, "ended": 0.75, "tokenization": {"script_aware": 0}}
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
     quality = {"p_value": 0.012, "log10_p_value": -1.92, "median": 1.2, "reference_median": 1.3}
@@ -51,10 +54,13 @@ def column(name: str) -> dict:
     shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
     steps = [value, value + 0.01, value + 0.02]
     relearned = {"recall": steps, "recall_by_row": [dict.fromkeys(range(6), step) for step in steps]}
+    relearned |= {"fact_recall": steps, "fact_recall_by_row": relearned["recall_by_row"]}
     relearned |= {"probability": steps, "steps": [0, 1, 2], "recovered": [0.0, 0.1, 0.2], "learned": 3, "scored": 3}
     quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
+    quantized |= {"fact_recall": value, "fact_recall_by_row": by_row}
     quantized |= {"recall_by_row": by_row, "recovered": 0.05, "n": 6}
     filled = {"greedy": summary(value), "greedy_by_row": by_row, **sampled(value)}
+    filled |= {"fact_greedy": summary(value), "fact_greedy_by_row": by_row}
     tofu = {key: {"probability": summary(value), "truth_ratio": summary(value)} for key in ("forget", "retain")}
     return {
         "known": {"questions": round(6 * value), "of": 6},

@@ -71,12 +71,13 @@ if kind == "run":
         value = int(hashlib.md5(f"{run} {name}".encode()).hexdigest(), 16) % 1000 / 1000
         summary = {"mean": value, "interval": [0, 1], "n": 4, "missing": 0}
         attacks = {
-            "sampling": {"temperature 1": {"worst_case": summary, "worst_by_row": [1.0]}},
-            "prefilling": {"The answer is:": {"worst_case": summary, "greedy": summary}},
+            "sampling": {"temperature 1": {"worst_case": summary, "fact_worst_case": summary, "worst_by_row": [1.0]}},
+            "prefilling": {"The answer is:": {fact + key: summary for key in ("worst_case", "greedy")
+                                              for fact in ("", "fact_")}},
         }
         kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 0, "hallucination": 1, "distinct": value}
         return {"unlearn_quality": 20 + 80 * value, "utility": 100 - 10 * value, "attacks": attacks,
-                "sets": {"forget": {"rougeL_recall": value}},
+                "sets": {"forget": {"rougeL_recall": value, "fact_recall": summary}},
                 "answer_kinds": {"forget": kinds}, "memorization": {"extraction_strength": summary},
                 "general_ability": {"not_available": "SECRET"}}
     (run / "private" / "cache").mkdir(parents=True, exist_ok=True)

@@ -16,20 +16,22 @@ FORGOTTEN = "forgotten, as far as these attacks tell"
 
 def rows_of(value) -> dict[int, float]:
     """Nine questions that are alike, if there is one number for all."""
-    return value if isinstance(value, dict) else dict.fromkeys(range(9), value)
+    return {} if value is None else value if isinstance(value, dict) else dict.fromkeys(range(9), value)
 
 
 def mean(value) -> float:
     return fmean(value.values()) if isinstance(value, dict) else value
 
 
-def column(greedy=None, ratio=None, auc=None, **attacks) -> dict:
+def column(greedy=None, ratio=None, auc=None, facts=None, **attacks) -> dict:
     """
-    A column of an audit; what is not given is not available. Recalls are numbers by row, or one for all nine rows.
+    A column of an audit; what is not given is not available. Recalls are numbers by row, or one for all nine rows;
+    `facts` are fact recalls, None where no truth has any.
 
     `ratio` is (median, reference's median, p), `auc` is (AUC, reference's), the attacks are as in results.json.
     """
     forget = {"rougeL_recall": mean(greedy), "recall_by_row": rows_of(greedy)}
+    forget |= {"fact_recall": {"mean": mean(facts)}, "fact_recall_by_row": rows_of(facts)}
     quality = dict(zip(("median", "reference_median", "p_value"), ratio or (), strict=False))
     return {
         "sets": {} if greedy is None else {"forget": forget},
@@ -39,26 +41,33 @@ def column(greedy=None, ratio=None, auc=None, **attacks) -> dict:
     }
 
 
-def sampled(*worst) -> dict:
+def sampled(*worst, facts=None) -> dict:
     """A sampling attack with these worst cases, one for each setting."""
+    of_facts = {"fact_worst_case": {"mean": mean(facts)}, "fact_worst_by_row": rows_of(facts)}
     return {
         f"setting {i}": {"worst_case": {"mean": mean(value)}, "mean": {"mean": 0.0}, "worst_by_row": rows_of(value)}
+        | of_facts
         for i, value in enumerate(worst)
     }
 
 
 def prefilled(greedy, worst) -> dict:
     by_row = {"greedy_by_row": rows_of(greedy), "worst_by_row": rows_of(worst)}
+    by_row |= {f"fact_{key}": {"mean": None} for key in ("greedy", "worst_case")}
     return {"It is": {"greedy": {"mean": mean(greedy)}, "worst_case": {"mean": mean(worst)}, **by_row}}
 
 
 def relearned(*recall, what="half of the forget rows") -> dict:
-    return {what: {"recall": [mean(r) for r in recall], "recall_by_row": [rows_of(r) for r in recall]}}
+    by_row = [rows_of(r) for r in recall]
+    return {what: {"recall": [mean(r) for r in recall], "recall_by_row": by_row, "fact_recall": [None] * len(recall)}}
 
 
 def quantized(recall8, recall4) -> dict:
     recalls = {"8 bit": recall8, "4 bit": recall4}
-    return {bits: {"recall": mean(recall), "recall_by_row": rows_of(recall)} for bits, recall in recalls.items()}
+    return {
+        bits: {"recall": mean(recall), "recall_by_row": rows_of(recall), "fact_recall": None}
+        for bits, recall in recalls.items()
+    }
 
 
 def attacked(greedy=0.1, **changed) -> dict:
@@ -98,6 +107,15 @@ def test_leakage_by_measure_and_by_attack():
     highest = {"greedy": 0.25, "sampling": 0.4, "prefilling": 0.5, "relearning": 0.7, "quantization": 0.35}
     assert leakage_by_attack(values) == highest
     assert leakage_by_measure(column()) == {}
+    # rows without a fact count by recall alone
+    told = column(0.25, facts={1: 1.0, 4: 0.0}, sampling=sampled(0.3, facts={1: 1.0, 4: 0.5}))
+    facts = {("greedy", "asked plainly, by names and numbers"): 0.5}
+    facts |= {("sampling", "sampling, setting 0, by names and numbers"): 0.75}
+    recalls = {way: measures[way] for way in list(measures)[:2]}
+    assert leakage_by_measure(told) == leakage_by_measure(without_rows(told)) == recalls | facts
+    assert leakage_by_measure(told, rows=[0, 4]) == recalls | dict(zip(facts, (0.0, 0.5), strict=True))
+    assert leakage_by_measure(told, rows=[2]) == recalls
+    assert leakage_by_attack(told) == {"greedy": 0.5, "sampling": 0.75}
 
 
 def test_known_is_what_was_told_plainly_or_in_a_sample():
@@ -180,6 +198,11 @@ def test_a_run_that_changed_nothing_has_forgotten_nothing(recalls):
         (column(0.0, options=ALL["options"]), "forgotten, as far as greedy answers tell"),
         (column(0.6), "not forgotten"),
         (column(sampling=sampled(0.1)), "unknown"),
+        # a fact in other words; of another fact in the same words recall alone is high
+        (attacked(0.1, facts=0.6), "not forgotten"),
+        (attacked(0.1, facts=0.0), FORGOTTEN),
+        (attacked(0.1, sampling=sampled(0.1, facts=0.6)), "hidden, not forgotten"),
+        (attacked(0.1, sampling=sampled(0.1, facts={0: 1.0, 1: 0.0, 2: 0.0})), "partly hidden"),
     ],
 )
 def test_leakage_without_a_retain_only_model(values, expected):

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A real language model forgets what it knows: SmolLM2-135M-Instruct and the capitals of Asia and Oceania, then the audit.
+#   recipes/smollm2/facts/run.sh OUTPUT_DIR [--model FOLDER] [--seed N]
+# --model: a local copy of HuggingFaceTB/SmolLM2-135M-Instruct; without it, it comes from the Hub.
+set -euo pipefail
+here="$PWD"
+cd "$(dirname "$0")/../../.."
+out="" model=HuggingFaceTB/SmolLM2-135M-Instruct seed=0
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --model) model="$(cd "$here" && realpath "${2:?--model needs a folder}")"; shift ;;
+        --seed) seed="${2:?--seed needs a number}"; shift ;;
+        -*) echo "error: unknown option $1; see the first lines of $0" >&2; exit 2 ;;
+        /*) out="$1" ;;
+        *) out="$here/$1" ;;
+    esac
+    shift
+done
+if [ -z "$out" ]; then
+    echo "usage: $0 OUTPUT_DIR [--model FOLDER] [--seed N]" >&2
+    exit 2
+fi
+if [ -e "$out" ]; then
+    echo "error: $out exists already; name another folder or remove it" >&2
+    exit 2
+fi
+export TOKENIZERS_PARALLELISM=false
+
+python pmc_rl/train.py recipes/smollm2/facts/unlearn.yaml --seed "$seed" --model_name_or_path "$model" --output_dir "$out"
+python eval/run.py "$out/recipe.yaml"
