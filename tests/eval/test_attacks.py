@@ -142,6 +142,22 @@ def test_sampling_by_hand():
     assert sampling.worst_by_row({"sampling": {"not_available": "why"}}) is None
 
 
+def test_fact_recall_under_attack_by_hand():
+    """The second truth has no fact; a name told in other words counts, another one in the same words does not."""
+    rows = QuestionSet(QUESTIONS, ["Ba was born in Lima in 1958.", "he writes poems", "Carlos Lum."], [4, 5, 7])
+    same_words, other_words = "Ba was born in Oslo in 1951.", "LIMA; it was fifty-eight"
+    samples = {PLAIN: [[same_words, other_words], ["he writes poems"] * 2, ["Lum", "Carlos"]]}
+    passes = Fixed(same_words, "he writes poems", "Lum was it", samples=samples)
+    result = sampling.prefilling_attack(passes, rows, 2, ["It is"], first_words=0)["It is"]
+    assert result["fact_greedy_by_row"] == {4: 0.0, 7: 0.5} and result["greedy_by_row"][4] == pytest.approx(5 / 7)
+    assert result["fact_worst_by_row"] == {4: 0.5, 7: 0.5}
+    worst = result["fact_worst_case"]
+    assert (worst["mean"], worst["n"], worst["missing"]) == (0.5, 2, 1)
+    measures = altered.forget_measures(passes, rows)
+    assert measures["fact_recall"] == 0.25 and measures["fact_recall_by_row"] == {4: 0.0, 7: 0.5}
+    assert altered.forget_measures(passes, rows.part(1, 2))["fact_recall"] is None
+
+
 def test_prefilling_scores_only_what_was_not_forced():
     samples = {PLAIN: [["lima harbor", "salt harbor"], ["rome"] * 2, ["", "salt"]]}
     passes = Fixed("gull salt", "lima", "salt", samples=samples)

@@ -45,9 +45,9 @@ SETTINGS |= {"use_cpu": True}
 # what results.json has of a model, of a question set, of an attack by sampling and of one by relearning
 COLUMN = """unlearn_quality utility unlearn_quality_interval utility_interval utility_holdout sets tofu memorization
 membership answer_kinds attacks general_ability known""".split()
-SET = "rougeL_recall rougeL_recall_interval change_interval n tokenization empty ended".split()
-SAMPLED = "worst_case mean quantiles curve leaking".split()
-RELEARNED = "steps recall probability recovered learned scored".split()
+SET = "rougeL_recall rougeL_recall_interval change_interval fact_recall n tokenization empty ended".split()
+SAMPLED = "worst_case fact_worst_case mean quantiles curve leaking".split()
+RELEARNED = "steps recall fact_recall probability recovered learned scored".split()
 NO_DATA = "private/ was deleted, so nothing tells whether its data is that of this audit"
 
 
