@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 # Tokens a `generate` call makes before the rows that have ended leave the batch.
 STRIDE = 16
+# Likeliest tokens among which a sample is looked for first: to sort a whole vocabulary takes longer than the model.
+HEAD = 1024
 
 
 @dataclass
@@ -61,17 +63,30 @@ class InverseCDFSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         probs = (scores.float() / self.sampling.temperature).softmax(-1)
-        count = min(self.sampling.top_k or probs.shape[-1], probs.shape[-1])
-        probs, tokens = probs.topk(count, dim=-1)  # sorted, largest first
-        probs = probs / probs.sum(-1, keepdim=True)
+        uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_length, None]
+        tokens, found = self._choose(probs, uniforms, HEAD)
+        if not found.all():
+            tokens[~found] = self._choose(probs[~found], uniforms[~found], probs.shape[-1])[0]
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
+
+    def _choose(self, probs: torch.Tensor, uniforms: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token a row, and whether the `size` likeliest ones are enough to tell it."""
+        vocabulary = probs.shape[-1]
+        count = min(self.sampling.top_k or vocabulary, vocabulary)
+        size = size if count == vocabulary > size else count  # without top_k one may look at the likeliest alone
+        probs, tokens = probs.topk(size, dim=-1)  # sorted, largest first
+        if size == count:
+            probs = probs / probs.sum(-1, keepdim=True)
         # a token stays while the mass before it is below top_p; the first one always stays
         kept = probs * (probs.cumsum(-1) - probs < self.sampling.top_p)
         cdf = kept.cumsum(-1)
-        threshold = self.uniforms[:, input_ids.shape[1] - self.prompt_length, None] * cdf[:, -1:]
+        complete = (kept[:, -1:] == 0) | (size == count)  # no token behind these stays
+        threshold = uniforms * torch.where(complete, cdf[:, -1:], 1.0)
+        found = complete | ((self.sampling.top_p == 1) & (threshold < cdf[:, -1:]))
         # rounding may put the threshold on the total itself: the last kept token is the largest valid index
         last = (kept > 0).sum(-1, keepdim=True) - 1
         index = torch.searchsorted(cdf, threshold, right=True).minimum(last)
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens.gather(-1, index), 0.0)
+        return tokens.gather(-1, index)[:, 0], found[:, 0]
 
 
 @contextmanager

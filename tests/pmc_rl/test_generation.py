@@ -129,6 +129,27 @@ def test_one_step_follows_hf_sampling(temperature, top_k, top_p):
     assert_drawn_from(expected, scores.argmax(-1).tolist())
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.9), (1.5, 0.9)])
+def test_the_likeliest_tokens_tell_what_the_whole_vocabulary_would(monkeypatch, temperature, top_p):
+    """Of peaked rows and of flat ones, for which the likeliest tokens are not enough."""
+    torch.manual_seed(0)
+    logits = torch.randn(300, 500) * torch.linspace(0, 6, 300)[:, None]
+    sampler = InverseCDFSampler(torch.rand(300, 1), 1, Sampling(temperature, 0, top_p, []))
+    sizes, topk = [], torch.Tensor.topk
+
+    def recorded(self, size, **kwargs):
+        sizes.append((len(self), size))
+        return topk(self, size, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "topk", recorded)
+    picks = []
+    for size in (500, 40):
+        monkeypatch.setattr(generation, "HEAD", size)
+        picks.append(sampler(torch.zeros(300, 1, dtype=torch.long), logits).argmax(-1).tolist())
+    assert picks[0] == picks[1]
+    assert sizes[:2] == [(300, 500), (300, 40)] and sizes[2][1] == 500 and 50 < sizes[2][0] < 290
+
+
 def test_first_token_of_the_whole_path_follows_hf_sampling(tiny_phi, tokenizer):
     """As above, but through `generate` and the seeds that name the samples."""
     with torch.no_grad():
