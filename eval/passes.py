@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
 from pmc_rl.config import DataArguments, PMCConfig
-from pmc_rl.generation import Sampling, autocast, decode_completion, generate_completions, sample_seeds
+from pmc_rl.generation import Sampling, autocast, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
-from pmc_rl.prompts import answer_start, begin_answer, encode_answers, encode_prompt, format_prompt
+from pmc_rl.prompts import answer_start, begin_answer, decode_completion, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
 CACHE_VERSION = 2

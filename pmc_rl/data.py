@@ -116,3 +116,10 @@ def check_no_overlap(forget_rows: list[dict], retain_rows: list[dict], question_
 def normalized(text: str) -> str:
     """A question by which equal ones are found: case and white space do not count."""
     return " ".join(text.casefold().split())
+
+
+def retain_rows_at(start: int, count: int, num_rows: int, seed: int) -> list[int]:
+    """Rows `start` to `start + count` of an endless stream of permutations of `range(num_rows)`; no state, no RNG."""
+    first, last = start // num_rows, (start + count - 1) // num_rows
+    passes = [np.random.default_rng([seed, number]).permutation(num_rows) for number in range(first, last + 1)]
+    return np.concatenate(passes)[start - first * num_rows :][:count].tolist()

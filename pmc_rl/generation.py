@@ -111,13 +111,6 @@ def autocast(device: torch.device, args: PMCConfig) -> torch.autocast:
     return torch.autocast(device.type, torch.float16 if args.fp16 else torch.bfloat16, enabled=args.bf16 or args.fp16)
 
 
-def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
-    """Every id that ends an answer: the tokenizer's end token and those of the model's generation config, sorted."""
-    configured = config.eos_token_id
-    configured = [] if configured is None else [configured] if isinstance(configured, int) else configured
-    return sorted({eos_token_id, *configured})
-
-
 @torch.no_grad()
 def generate_completions(
     model: PreTrainedModel | PeftModel,
@@ -287,8 +280,3 @@ def _greedy_config(max_new_tokens: int, end_ids: list[int]) -> GenerationConfig:
         pad_token_id=end_ids[0],  # `generate` wants one; what stands behind an end token is cut off
         return_dict_in_generate=True,
     )
-
-
-def decode_completion(tokenizer, completion_ids: list[int]) -> str:
-    """The text of an answer, without end tokens and outer white space."""
-    return tokenizer.decode(completion_ids, skip_special_tokens=True).strip()

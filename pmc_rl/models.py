@@ -27,7 +27,6 @@ from trl import ModelConfig, get_quantization_config
 from pmc_rl.adapters import merge, restore_conv1d
 from pmc_rl.config import RunConfig
 from pmc_rl.errors import RecipeError, all_problems, nearest_path, one_line
-from pmc_rl.generation import end_token_ids
 from pmc_rl.output import is_finished_run
 
 BITS = ("load_in_4bit", "load_in_8bit")
@@ -75,6 +74,13 @@ def load_config(model_args: ModelConfig) -> PreTrainedConfig:
 def load_end_ids(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends an answer of the model, from its files; no weights are loaded."""
     return end_token_ids(_load_generation_config(model_args), tokenizer.eos_token_id)
+
+
+def end_token_ids(config: GenerationConfig, eos_token_id: int) -> list[int]:
+    """Every id that ends an answer: the tokenizer's end token and those of the model's generation config, sorted."""
+    configured = config.eos_token_id
+    configured = [] if configured is None else [configured] if isinstance(configured, int) else configured
+    return sorted({eos_token_id, *configured})
 
 
 def check_model(model_args: ModelConfig, args: RunConfig) -> None:

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pmc_rl.config import PMCArguments, PMCConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import Sampling, autocast, decode_completion, end_token_ids, generate_together, sample_seeds
+from pmc_rl.generation import Sampling, autocast, generate_together, sample_seeds
 from pmc_rl.likelihood import Row, mean_log_probs
-from pmc_rl.prompts import encode_prompt, format_prompt, prefilled_rows
+from pmc_rl.models import end_token_ids
+from pmc_rl.prompts import decode_completion, encode_prompt, format_prompt, prefilled_rows
 
 
 def with_original_answers(

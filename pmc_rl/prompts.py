@@ -155,3 +155,8 @@ def encode_answers(
 def end_of_answer(ids: list[int], start: int, end_ids: list[int]) -> int:
     """Where the answer that begins at `start` stops, behind its end token; the length where it has none."""
     return next((i + 1 for i in range(start, len(ids)) if ids[i] in end_ids), len(ids))
+
+
+def decode_completion(tokenizer, completion_ids: list[int]) -> str:
+    """The text of an answer, without end tokens and outer white space."""
+    return tokenizer.decode(completion_ids, skip_special_tokens=True).strip()

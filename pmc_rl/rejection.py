@@ -16,7 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from pmc_rl import scoring, selection
 from pmc_rl.config import PMCConfig
-from pmc_rl.generation import Sampling, decode_completion, generate_together, sample_seeds
+from pmc_rl.generation import Sampling, generate_together, sample_seeds
+from pmc_rl.progress import sample_metrics
+from pmc_rl.prompts import decode_completion
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.selection import BestAnswer
 
@@ -51,6 +53,9 @@ class RejectionSampler:
         self.end_ids = end_ids
         self.metrics = metrics
         self.scores_stay_valid = scoring.is_stationary(reward_funcs) and not args.normalize_rewards
+        # rewards of weight 0 that only say which samples pass; of those compared alone it need not be asked about all
+        numbered = enumerate(reward_funcs) if args.selection == "best" and not args.normalize_rewards else ()
+        self.gates = [i for i, f in numbered if f.weight == 0 and f.floor is not None and f.stationary]
         self.max_reward = None if args.normalize_rewards else scoring.maximal_reward(reward_funcs, args.max_reward)
         self.pool: dict[int, list[BestAnswer]] = {}
         self.visits_without_gain: dict[int, int] = {}  # since a question's best answer last became better
@@ -98,7 +103,8 @@ class RejectionSampler:
         self.num_samples += sum(counts)
         self._log("time/generation", generated - started)
         self._log("time/rewards", time.perf_counter() - generated)
-        self._log_samples(samples, rewards)
+        for name, value in sample_metrics(samples, rewards, self.end_ids).items():
+            self._log(name, value)
         picked = self._pick(rows, candidates, rewards, passed, state.global_step)
         return self._remember(picked) if args.selection == "best" else picked
 
@@ -126,17 +132,15 @@ class RejectionSampler:
         texts = [decode_completion(self.tokenizer, completion) for completion in ids]
         chat = not isinstance(rows[0]["prompt"], str)
 
-        def ask(functions: list[RewardFunction], which: Sequence[int]) -> np.ndarray:
-            return scoring.score_completions(
-                functions,
-                prompts=[repeated[i]["prompt"] for i in which],
-                completions=[[{"role": "assistant", "content": texts[i]}] if chat else texts[i] for i in which],
-                completion_ids=[ids[i] for i in which],
-                **{name: [repeated[i][name] for i in which] for name in rows[0] if name != "prompt"},
-                trainer_state=state,
-                log_extra=lambda column, values: None,  # the table has no room for further columns
-                log_metric=self._log,
-            )
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        columns = {"prompts": [row["prompt"] for row in repeated], "completions": completions, "completion_ids": ids}
+        columns |= {name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"}
+        # the table has no room for further columns
+        further = {"trainer_state": state, "log_extra": lambda column, values: None, "log_metric": self._log}
+
+        def ask(rewards: list[int], which: Sequence[int]) -> np.ndarray:
+            part = {name: [values[i] for i in which] for name, values in columns.items()}
+            return scoring.score_completions([self.reward_funcs[i] for i in rewards], **part, **further)
 
         rewards_per_func = self._ask_rewards(ask, is_real, ids)
         for reward, values in zip(self.reward_funcs, rewards_per_func.T, strict=True):
@@ -154,45 +158,40 @@ class RejectionSampler:
 
     def _ask_rewards(self, ask: Callable[..., np.ndarray], is_real: np.ndarray, ids: list[list[int]]) -> np.ndarray:
         """
-        Scores `(candidates, rewards)` from `ask(rewards, candidates)`. A reward of weight 0 with a floor only says
-        which candidates pass, so it is asked about the best of each question, one after the other, until
-        `num_selected` different ones have passed: the picks are those of asking about all. The others are NaN.
+        Scores `(candidates, rewards)` from `ask(numbers of rewards, numbers of candidates)`. Gates are asked about the
+        best candidates of each question, one after the other, until `num_selected` different ones have passed: the
+        picks are those of asking about all. What was not asked is NaN.
         """
-        functions, everything = self.reward_funcs, range(len(ids))
-        scores = np.full((len(ids), len(functions)), np.nan)
-        may_wait = self.args.selection == "best" and not self.args.normalize_rewards
-        waits = np.array([may_wait and f.stationary and f.weight == 0 and f.floor is not None for f in functions])
-        if not waits.all():
-            scores[:, ~waits] = ask([f for f, wait in zip(functions, waits, strict=True) if not wait], everything)
-        totals = scoring.weighted_sum(scores, functions)
-        gates = [f for f, wait in zip(functions, waits, strict=True) if wait]
-        if gates and np.isnan(totals).any():  # a gate may be all that can score a candidate
-            scores[:, waits] = ask(gates, everything)
-        elif gates:
-            numbers = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
-            queues = [iter(question[np.argsort(-totals[question], kind="stable")]) for question in numbers]
-            passed: list[set] = [set() for _ in queues]
-            while turn := {
-                next_best: different
-                for queue, different in zip(queues, passed, strict=True)
-                if len(different) < self.args.num_selected and (next_best := next(queue, None)) is not None
-            }:
-                scores[np.ix_(list(turn), waits)] = ask(gates, list(turn))
-                for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], functions), strict=True):
-                    turn[i].update([tuple(ids[i])] if passes else [])
+        scores = np.full((len(ids), len(self.reward_funcs)), np.nan)
+        others, everything = [i for i in range(len(self.reward_funcs)) if i not in self.gates], range(len(ids))
+        scores[:, others] = ask(others, everything)
+        totals = scoring.weighted_sum(scores, self.reward_funcs)
+        if np.isnan(totals).any():  # a gate may be all that can score a candidate
+            scores[:, self.gates] = ask(self.gates, everything)
+            return scores
+        questions = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
+        queues = [numbers[np.argsort(-totals[numbers], kind="stable")].tolist() for numbers in questions]
+        passed: list[set] = [set() for _ in queues]
+        for rank in range(is_real.shape[1] if self.gates else 0):
+            turns = zip(queues, passed, strict=True)
+            turn = {q[rank]: done for q, done in turns if rank < len(q) and len(done) < self.args.num_selected}
+            if not turn:
+                break
+            scores[np.ix_(list(turn), self.gates)] = ask(self.gates, list(turn))
+            for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):
+                turn[i].update([tuple(ids[i])] if passes else [])
         return scores
 
     def _pick(
         self, rows: list[dict], candidates: Samples, rewards: np.ndarray, passed: np.ndarray, step: int
     ) -> dict[int, list[BestAnswer]]:
-        row_ids, gated = [row["pmc_id"] for row in rows], selection.close_gate(rewards, passed)
-        if self.args.selection == "best":
+        args, row_ids = self.args, [row["pmc_id"] for row in rows]
+        gated = selection.close_gate(rewards, passed)
+        if args.selection == "best":
             picks = selection.select_best(gated, gated.shape[1])  # all in order: which are equal texts is seen later
         else:
-            uniforms = selection.selection_uniforms(self.args.seed, step, row_ids, gated.shape[1])
-            picks = selection.select_bradley_terry(
-                gated, self.args.selection_temperature, uniforms, self.args.num_selected
-            )
+            uniforms = selection.selection_uniforms(args.seed, step, row_ids, gated.shape[1])
+            picks = selection.select_bradley_terry(gated, args.selection_temperature, uniforms, args.num_selected)
         return {
             row_id: [BestAnswer(candidates[i][k], float(rewards[i, k]), bool(passed[i, k])) for k in picks[i]]
             for i, row_id in enumerate(row_ids)
@@ -210,18 +209,3 @@ class RejectionSampler:
 
     def _log(self, name: str, value: float) -> None:
         self.metrics[name].append(value)
-
-    def _log_samples(self, samples: Samples, rewards: np.ndarray) -> None:
-        """Numbers of the new samples; what was stored before counts in none of them."""
-        flat = [ids for completions in samples for ids in completions]
-        self._log("completions/mean_length", float(np.mean([len(ids) for ids in flat])))
-        self._log("completions/clipped_ratio", float(np.mean([ids[-1] not in self.end_ids for ids in flat])))
-        self._log("distinct_samples", float(np.mean([len(set(map(tuple, s))) / len(s) for s in samples])))
-        scored = [values[: len(new)] for values, new in zip(rewards, samples, strict=True)]
-        scored = [values[~np.isnan(values)] for values in scored if not np.isnan(values).all()]
-        if scored:
-            self._log("reward", float(np.concatenate(scored).mean()))
-            self._log("reward_std", float(np.mean([values.std() for values in scored])))
-            # Theorem 1 of the paper: the first goes to its maximum, the second to 0
-            self._log("exp_reward/mean", float(np.mean([np.exp(values).mean() for values in scored])))
-            self._log("exp_reward/var", float(np.mean([np.exp(values).var() for values in scored])))

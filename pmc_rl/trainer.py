@@ -22,9 +22,10 @@ from trl import SFTTrainer
 
 from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
+from pmc_rl.data import retain_rows_at
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import end_token_ids
 from pmc_rl.gradients import GradientCheck
+from pmc_rl.models import end_token_ids
 from pmc_rl.original import OriginalLogLikelihood, kl_to_original
 from pmc_rl.progress import print_answers, warn_of_clipping
 from pmc_rl.prompts import encode_prompt
@@ -32,13 +33,6 @@ from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.selection import BestAnswer
 from pmc_rl.snapshots import SnapshotCallback
-
-
-def retain_rows_at(start: int, count: int, num_rows: int, seed: int) -> list[int]:
-    """Rows `start` to `start + count` of an endless stream of permutations of `range(num_rows)`; no state, no RNG."""
-    first, last = start // num_rows, (start + count - 1) // num_rows
-    passes = [np.random.default_rng([seed, number]).permutation(num_rows) for number in range(first, last + 1)]
-    return np.concatenate(passes)[start - first * num_rows :][:count].tolist()
 
 
 class PMCTrainer(SFTTrainer):

@@ -16,10 +16,10 @@ from eval.data import QuestionSet
 from eval.metrics.leakage import doublings
 from eval.passes import ModelPasses
 from pmc_rl.config import PMCConfig
+from pmc_rl.data import retain_rows_at
 from pmc_rl.generation import autocast
 from pmc_rl.gradients import check_gradients, trainable_parameters
 from pmc_rl.likelihood import Row
-from pmc_rl.trainer import retain_rows_at
 
 
 def relearning_attack(

@@ -25,9 +25,9 @@ from eval.data import AuditData, QuestionSet
 from eval.metrics.leakage import doublings, expected_worst_case, leakage
 from eval.passes import Answer, ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
+from pmc_rl.data import retain_rows_at
 from pmc_rl.models import load_merged
 from pmc_rl.prompts import encode_answers
-from pmc_rl.trainer import retain_rows_at
 from tests.conftest import build_phi, errors_of
 from tests.training import scores_of, weights
 

@@ -23,8 +23,8 @@ from eval.cache import RowCache, model_fingerprint
 from eval.models import AuditedModel
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, PMCConfig, RunConfig
-from pmc_rl.generation import Sampling, decode_completion, generate_completions, sample_seeds
-from pmc_rl.prompts import answered_dataset, encode_answers, encode_prompt, format_prompt
+from pmc_rl.generation import Sampling, generate_completions, sample_seeds
+from pmc_rl.prompts import answered_dataset, decode_completion, encode_answers, encode_prompt, format_prompt
 from tests.conftest import BOS, build_llama, build_phi, errors_of, tiny_sizes
 from tests.training import end_often
 

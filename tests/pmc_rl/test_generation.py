@@ -11,12 +11,12 @@ from pmc_rl.config import PMCConfig
 from pmc_rl.generation import (
     InverseCDFSampler,
     Sampling,
-    end_token_ids,
     generate_completions,
     generate_together,
     sample_seeds,
 )
 from pmc_rl.generation_check import check_generation
+from pmc_rl.models import end_token_ids
 from tests import architectures
 from tests.conftest import errors_of
 from tests.training import end_often, unlearn_recipe

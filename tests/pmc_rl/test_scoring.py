@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import sys
+from collections import defaultdict
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from trl import GRPOTrainer
 from trl.import_utils import is_math_verify_available
 
 from pmc_rl import reward_loading
+from pmc_rl.config import PMCConfig
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.scoring import (
@@ -203,29 +205,25 @@ def test_rewards_of_trl(name):
     assert (rewards[0].name, scores[:, 0].tolist()) == (name, expected)
 
 
-def sampler(rewards, texts=None, log_metric=lambda name, value: None):
-    """A stand-in with what scoring needs of a RejectionSampler; `texts` by the first id of a completion."""
-    texts = texts or {}
-    return SimpleNamespace(
-        reward_funcs=rewards,
-        tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: texts.get(ids[0], "abc")),
-        args=SimpleNamespace(normalize_rewards=False),
-        log_metric=log_metric,
-        _log=log_metric,
-    )
+def sampler(tmp_path, rewards, texts=None):
+    """Samples nothing; `texts` by the first id of a completion."""
+    decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: (texts or {}).get(ids[0], "abc"))
+    args = PMCConfig(output_dir=str(tmp_path), use_cpu=True)
+    return RejectionSampler(args, rewards, decoder, {}, [1], defaultdict(list))
 
 
-def test_namesakes_have_metrics_of_their_own(my_file, monkeypatch):
+def test_namesakes_have_metrics_of_their_own(my_file, monkeypatch, tmp_path):
     judge = lambda name: lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
     monkeypatch.setattr(reward_loading, "RewardModel", judge)
     names = ["my_rewards.plain", "other_rewards.plain", "a/judge", str(my_file / "b" / "judge"), "my_rewards.later"]
     rewards = load_reward_functions(names, {names[1]: {"scale": 2.0}}, None, 40)
-    logged = {}
     row = {"prompt": "Question: Who?", "pmc_id": 0, "original_completion": "She."}
-    asked = sampler(rewards, log_metric=logged.__setitem__)
-    RejectionSampler._score(asked, [row], [[[5, 1], [6, 1]]], SimpleNamespace(global_step=3))
+    asked = sampler(tmp_path, rewards)
+    asked.score([row], [[[5, 1], [6, 1]]], SimpleNamespace(global_step=3))
     metrics = ["my_rewards.plain", "other_rewards.plain", "a/judge", "b/judge", "later"]
-    assert logged == {f"rewards/{name}/mean": mean for name, mean in zip(metrics, [3, 6, 0, 0, 3], strict=True)}
+    assert asked.metrics == {
+        f"rewards/{name}/mean": [mean] for name, mean in zip(metrics, [3, 6, 0, 0, 3], strict=True)
+    }
     (error,) = errors_of(load_reward_functions, ["a/judge", "./a/judge/"], {}, None, 40)
     assert error == "reward_funcs: './a/judge/' is given twice"
 
@@ -311,7 +309,7 @@ def test_an_exception_names_its_reward():
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_reward_is_called_as_by_grpo(chat):
+def test_a_reward_is_called_as_by_grpo(chat, tmp_path):
     """Both trainers' own methods, on stand-ins for the trainers: TRL's is what DESIGN.md calls the contract."""
     calls = []
 
@@ -327,7 +325,7 @@ def test_a_reward_is_called_as_by_grpo(chat):
     completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
     state = SimpleNamespace(global_step=3)
 
-    RejectionSampler._score(sampler([reward(recorder)], {5: "a", 6: "b c"}), [row], [ids], state)
+    sampler(tmp_path, [reward(recorder)], {5: "a", 6: "b c"}).score([row], [ids], state)
     theirs = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", is_main_process=True),
         args=SimpleNamespace(report_to=[]),

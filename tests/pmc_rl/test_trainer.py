@@ -10,8 +10,9 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from pmc_rl.data import retain_rows_at
 from pmc_rl.scoring import RewardFunction
-from pmc_rl.trainer import PMCTrainer, retain_rows_at
+from pmc_rl.trainer import PMCTrainer
 from tests.conftest import errors_of
 from tests.training import BRIEF, ROUGE, forget_prompts, lora, make_trainer, retain_rows, weights
 

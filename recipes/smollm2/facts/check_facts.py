@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmc_rl.config import DataArguments  # first: pmc_rl switches telemetry off
-from pmc_rl.generation import decode_completion, generate_completions
+from pmc_rl.generation import generate_completions
 from pmc_rl.models import load_end_ids, load_model, load_tokenizer
-from pmc_rl.prompts import encode_prompt, format_prompt
+from pmc_rl.prompts import decode_completion, encode_prompt, format_prompt
 
 # isort: split
 import torch
