@@ -35,6 +35,11 @@ pmc_rl/rejection.py tests/pmc_rl/test_rejection.py
 - unsolved = [row for row in rows if not self.is_solved(row["pmc_id"])]
 + unsolved = list(rows)
 
+the gate counts what did not pass
+pmc_rl/rejection.py tests/pmc_rl/test_rejection.py
+- [tuple(ids[i])] if passes else []
++ [tuple(ids[i])]
+
 equal samples in each step
 pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_seeds_are_prompt_major_and_independent_of_other_rows
 - {seed}/{step}/{row}/{i}
