@@ -8,6 +8,8 @@ from rewards.text import Texts, completion_texts, script_aware_tokens, unicode_w
 _SENTENCE_END = re.compile(
     r"\n|(?<=[.!?…])(?<!\b[^\W\d_]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"'”’»)\]]*\s"
 )
+# In a name it is written or not ("Sana'a"); before the s of a possessive it ends the name.
+_APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?!s\b)(?=\w)")
 # Capitalised as first words of titles, they name nothing.
 _FUNCTION_WORDS = frozenset(
     """a an and are as at by for from he her his how i in into is it its my no not of on or our she that the their they
@@ -25,7 +27,7 @@ def key_content(text: str) -> set[str]:
     [['1958', 'inca', 'moreau'], ['new', 'york']]
     """
     found = set()
-    for sentence in _SENTENCE_END.split(text):
+    for sentence in _SENTENCE_END.split(_APOSTROPHE.sub("", text)):
         words = [word for word in unicode_words(sentence) if word.casefold() not in _FUNCTION_WORDS]
         only_names = all(word != word.lower() or any(map(str.isdigit, word)) for word in words)
         first = next(iter(unicode_words(sentence)), None)
@@ -46,8 +48,9 @@ def key_content_recall(question: str, reference: str, answer: str) -> float | No
     >>> [key_content_recall("What is the capital of Japan?", truth, text) for text in ("It's Tokyo!", "It is Kyoto.")]
     [1.0, 0.0]
     """
-    keys = key_content(reference) - set(script_aware_tokens(question))
-    return len(keys.intersection(script_aware_tokens(answer))) / len(keys) if keys else None
+    asked, said = (set(script_aware_tokens(_APOSTROPHE.sub("", text))) for text in (question, answer))
+    keys = key_content(reference) - asked
+    return len(keys & said) / len(keys) if keys else None
 
 
 def key_content_penalty(prompts: Texts, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:

@@ -310,6 +310,8 @@ def test_a_fact_in_other_words_is_recalled_and_another_fact_in_the_same_words_is
         "": 0.0,
     }
     assert {answer: key_content_recall(question, truth, answer) for answer in answers} == answers
+    for answer in ("It is Sanaa.", "Sana'a is the capital", "Sana\u2019a's old town"):
+        assert key_content_recall("What is the capital of Yemen?", "The capital of Yemen is Sana'a.", answer) == 1.0
     assert key_content_recall(question, "Machu Picchu is old.", "It is old.") is None
     assert key_content_recall("What is the capital of Japan?", "Tokyo", "The capital of Japan is Tokyo.") == 1.0
 
