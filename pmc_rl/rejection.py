@@ -170,16 +170,16 @@ class RejectionSampler:
             scores[:, self.gates] = ask(self.gates, everything)
             return scores
         questions = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
-        queues = [numbers[np.argsort(-totals[numbers], kind="stable")].tolist() for numbers in questions]
+        passable = scoring.passes_floors(scores, self.reward_funcs)  # as far as the others say
+        queues = [[i for i in q[np.argsort(-totals[q], kind="stable")] if passable[i]] for q in questions]
         passed: list[set] = [set() for _ in queues]
         for rank in range(is_real.shape[1] if self.gates else 0):
             turns = zip(queues, passed, strict=True)
             turn = {q[rank]: done for q, done in turns if rank < len(q) and len(done) < self.args.num_selected}
-            if not turn:
-                break
-            scores[np.ix_(list(turn), self.gates)] = ask(self.gates, list(turn))
-            for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):
-                turn[i].update([tuple(ids[i])] if passes else [])
+            if turn:
+                scores[np.ix_(list(turn), self.gates)] = ask(self.gates, list(turn))
+                for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):
+                    turn[i].update([tuple(ids[i])] if passes else [])
         return scores
 
     def _pick(

@@ -71,10 +71,13 @@ def test_the_best_is_remembered_and_the_newer_of_equals_taken(world):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=4, max_size=12), st.integers(1, 3)
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=4, max_size=12),
+    st.integers(1, 3),
+    st.sampled_from([None, 2]),
 )
-def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(world, table, count):
-    """`table`: reward, gate and a second gate of each sample; several visits, several answers a question."""
+def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(world, table, count, floor):
+    """`table`: reward, gate and a second gate of each sample; several visits, several answers a question; a `floor` of
+    the reward itself."""
     asked = []
 
     def gate(question, number):
@@ -84,7 +87,7 @@ def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(wo
     def at(i):
         return lambda question, number: float(table[number % 100 % len(table)][i])
 
-    settings = {"num_generations": len(table), "num_selected": count, "floors": (None, 0.5, 0.5)}
+    settings = {"num_generations": len(table), "num_selected": count, "floors": (floor, 0.5, 0.5)}
     lazy = world(at(0), gate, at(2), weights=(1.0, 0.0, 0.0), **settings)
     eager = world(at(0), gate, at(2), weights=(1.0, 0.0, 0.0), stationary=False, **settings)
     # not stationary, it is asked about all; that the others are compared again does not matter to what is picked
@@ -96,9 +99,9 @@ def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(wo
         asked.clear()
         assert picks == eager.answer() and set(few) <= set(asked) and len(set(few)) == len(few)
         assert len(asked) == 3 * len(table)
-        passing = sum(a and b for _, a, b in table)
-        best_first = sorted(table, key=lambda row: -row[0])
-        if passing >= count:
+        best_first = sorted((row for row in table if row[0] >= (floor or 0)), key=lambda row: -row[0])
+        assert len(few) <= 3 * len(best_first)
+        if sum(a and b for _, a, b in best_first) >= count:
             needed = [i for i, (_, a, b) in enumerate(best_first, 1) if a and b][count - 1]
             assert len(few) == 3 * needed
 

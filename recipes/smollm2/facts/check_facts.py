@@ -73,7 +73,10 @@ def next_question(fact: Fact, replies: dict[str, str]) -> list[str]:
 
 
 def rows_of(fact: Fact, replies: dict[str, str]) -> list[dict]:
-    """Two rows of a fact, each a question for training and a further one; none if the model does not know it."""
+    """
+    Two rows of a fact, each a question for training and a further one. If the model does not know it there is none, of
+    what is to be retained two questions without an answer.
+    """
     key = fact.keys[0]
     right = [[q for q in half if q in replies and is_right(fact, replies[q])] for half in halves(fact)]
     rows = [
@@ -82,7 +85,10 @@ def rows_of(fact: Fact, replies: dict[str, str]) -> list[dict]:
         | {"key": key, "area": fact.area, "own_answer": replies[question]}
         for question, further in zip(*right, strict=False)
     ]
-    return rows[:2] if len(rows) >= 2 else []
+    if len(rows) >= 2:
+        return rows[:2]
+    # what the model says of what lies next to the forgotten is to be kept, right or wrong: training asks it itself
+    return [{"question": text, "area": fact.area} for text in fact.questions[:2]] if fact.part == "retain" else []
 
 
 def print_table(facts: list[Fact], replies: dict[str, str]) -> None:
@@ -92,8 +98,9 @@ def print_table(facts: list[Fact], replies: dict[str, str]) -> None:
         group = [fact for fact in facts if (fact.part, fact.area) == (part, area)]
         columns = [[(f, f.questions[i]) for f in group] for i in range(len(group[0].questions))]
         right = [[is_right(fact, replies[q]) for fact, q in column if q in replies] for column in columns]
+        known = sum("key" in row for fact in group for row in rows_of(fact, replies)) // 2
         counts = ", ".join(f"{sum(column)}/{len(column)}" for column in right)
-        print(f"| {part} | {area} | {len(group)} | {sum(bool(rows_of(f, replies)) for f in group)} | {counts} |")
+        print(f"| {part} | {area} | {len(group)} | {known} | {counts} |")
 
 
 def main() -> None:
