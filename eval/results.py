@@ -32,6 +32,7 @@ from rewards.text import words
 
 ByRow = dict[int, float]  # by the row's number in its file
 Way = tuple[str, str]  # an attack, or `greedy` for asking plainly, and what was done
+ATTACKS = ("sampling", "prefilling", "relearning", "quantization")  # that bring out the truth
 BY_FACTS = ", by names and numbers"  # of a way that is measured by fact recall
 
 

@@ -1,6 +1,7 @@
 """A penalty for the names, numbers and dates of the original answer, which leak where all other words differ."""
 
 import re
+from functools import lru_cache
 
 from rewards.text import Texts, completion_texts, script_aware_tokens, unicode_words
 
@@ -17,7 +18,8 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def key_content(text: str) -> set[str]:
+@lru_cache(maxsize=8192)  # references repeat
+def key_content(text: str) -> frozenset[str]:
     """
     Names, numbers and dates of a text as [`rewards.text.script_aware_tokens`]: words with a digit, and words with a
     capital letter, single letters and function words left out. The first word of a sentence is taken for a name only
@@ -28,15 +30,15 @@ def key_content(text: str) -> set[str]:
     """
     found = set()
     for sentence in _SENTENCE_END.split(_APOSTROPHE.sub("", text)):
-        words = [word for word in unicode_words(sentence) if word.casefold() not in _FUNCTION_WORDS]
+        all_words = unicode_words(sentence)
+        words = [word for word in all_words if word.casefold() not in _FUNCTION_WORDS]
         only_names = all(word != word.lower() or any(map(str.isdigit, word)) for word in words)
-        first = next(iter(unicode_words(sentence)), None)
         for position, word in enumerate(words):
-            is_first = position == 0 and word == first and not only_names
+            is_first = position == 0 and word == all_words[0] and not only_names
             is_name = word != word.lower() and len(word) > 1 and not is_first
             if is_name or any(map(str.isdigit, word)):
                 found.update(script_aware_tokens(word))
-    return found
+    return frozenset(found)
 
 
 def key_content_recall(question: str, reference: str, answer: str) -> float | None:

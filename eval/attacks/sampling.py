@@ -90,6 +90,6 @@ def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
         **leakage(scores, leaks),
         "fact_worst_case": summary(worst_facts),
         "fact_worst_by_row": by_row(forget.rows, worst_facts),
-        "worst_by_row": dict(zip(forget.rows, scores.max(1).tolist(), strict=True)),
-        "worst_sample_by_row": dict(zip(forget.rows, scores.argmax(1).tolist(), strict=True)),
+        "worst_by_row": by_row(forget.rows, scores.max(1).tolist()),
+        "worst_sample_by_row": by_row(forget.rows, scores.argmax(1).tolist()),
     }

@@ -3,13 +3,12 @@
 from eval.metrics.answers import KINDS
 from eval.metrics.leakage import QUANTILES
 from eval.report.page import escape, table
-from eval.results import leakage_by_attack
+from eval.results import ATTACKS, leakage_by_attack
 
 Results = dict[str, dict]
 # A label in Markdown, the path of the cells in a column, and how a number or, with braces, a dict is shown;
 # a row of a label alone is the heading of those below.
 Row = tuple
-ATTACKS = ("sampling", "prefilling", "relearning", "quantization")  # that bring out the truth
 NO_SET = "no set of this group has true answers"
 NOTHING_TRIED = "no beginning of an answer was given"
 LABELS = {"min_k": "min-k", "min_k_plus_plus": "min-k++"}

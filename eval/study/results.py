@@ -6,8 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from eval.metrics.answers import KINDS
-from eval.report.tables import ATTACKS
-from eval.results import leakage_by_attack, leakage_by_measure
+from eval.results import ATTACKS, leakage_by_attack, leakage_by_measure
 from pmc_rl.output import read_training_log
 
 Numbers = dict[str, float | None]

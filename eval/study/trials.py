@@ -120,9 +120,11 @@ class Trials:
         for trial in self.get(TrialState.RUNNING):
             with suppress(BlockingIOError), locked(self._lock_of(trial), wait=False):
                 self.journal.tell(trial.number, state=TrialState.FAIL)
+        live = self._live_folders()
         for trial in self.get(TrialState.FAIL):
             run = run_of(trial)
-            if run.folder not in self._live_folders() and (run.searched or run.folder in self.settings):
+            if run.folder not in live and (run.searched or run.folder in self.settings):
+                live.add(run.folder)
                 self.journal.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
     def _live_folders(self) -> set[str]:
