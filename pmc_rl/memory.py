@@ -121,7 +121,7 @@ def estimate_memory(
     if not model_args.use_peft and (asks_original or args.log_kl):
         parts["model before unlearning"] = counts.base * (dtype.itemsize if args.use_cpu else 2)
 
-    rows = args.per_device_train_batch_size * (args.num_selected + (args.retain_weight > 0))
+    rows = args.per_device_train_batch_size * (args.num_selected + args.num_retained * (args.retain_weight > 0))
     length = prompt_length + args.max_completion_length
     itemsize = 2 if autocast else dtype.itemsize
     layer = layer_activation_bytes(config, rows, length, itemsize, model_args.attn_implementation == "eager")

@@ -79,7 +79,7 @@ def plan_lines(
     if args.num_selected > 1:
         batch += f" of up to {args.num_selected} answers"
     if args.retain_weight > 0:
-        batch += f" + {window} rows to retain, of {num_retain_rows:,}"
+        batch += f" + {window * args.num_retained} rows to retain, of {num_retain_rows:,}"
 
     per_epoch, total_steps = count_steps(args, num_questions + prefilled, num_processes)
     steps = f"{per_epoch:,} steps an epoch x {args.num_train_epochs:g} epochs = {total_steps:,} steps"

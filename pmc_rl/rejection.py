@@ -159,7 +159,7 @@ class RejectionSampler:
     def _ask_rewards(self, ask: Callable[..., np.ndarray], is_real: np.ndarray, ids: list[list[int]]) -> np.ndarray:
         """
         Scores `(candidates, rewards)` from `ask(numbers of rewards, numbers of candidates)`. Gates are asked about the
-        best candidates of each question, one after the other, until `num_selected` different ones have passed: the
+        best candidates of each question, in handfuls that grow, until `num_selected` different ones have passed: the
         picks are those of asking about all. What was not asked is NaN.
         """
         scores = np.full((len(ids), len(self.reward_funcs)), np.nan)
@@ -173,9 +173,10 @@ class RejectionSampler:
         passable = scoring.passes_floors(scores, self.reward_funcs)  # as far as the others say
         queues = [[i for i in q[np.argsort(-totals[q], kind="stable")] if passable[i]] for q in questions]
         passed: list[set] = [set() for _ in queues]
-        for rank in range(is_real.shape[1] if self.gates else 0):
+        for doublings in range(is_real.shape[1].bit_length() if self.gates else 0):
+            handful = slice(2**doublings - 1, 2 ** (doublings + 1) - 1)  # few may pass: not hundreds of small batches
             turns = zip(queues, passed, strict=True)
-            turn = {q[rank]: done for q, done in turns if rank < len(q) and len(done) < self.args.num_selected}
+            turn = {i: done for q, done in turns if len(done) < self.args.num_selected for i in q[handful]}
             if turn:
                 scores[np.ix_(list(turn), self.gates)] = ask(self.gates, list(turn))
                 for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):

@@ -41,7 +41,7 @@ class PMCTrainer(SFTTrainer):
 
     Once an optimizer step a [`~pmc_rl.rejection.RejectionSampler`] answers the window of forget prompts
     `num_generations` times and selects the best sample of each by the rewards; one forward pass fine-tunes on these
-    and on as many rows to retain:
+    and on `num_retained` rows to retain for each:
 
     loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window.
 
@@ -170,7 +170,7 @@ class PMCTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """All micro-batches of one optimizer step: the window's selected completions, each with a row to retain. Every
+        """All micro-batches of one optimizer step: the window's selected completions, each with rows to retain. Every
         process selects for the whole window and trains on its part of it."""
         if self.state.global_step >= self.state.max_steps:
             return [], None  # gone on from the checkpoint of the last step, the Trainer would make one more
@@ -181,7 +181,7 @@ class PMCTrainer(SFTTrainer):
             [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in completions]
             for row, completions in zip(rows, self.select_completions(rows), strict=True)
         ]
-        retain = []
+        retain, per_question = [], self.args.num_retained
         if self.args.retain_weight > 0:
             retain = [self.retain_dataset[i] for i in self._next_retain_rows(len(rows))]
         collapse_weight = 1 / max(1, _count_targets([example for examples in collapse for example in examples]))
@@ -192,7 +192,7 @@ class PMCTrainer(SFTTrainer):
             indices = range(start, start + len(micro_batch))[self.args.process_index :: self.args.world_size]
             start += len(micro_batch)
             collapse_rows = [example for i in indices for example in collapse[i]]
-            retain_rows = [retain[i] for i in indices] if retain else []
+            retain_rows = [row for i in indices for row in retain[i * per_question : (i + 1) * per_question]]
             # a process without rows must still take part in the backward pass, with a weight of 0
             examples = collapse_rows + retain_rows or [_sft_example(self.end_ids, self.end_ids)]
             # a weight a row and loss term, so that one forward pass serves both: [collapse, retain] = weights @ NLL
@@ -214,14 +214,14 @@ class PMCTrainer(SFTTrainer):
         self.window = [(row, best[0]) for row, best in zip(rows, answers, strict=True)]
         return [[answer.completion_ids for answer in best] for best in answers]
 
-    def _next_retain_rows(self, count: int) -> list[int]:
-        """As many rows as this window has questions, from where the last window stopped; told from the step alone."""
+    def _next_retain_rows(self, num_questions: int) -> list[int]:
+        """Rows for a window of so many questions, from where the last window stopped; told from the step alone."""
         args = self.args
         window = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps_per_epoch = -(-len(self.train_dataset) // window)
         epoch, step = divmod(self.state.global_step, steps_per_epoch)
-        start = epoch * len(self.train_dataset) + step * window
-        return retain_rows_at(start, count, len(self.retain_dataset), self.args.seed)
+        start = args.num_retained * (epoch * len(self.train_dataset) + step * window)
+        return retain_rows_at(start, args.num_retained * num_questions, len(self.retain_dataset), args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of row weight x row NLL, from one forward pass that keeps no logits."""

@@ -107,11 +107,11 @@ def test_accumulation_and_checkpointing_do_not_matter_but_the_seed_does(tmp_path
     assert log["completions/mean_length"] != whole_logs[0]["completions/mean_length"]
 
 
-def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, model):
+def test_num_selected_rows_a_question_and_num_retained_to_retain(tmp_path, tokenizer, model):
     """Three different answers each, in the micro-batch of their question; the loss is the mean over their tokens."""
     longest = reward_of(lambda completion_ids, **kwargs: [len(ids) / 40 for ids in completion_ids])
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
-    settings |= {"forget": forget_prompts(4), "num_selected": 3, "num_generations": 8}
+    settings |= {"forget": forget_prompts(4), "num_selected": 3, "num_generations": 8, "num_retained": 2}
     trainer = make_trainer(tmp_path, model, tokenizer, [longest], **settings)
     seen, select = [], trainer.select_completions
     trainer.select_completions = lambda rows: seen.append(select(rows)) or seen[-1]
@@ -123,10 +123,10 @@ def test_num_selected_rows_a_question_and_one_to_retain(tmp_path, tokenizer, mod
     assert all(len(a) >= len(b) >= len(c) for a, b, c in answers)
     tokens = sum(len(ids) for of_row in answers for ids in of_row)
     for batch, of_batch in zip(batches, (answers[:2], answers[2:]), strict=True):
-        assert len(batch["input_ids"]) == 2 * 3 + 2
+        assert len(batch["input_ids"]) == 2 * 3 + 2 * 2
         for labels, completion in zip(batch["labels"], sum(of_batch, []), strict=False):
             assert labels[labels != -100].tolist() == completion
-        np.testing.assert_allclose(batch["row_weights"][0], [1 / tokens] * 6 + [0, 0])
+        np.testing.assert_allclose(batch["row_weights"][0], [1 / tokens] * 6 + [0] * 4)
         assert (batch["row_weights"][1][:6] == 0).all() and (batch["row_weights"][1][6:] > 0).all()
 
 
@@ -212,14 +212,15 @@ def test_completions_table_shows_question_original_selected_and_reward(tmp_path,
     assert "bacorden" in printed and "reward" in printed
 
 
-def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model):
+@pytest.mark.parametrize("num_retained", [1, 3])
+def test_every_retain_row_has_its_turn(tmp_path, tokenizer, model, num_retained):
     """Over epochs and short last windows the rows taken are one stream: permutation after permutation."""
-    trainer = brief_trainer(tmp_path, model, tokenizer, num_train_epochs=3)
+    trainer = brief_trainer(tmp_path, model, tokenizer, num_train_epochs=3, num_retained=num_retained)
     taken, take = [], trainer._next_retain_rows
     trainer._next_retain_rows = lambda count: taken.append(take(count)) or taken[-1]
     trainer.train()
-    stream = retain_rows_at(0, 21, 5, seed=0)
-    assert [len(rows) for rows in taken] == [4, 3] * 3 and sum(taken, []) == stream
+    stream = retain_rows_at(0, 21 * num_retained, 5, seed=0)
+    assert [len(rows) for rows in taken] == [4 * num_retained, 3 * num_retained] * 3 and sum(taken, []) == stream
     passes = [stream[i : i + 5] for i in range(0, 20, 5)]
     assert all(sorted(part) == list(range(5)) for part in passes) and len({tuple(part) for part in passes}) > 1
     assert retain_rows_at(7, 6, 5, seed=0) == stream[7:13] != retain_rows_at(7, 6, 5, seed=4)
