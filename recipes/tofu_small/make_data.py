@@ -1,8 +1,8 @@
 """Cuts TOFU down to a few authors: its first ones to retain, the two of forget01 to forget, all the facts.
 
 python recipes/tofu_small/make_data.py TOFU_FOLDER OUTPUT_DIR [--authors 20]
-TOFU_FOLDER is a copy of locuslab/TOFU in the Hub's layout; the output has the same layout. 20 authors are authors 0 to 17
-and the two of forget01.
+TOFU_FOLDER is a copy of locuslab/TOFU in the Hub's layout; the output has the same layout. Of 20 authors 0
+to 17 are retained.
 """
 
 import argparse

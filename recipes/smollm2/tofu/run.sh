@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A real language model learns ten authors of TOFU and forgets two: SmolLM2-135M-Instruct, a retain-only model, then the audit.
+# A real language model learns ten authors of TOFU and forgets two: SmolLM2-135M-Instruct, then the audit with every
+# attack and a retain-only model.
 #   recipes/smollm2/tofu/run.sh TOFU_FOLDER OUTPUT_DIR [--model FOLDER] [--seed N]
 # TOFU_FOLDER is a local copy of locuslab/TOFU in the Hub's layout.
 # --model: a local copy of HuggingFaceTB/SmolLM2-135M-Instruct; without it, it comes from the Hub.
