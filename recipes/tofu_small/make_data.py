@@ -1,15 +1,18 @@
-"""Cuts TOFU down to 20 authors for a CPU: authors 0 to 17 to retain, the two of forget01 to forget, all the facts.
+"""Cuts TOFU down to a few authors: its first ones to retain, the two of forget01 to forget, all the facts.
 
-python recipes/tofu_small/make_data.py TOFU_FOLDER OUTPUT_DIR
-TOFU_FOLDER is a copy of locuslab/TOFU in the Hub's layout; the output has the same layout.
+python recipes/tofu_small/make_data.py TOFU_FOLDER OUTPUT_DIR [--authors 20]
+TOFU_FOLDER is a copy of locuslab/TOFU in the Hub's layout; the output has the same layout. Of 20 authors 0
+to 17 are retained.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 ROWS_PER_AUTHOR = 20
-RETAINED_AUTHORS = 18
+FORGOTTEN_AUTHORS = 2
+MOST_AUTHORS = 22  # retain_perturbed has the first 20
 # kept as they are; both perturbed sets belong to authors that are kept
 COPIED = """
 forget01 forget01_perturbed real_authors real_authors_perturbed world_facts world_facts_perturbed holdout01
@@ -20,8 +23,8 @@ def read(folder: Path, config: str) -> list[str]:
     return (folder / f"{config}.json").read_text(encoding="utf-8").splitlines()
 
 
-def main(tofu: Path, output_dir: Path) -> None:
-    retained = RETAINED_AUTHORS * ROWS_PER_AUTHOR
+def main(tofu: Path, output_dir: Path, authors: int) -> None:
+    retained = (authors - FORGOTTEN_AUTHORS) * ROWS_PER_AUTHOR
     configs = {name: read(tofu, name) for name in COPIED}
     configs["retain"] = read(tofu, "full")[:retained]
     configs["retain_perturbed"] = read(tofu, "retain_perturbed")[:retained]
@@ -36,12 +39,16 @@ def main(tofu: Path, output_dir: Path) -> None:
         (output_dir / f"{name}.json").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     entries = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in configs)
     (output_dir / "README.md").write_text(
-        f"---\nconfigs:\n{entries}---\nTOFU (MIT licence), cut down to 20 authors.\n"
+        f"---\nconfigs:\n{entries}---\nTOFU (MIT licence), cut down to {authors} authors.\n"
     )
     print(f"Wrote {', '.join(f'{name} {len(rows)}' for name, rows in configs.items())} rows to {output_dir}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tofu", metavar="TOFU_FOLDER", type=Path)
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path)
+    numbers = range(FORGOTTEN_AUTHORS + 1, MOST_AUTHORS + 1)
+    parser.add_argument("--authors", type=int, default=20, choices=numbers, metavar="N", help=f"3 to {MOST_AUTHORS}")
+    given = parser.parse_args()
+    main(given.tofu, given.output_dir, given.authors)

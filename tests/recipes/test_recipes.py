@@ -39,6 +39,7 @@ def test_paper_recipes_are_the_papers(name, paper):
 def test_other_recipes_penalise_empty_and_cut_answers_and_those_of_consumer_gpus_use_lora():
     names = ["phi", "llama-3.2-1b", "llama-3.2-3b", "phi_4bit", "llama-3.2-3b_4bit", "llama-3.1-8b_4bit"]
     names += ["quickstart/unlearn", "quickstart/guided", "tofu_small/unlearn"]
+    names += ["smollm2/facts/unlearn", "smollm2/tofu/unlearn"]
     for name in names:
         script_args, training_args, model_args, _ = parse_recipe([str(RECIPES / f"{name}.yaml")])
         penalties = {"rewards.length.min_length_penalty", "rewards.length.unfinished_penalty"}
