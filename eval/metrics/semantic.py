@@ -23,8 +23,8 @@ class Similarity:
     """
     Cosine of the embeddings of an answer and of the truth, each with the question before it, in [-1, 1].
 
-    It knows a paraphrase, but not a fact: of sentences of one form with another name it is as high. So it is
-    reported beside recall and decides nothing. Source: embeddings of Reimers and Gurevych, "Sentence-BERT"
+    It knows a paraphrase, but not a fact: another name in the words of the truth is as near as the
+    truth in other words. So it is reported beside recall and decides nothing. Source: embeddings of Reimers and Gurevych, "Sentence-BERT"
     (https://huggingface.co/papers/1908.10084).
 
     `encoder` is a `SentenceTransformer`. `limit` is what 95 % of the paraphrases of true answers are above, over all
@@ -59,5 +59,10 @@ class Similarity:
 
 
 def semantic_numbers(similarity: Similarity | None, key: str, rows: QuestionSet, samples: list[list[str]]) -> dict:
-    """`{key: numbers}` of one or several answers to each question; nothing where the recipe names no encoder."""
+    """
+    `{key: numbers}` of one or several answers to each question; nothing where the recipe names no encoder.
+
+    >>> semantic_numbers(None, "semantic", QuestionSet(["Who?"], ["Ann."], [0]), [["Bo.", "Ann."]])
+    {}
+    """
     return {} if similarity is None else {key: similarity.numbers(rows, samples)}
