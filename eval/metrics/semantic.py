@@ -23,9 +23,9 @@ class Similarity:
     """
     Cosine of the embeddings of an answer and of the truth, each with the question before it, in [-1, 1].
 
-    It knows a paraphrase, but not a fact: another name in the words of the truth is as near as the
-    truth in other words. So it is reported beside recall and decides nothing. Source: embeddings of Reimers and Gurevych, "Sentence-BERT"
-    (https://huggingface.co/papers/1908.10084).
+    It knows a paraphrase, but not a fact: another name in the words of the truth is as near as the truth in other
+    words. So it is reported beside recall and decides nothing. Source: embeddings of Reimers and Gurevych,
+    "Sentence-BERT" (https://huggingface.co/papers/1908.10084).
 
     `encoder` is a `SentenceTransformer`. `limit` is what 95 % of the paraphrases of true answers are above, over all
     `options` that have any; None where none have.
