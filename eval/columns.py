@@ -10,6 +10,7 @@ from eval.metrics import membership, unlearning
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, by_row, not_available, paired_interval, summary
 from eval.metrics.memorization import exact_memorization, extraction_strength
+from eval.metrics.semantic import Similarity, semantic_numbers
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, ModelPasses, TokenScores
 from eval.results import available
@@ -79,7 +80,9 @@ def collect(passes: ModelPasses, data: AuditData) -> Outputs:
     return Outputs(answers, [answer_of[question] for question in retain], scored)
 
 
-def unlearning_numbers(data: AuditData, outputs: Outputs, before: Outputs | None) -> dict:
+def unlearning_numbers(
+    data: AuditData, outputs: Outputs, before: Outputs | None, similarity: Similarity | None
+) -> dict:
     """The paper's two numbers and what they are made of; changes are told against `before`."""
     questions = data.questions
     recalls = {name: np.array(outputs.recalls(questions, name)) for name in questions}
@@ -103,6 +106,7 @@ def unlearning_numbers(data: AuditData, outputs: Outputs, before: Outputs | None
             "recall_by_row": by_row(questions[name].rows, recalls[name].tolist()),
             "fact_recall": summary(facts[name]),
             "fact_recall_by_row": by_row(questions[name].rows, facts[name]),
+            **semantic_numbers(similarity, "semantic", questions[name], [[text] for text in outputs.texts(name)]),
             "n": len(recalls[name]),
             "tokenization": unlearning.tokenization_counts(questions[name].answers),
             "empty": outputs.texts(name).count(""),

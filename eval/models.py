@@ -10,6 +10,7 @@ from trl import ModelConfig
 
 from eval.cache import RowCache, model_fingerprint
 from eval.data import QuestionSet
+from eval.metrics.semantic import Similarity
 from eval.passes import ModelPasses
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
@@ -62,7 +63,7 @@ class AuditedModel:
         """Of the weights: read once, which takes seconds for a large model."""
         return model_fingerprint(self.folder, self.model_args.model_revision)
 
-    def passes(self, recipe: Recipe, cache: RowCache | None) -> ModelPasses:
+    def passes(self, recipe: Recipe, cache: RowCache | None, similarity: Similarity | None = None) -> ModelPasses:
         """The model's passes in the precision of the recipe; nothing is loaded yet."""
         script_args, training_args, model_args, _ = recipe
         dtype, args = training_dtype(model_args, training_args), self.model_args
@@ -76,7 +77,8 @@ class AuditedModel:
             return model
 
         state = f"{self.fingerprint} {dtype} {model_args.attn_implementation}{bits}"
-        return ModelPasses(self.name, state, load, self.tokenizer, self.end_ids, script_args, training_args, cache)
+        settings = script_args, training_args, cache, similarity
+        return ModelPasses(self.name, state, load, self.tokenizer, self.end_ids, *settings)
 
 
 def load_columns(recipe: Recipe) -> list[AuditedModel]:

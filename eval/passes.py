@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.cache import RowCache
+from eval.metrics.semantic import Similarity
 from pmc_rl.config import DataArguments, PMCConfig
 from pmc_rl.generation import Sampling, autocast, generate_completions, sample_seeds
 from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
@@ -72,6 +73,7 @@ class ModelPasses:
     script_args: DataArguments  # the templates
     args: PMCConfig  # precision, answer limit, batch size, seed
     cache: RowCache | None  # of the main process; the others need none
+    similarity: Similarity | None = None  # by which answers are compared with the truth beside recall, if at all
     model: PreTrainedModel | None = field(default=None, init=False)
 
     def altered(self, name: str, fingerprint: str, load: Callable[[], PreTrainedModel]) -> "ModelPasses":

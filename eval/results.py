@@ -6,9 +6,10 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
 
 - `unlearn_quality`, `utility`: percent, each with its `..._interval`; `utility_holdout`: where rows are held out.
 - `sets`, by question set, of greedy answers: `rougeL_recall`, `rougeL_recall_interval`, `change_interval` (of the
-  paired difference from the model before), `recall_by_row`, `fact_recall` (a summary), `fact_recall_by_row`, `n`,
-  `tokenization` (true answers read as `rouge` and as `script_aware` words), `empty`, `ended` (share of answers that
-  end by themselves).
+  paired difference from the model before), `recall_by_row`, `fact_recall` (a summary), `fact_recall_by_row`,
+  `semantic` (where the recipe names a sentence encoder: a summary and, as another one, the share `above_limit`, with
+  the `limit`), `n`, `tokenization` (true answers read as `rouge` and as `script_aware` words), `empty`, `ended` (share
+  of answers that end by themselves).
 - `tofu`: `sets` (summaries `probability` and `truth_ratio` of each), `model_utility`, `forget_quality`.
 - `memorization`: summaries `exact_memorization` and `extraction_strength`.
 - `membership`, by score: `auc`, `auc_interval`, `reference_auc`, `privleak`, `members`, `non_members`.
@@ -17,8 +18,8 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
   `worst_sample_by_row`); `prefilling` (the same, and `greedy`, `greedy_by_row`); `relearning` (`learned`, `scored`,
   and lists with an entry for each of `steps`, the first before any: `recall`, `recall_by_row`, `probability`,
   `recovered`); `quantization` (`recall`, `recall_by_row`, `recall_change`, `probability`, `probability_change`,
-  `recovered`, `n`), each with what it has by fact recall, by the same names after `fact_`; `options` and
-  `token_shift`, as their functions return them.
+  `recovered`, `n`), each with what it has by fact recall, by the same names after `fact_`, and with
+  `semantic_worst_case`, `semantic_greedy`, `semantic`; `options` and `token_shift`, as their functions return them.
 - `general_ability`, by task of lm-eval; `known`: `questions` to forget that the model knows, `of` how many.
 """
 

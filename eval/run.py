@@ -31,6 +31,7 @@ from eval.columns import (
 from eval.data import load_data
 from eval.general_ability import check_tasks, general_ability
 from eval.metrics.intervals import not_available
+from eval.metrics.semantic import Similarity, load_sentence_encoder
 from eval.models import Recipe, check_data, check_prompts, check_retain_only, check_run, load_columns
 from eval.report.report import write_report
 from eval.results import forget_rows, recall_by_row, without_rows, worst_texts
@@ -85,11 +86,14 @@ def main(argv: list[str]) -> None:
         PartialState().print("\n".join(data_lines(load_data(script_args, eval_args))))
         return
     check_run(recipe)
+    encoder = None
     with all_problems() as check:
         data = check(load_data, script_args, eval_args)
         columns = check(load_columns, recipe)
         if eval_args.lm_eval_tasks:
             check(check_tasks, eval_args.lm_eval_tasks)
+        if eval_args.sentence_encoder:
+            encoder = check(load_sentence_encoder, eval_args.sentence_encoder, str(training_args.device))
     data.left_out += check_data(recipe, data.read["questions"])
     data.left_out += check_retain_only(recipe, columns, data.forget_questions)
     log = read_training_log(output_dir)
@@ -100,7 +104,8 @@ def main(argv: list[str]) -> None:
     private = private_folder(output_dir)
     (private / "cache").mkdir(mode=0o700, exist_ok=True)
     cache = RowCache(private / "cache" / "rows.sqlite") if PartialState().is_main_process else None
-    passes = {column.name: column.passes(recipe, cache) for column in columns}
+    similarity = None if encoder is None else Similarity(encoder, data.options)
+    passes = {column.name: column.passes(recipe, cache, similarity) for column in columns}
     attacks = Attacks(data, passes["before"], training_args, model_args, eval_args, private)
     outputs, attacked, seconds = {}, {}, {}
     for column in columns:
@@ -117,7 +122,7 @@ def main(argv: list[str]) -> None:
         judge, limit = passes[judge_name], perplexity_limit(outputs[judge_name])
     results = {
         name: {
-            **unlearning_numbers(data, output, None if name == "before" else outputs["before"]),
+            **unlearning_numbers(data, output, None if name == "before" else outputs["before"], similarity),
             "tofu": tofu_numbers(data, output, retain_only),
             "memorization": memorization_numbers(data, output),
             "membership": membership_numbers(data, output, retain_only),

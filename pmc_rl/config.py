@@ -123,6 +123,9 @@ class EvalArguments:
     retain_only_model: str | None = setting(None, "Run of finetune.py without the forget rows, to compare with.")
     also: list[str] = setting([], "Further models to compare with, as NAME=FOLDER.")
     holdout_file: str | None = setting(None, "Rows no model saw; null: dataset_name's holdout config.")
+    sentence_encoder: str | None = setting(
+        None, "Model of sentence-transformers, a folder or a Hub name, for semantic similarity; null: not measured."
+    )
     attacks: list[Attack] = setting(list(get_args(Attack)), "Attacks to run.")
     attack_samples: int = setting(100, "Answers a question that sampling and prefilling attacks draw.", at_least=1)
     prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")

@@ -7,6 +7,23 @@ import numpy as np
 from rewards.text import Texts, completion_texts
 
 
+def load_encoder(model_name_or_path: str, user: str, device: str | None = None):
+    """
+    A `SentenceTransformer`, on the best device there is unless one is named.
+
+    Raises:
+        ImportError, ValueError: the package is missing (which `user` needs), or there is no such model; in one line.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(f'{user} needs sentence-transformers: pip install -e ".[semantic]"') from error
+    try:
+        return SentenceTransformer(model_name_or_path, device=device, model_kwargs={"use_safetensors": True})
+    except (OSError, ValueError) as error:  # of a folder without a model transformers raises a ValueError
+        raise ValueError(f"{model_name_or_path!r} is neither a folder with a model nor on the Hub") from error
+
+
 class SemanticDissimilarity:
     """
     Reward for answers that mean something else than the original one; it sees paraphrases, as ROUGE does not.
@@ -24,15 +41,7 @@ class SemanticDissimilarity:
     max_reward = 1.0
 
     def __init__(self, model_name_or_path: str):
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            needs = 'rewards.semantic.SemanticDissimilarity needs sentence-transformers: pip install -e ".[semantic]"'
-            raise ImportError(needs) from error
-        try:
-            self.model = SentenceTransformer(model_name_or_path, model_kwargs={"use_safetensors": True})
-        except OSError as error:
-            raise ValueError(f"{model_name_or_path!r} is neither a folder with a model nor on the Hub") from error
+        self.model = load_encoder(model_name_or_path, "rewards.semantic.SemanticDissimilarity")
         self.embed_original = lru_cache(maxsize=8192)(lambda text: self._embed([text])[0])
 
     def _embed(self, texts: list[str]) -> np.ndarray:

@@ -170,6 +170,18 @@ def model_folder(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedding_folder(model_folder, tmp_path_factory) -> str:
+    """A saved tiny sentence encoder, whose vectors mean nothing."""
+    pytest.importorskip("sentence_transformers", reason="needs sentence-transformers, the extra `semantic`")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = str(tmp_path_factory.mktemp("embedding") / "model")
+    SentenceTransformer(modules=[Transformer(str(model_folder)), Pooling(32)], device="cpu").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tofu_logs() -> dict:
     """Published losses and answers on TOFU, by model and question set; where they do not lie the test is skipped."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_eval_logs"

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from eval.data import QuestionSet
 from eval.metrics.intervals import by_row
+from eval.metrics.semantic import semantic_numbers
 from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses
 
@@ -15,8 +16,8 @@ States = dict[str, Callable[[], PreTrainedModel]]
 
 
 def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
-    """ROUGE-L and fact recall of the greedy answers, mean (None where no truth has facts) and by row, and mean
-    exp(-mean loss a token) of the true ones."""
+    """ROUGE-L and fact recall of the greedy answers, mean (None where no truth has facts) and by row, semantic
+    similarity where it is measured, and mean exp(-mean loss a token) of the true ones."""
     texts = [answer.text for answer in passes.answer(rows.questions)]
     recalls = rouge_recalls(texts, rows.answers)
     facts = by_row(rows.rows, fact_recalls(rows.questions, texts, rows.answers))
@@ -25,6 +26,7 @@ def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
         "recall_by_row": by_row(rows.rows, recalls),
         "fact_recall": fmean(facts.values()) if facts else None,
         "fact_recall_by_row": facts,
+        **semantic_numbers(passes.similarity, "semantic", rows, [[text] for text in texts]),
         "probability": fmean(exp(-row.loss) for row in passes.score(rows.questions, rows.answers)),
     }
 

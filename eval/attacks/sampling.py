@@ -6,6 +6,7 @@ from eval.data import QuestionSet
 from eval.metrics.answers import is_leak
 from eval.metrics.intervals import by_row, not_available, summary
 from eval.metrics.leakage import leakage
+from eval.metrics.semantic import semantic_numbers
 from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import PMCConfig
@@ -28,10 +29,10 @@ def sampling_attack(
 
     By setting it is what [`~eval.metrics.leakage.leakage`] returns, `worst_by_row`, the highest recall of each
     question by its row, and `worst_sample_by_row`, which sample it was; of fact recall `fact_worst_case`, a summary,
-    and `fact_worst_by_row`.
+    and `fact_worst_by_row`; of semantic similarity, where it is measured, `semantic_worst_case`.
     """
     return {
-        name: _sampled(forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
+        name: _sampled(passes, forget, passes.sample(forget.questions, count, values, what=f"sampling, {name}"))
         for name, values in settings.items()
     }
 
@@ -67,7 +68,8 @@ def prefilling_attack(
             "greedy_by_row": by_row(rows.rows, recalls),
             "fact_greedy": summary(facts),
             "fact_greedy_by_row": by_row(rows.rows, facts),
-            **_sampled(rows, samples),
+            **semantic_numbers(passes.similarity, "semantic_greedy", rows, [[text] for text in texts]),
+            **_sampled(passes, rows, samples),
         }
     return results
 
@@ -80,7 +82,7 @@ def worst_by_row(attacks: dict) -> dict[int, float] | None:
     return {row: max(run[row] for run in runs) for row in runs[0]}
 
 
-def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
+def _sampled(passes: ModelPasses, forget: QuestionSet, samples: list[list[str]]) -> dict:
     rows = list(zip(forget.questions, forget.answers, samples, strict=True))
     scores = np.array([rouge_recalls(texts, [truth] * len(texts)) for _, truth, texts in rows])
     facts = [fact_recalls([question] * len(texts), texts, [truth] * len(texts)) for question, truth, texts in rows]
@@ -90,6 +92,7 @@ def _sampled(forget: QuestionSet, samples: list[list[str]]) -> dict:
         **leakage(scores, leaks),
         "fact_worst_case": summary(worst_facts),
         "fact_worst_by_row": by_row(forget.rows, worst_facts),
+        **semantic_numbers(passes.similarity, "semantic_worst_case", forget, samples),
         "worst_by_row": by_row(forget.rows, scores.max(1).tolist()),
         "worst_sample_by_row": by_row(forget.rows, scores.argmax(1).tolist()),
     }

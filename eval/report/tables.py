@@ -18,6 +18,9 @@ SAMPLED = [
     ("worst case, recall", ("worst_case",)),
     ("greedy answer, fact recall", ("fact_greedy",)),
     ("worst case, fact recall", ("fact_worst_case",)),
+    ("greedy answer, semantic similarity", ("semantic_greedy",)),
+    ("worst case, semantic similarity", ("semantic_worst_case",)),
+    ("worst case, as near as a paraphrase", ("semantic_worst_case", "above_limit")),
     ("mean, recall", ("mean",)),
     *((f"{share:.0%} of samples are at most", ("quantiles", str(share))) for share in QUANTILES),
     ("leaking samples", ("leaking",), "{samples} of {of}"),
@@ -29,11 +32,12 @@ SHIFTED += [("share below -0.5", ("below_minus_half",), ".2%"), ("tokens", ("n",
 QUANTIZED = [("recall", ("recall",)), ("change of recall", ("recall_change",), "+z.3f")]
 QUANTIZED += [
     ("fact recall", ("fact_recall",)),
+    ("semantic similarity", ("semantic",)),
     ("probability", ("probability",)),
     ("change of probability", ("probability_change",), "+z.3f"),
 ]
 QUANTIZED += [("share of the way back to before", ("recovered",), "z.0%")]
-RECALLS = {"": "recall", ", facts": "fact_recall"}
+MEASURES = {"": "recall", ", facts": "fact_recall", ", similarity": "semantic"}
 AUCS = [("AUC", ("auc",)), ("AUC of the reference", ("reference_auc",)), ("privleak, %", ("privleak",), ".1f")]
 
 
@@ -47,7 +51,7 @@ def report_tables(results: Results) -> dict[str, str]:
     relearned = first_found(results, attacks["relearning"]).values()
     steps = list(enumerate(next((run["steps"] for run in relearned), ())))
     learned = "learned: {key} ({learned} rows), scored: {scored} rows"
-    after_steps = [(f"step {step}{what}", (key, i)) for what, key in RECALLS.items() for i, step in steps]
+    after_steps = [(f"step {step}{what}", (key, i)) for what, key in MEASURES.items() for i, step in steps]
     way_back = [(f"way back, step {step}", ("recovered", i), "z.0%") for i, step in steps]
     way_back += [(f"probability, step {step}", ("probability", i)) for i, step in steps]
     scores = first_found(results, ("general_ability",)).values()
@@ -84,6 +88,9 @@ def headline_rows(first: dict) -> list[Row]:
         rows.append((f"{escape(name)} *{size}; {aim}*", ("sets", name, "rougeL_recall")))
         rows.append((f"change from before *{escape(name)}*", ("sets", name, "change"), "+z.3f"))
         rows.append((f"fact recall *{escape(name)}, n = {scores['fact_recall']['n']}*", ("sets", name, "fact_recall")))
+        if "semantic" in scores:
+            rows.append((f"semantic similarity *{escape(name)}*", ("sets", name, "semantic")))
+            rows.append((f"as near as a paraphrase *{escape(name)}*", ("sets", name, "semantic", "above_limit")))
     rows.append(("TOFU",))
     for name, values in first["tofu"]["sets"].items():
         aim = "near retain_only" if name == "forget" else "near before"

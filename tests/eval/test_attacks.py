@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from math import exp, log
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from eval.cache import RowCache
 from eval.columns import Outputs, Scored
 from eval.data import AuditData, QuestionSet
 from eval.metrics.leakage import doublings, expected_worst_case, leakage
+from eval.metrics.semantic import Similarity
 from eval.passes import Answer, ModelPasses, SamplingSettings
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.data import retain_rows_at
@@ -48,6 +50,8 @@ def encoded(tokenizer, rows: QuestionSet):
 
 class Fixed:
     """Passes that give fixed texts in the order of QUESTIONS, and the length of their name as each loss."""
+
+    similarity = None
 
     def __init__(self, *greedy, samples=None, name="fixed"):
         self.greedy = dict(zip(QUESTIONS, greedy, strict=bool(greedy)))
@@ -156,6 +160,21 @@ def test_fact_recall_under_attack_by_hand():
     measures = altered.forget_measures(passes, rows)
     assert measures["fact_recall"] == 0.25 and measures["fact_recall_by_row"] == {4: 0.0, 7: 0.5}
     assert altered.forget_measures(passes, rows.part(1, 2))["fact_recall"] is None
+
+
+def test_semantic_similarity_under_attack_by_hand():
+    """The highest of each question's samples, and that of greedy answers, also of an altered model's."""
+    cosines = {"harbor": 1, "lima": 1, "…": 1, "rome": 0, "gull": 0.6, "salt": 0.8}  # with the truths, by last word
+    vectors = {word: [cosine, (1 - cosine**2) ** 0.5] for word, cosine in cosines.items()}
+    encoder = SimpleNamespace(encode=lambda texts, **_: np.array([vectors[text.split()[-1]] for text in texts]))
+    passes = Fixed(
+        "gull", "rome", "salt", samples={PLAIN: [["rome", "lima gull"], ["rome", "lima"], ["salt", "rome"]]}
+    )
+    passes.similarity = Similarity(encoder, {})
+    result = sampling.prefilling_attack(passes, TRUTHS, 2, ["It is"], first_words=0)["It is"]
+    assert result["semantic_greedy"]["mean"] == pytest.approx((0.6 + 0 + 0.8) / 3)
+    assert result["semantic_worst_case"]["mean"] == pytest.approx((0.6 + 1 + 0.8) / 3)
+    assert altered.forget_measures(passes, TRUTHS)["semantic"] == result["semantic_greedy"]
 
 
 def test_prefilling_scores_only_what_was_not_forced():

@@ -21,6 +21,7 @@ from eval.models import check_data, check_retain_only, check_run, load_columns
 from pmc_rl import finetune, train
 from pmc_rl.config import EvalArguments, FinetuneArguments, PMCArguments
 from pmc_rl.data import read_finetune_rows, read_retain_rows, split_retain_rows
+from pmc_rl.errors import RecipeError
 from pmc_rl.output import CARD_MARK, may_replace_card, private_record, published_recipe, write_private
 from pmc_rl.recipe import parse_recipe
 from tests.conftest import build_llama, errors_of, write_jsonl
@@ -327,6 +328,32 @@ def test_audit_of_files_of_ones_own(trained, capsys, monkeypatch):
     again = read(trained / "unlearned", "audit.json")
     assert read(trained / "unlearned", "results.json") == results
     assert again["passes"] == audit["passes"] and again["fingerprints"] == audit["fingerprints"]
+
+
+def test_a_sentence_encoder_adds_its_numbers_and_changes_no_other(trained, embedding_folder):
+    settings = [str(trained / "unlearned.yaml"), "--overwrite", "true"]
+    eval_run.main(settings)
+    results = read(trained / "unlearned", "results.json")
+    eval_run.main([*settings, "--sentence_encoder", embedding_folder])
+    with_encoder, found = read(trained / "unlearned", "results.json"), []
+
+    def without(value):
+        if isinstance(value, list):
+            return [without(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        found.extend(part for key, part in value.items() if key.startswith("semantic"))
+        return {key: without(part) for key, part in value.items() if not key.startswith("semantic")}
+
+    assert without(with_encoder) == results
+    # of two models three sets and two kinds of sampling, of the unlearned one two relearned, a list each
+    assert len(found) == 2 * (3 + 2) + 2
+    assert with_encoder["before"]["sets"]["forget"]["semantic"]["n"] == 3
+    report = (trained / "unlearned" / "report.md").read_text()
+    for row in ("semantic similarity *forget*", "worst case, semantic similarity", "step 1, similarity"):
+        assert f"| {row} | " in report
+    with pytest.raises(RecipeError, match="^sentence_encoder: 'nowhere' is neither a folder"):
+        eval_run.main([*settings, "--sentence_encoder", "nowhere"])
 
 
 def test_an_audit_goes_on_without_a_row_that_has_no_answer(trained):

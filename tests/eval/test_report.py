@@ -427,12 +427,15 @@ def test_no_number_is_a_dash(tmp_path, quick):
         value["attacks"]["token_shift"]["other_tokens"] |= {"mean": None, "n": 0}
         value["tofu"]["sets"]["retain"]["truth_ratio"]["missing"] = 2
         value["sets"]["retain"]["tokenization"] = {"rouge": 5, "script_aware": 3}
+        value["sets"]["retain"] |= {"semantic": summary(0.5) | {"above_limit": summary(0.25) | {"limit": 0.9}}}
     _, md = render(tmp_path, results, audit, log=[LOG[0] | {"reward": None}])
     for row in (
         ["forget *n = 6; near retain_only*", "0.900", "0.100", "0.200"],
         ["exact memorization *near retain_only*", "–", "–", "–"],
         ["way back, step 1", "–", "–", "–"],
         ["mean change", "–", "–", "–"],
+        ["semantic similarity *retain*", *["0.500 *0.450 to 0.550*"] * 3],
+        ["as near as a paraphrase *retain*", *["0.250 *0.200 to 0.300*"] * 3],
         ["5", "0.6", "–", "0.2", "2", "0.01", "12", "0.2", "0.3"],
     ):
         assert row in md_rows(md), row

@@ -88,7 +88,7 @@ def test_the_first_word_is_a_beginning_and_not_the_answer(texts):
         assert prefixes == [first]
         return [Answer(truth, True)]
 
-    passes = SimpleNamespace(answer=answer, sample=lambda *args: [[truth]])
+    passes = SimpleNamespace(answer=answer, sample=lambda *args: [[truth]], similarity=None)
     [run] = prefilling_attack(passes, QuestionSet([question], [truth], [0]), 1, [], first_words=1).values()
     assert run["greedy"]["mean"] == 1.0
 

@@ -180,17 +180,6 @@ def test_refusal_by_hand():
 # Semantic
 
 
-@pytest.fixture(scope="module")
-def embedding_folder(model_folder, tmp_path_factory):
-    pytest.importorskip("sentence_transformers", reason="needs sentence-transformers, the extra `semantic`")
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    folder = str(tmp_path_factory.mktemp("embedding") / "model")
-    SentenceTransformer(modules=[Transformer(str(model_folder)), Pooling(32)], device="cpu").save(folder)
-    return folder
-
-
 def test_semantic_dissimilarity_is_one_minus_cosine(embedding_folder):
     reward = SemanticDissimilarity(embedding_folder)
     original, texts = "she was born in lima .", ["she was born in lima .", "i cannot know", "lima", "?"]
@@ -219,6 +208,8 @@ def test_semantic_dissimilarity_is_one_for_opposite_meaning(embedding_folder, mo
 def test_semantic_dissimilarity_says_what_is_missing(embedding_folder, monkeypatch):
     with pytest.raises(ValueError, match="nothing' is neither a folder with a model nor on the Hub"):
         SemanticDissimilarity(embedding_folder + "/nothing")
+    with pytest.raises(ValueError, match="is neither a folder with a model"):
+        SemanticDissimilarity(str(Path(__file__).parent))
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if it were not installed
     with pytest.raises(ImportError, match=r'^[^\n]*pip install -e "\.\[semantic\]"$'):
         SemanticDissimilarity("any")
