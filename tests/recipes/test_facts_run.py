@@ -56,6 +56,7 @@ def test_four_facts_are_forgotten_and_their_neighbours_kept(model, tmp_path):
     print(json.dumps([before, after], indent=2))
     assert before["forget"]["fact_recall"]["mean"] >= 0.9 and before["retain"]["fact_recall"]["mean"] >= 0.9
     assert after["forget"]["fact_recall"]["mean"] <= 0.25
+    # what is kept is the model's own answer: what it loses first is an embellishment, such as where the country lies
     assert after["retain"]["fact_recall"]["mean"] >= 0.8
     # nothing was hidden behind silence or endless answers
     assert after["forget"]["empty"] == 0 and after["forget"]["ended"] >= 0.9
