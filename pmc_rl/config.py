@@ -176,6 +176,9 @@ class PMCConfig(RunConfig):
     num_selected: int = setting(1, "Answers a question that are learned in one step.", at_least=1)
     adaptive_generations: bool = setting(False, "Fewer samples for questions that improve, more for the others.")
     retain_weight: float = setting(1.0, "Weight of the retain loss (lambda in the paper).", at_least=0)
+    retain_loss: Literal["nll", "kl"] = setting(
+        "nll", "Retain the rows' answers, or also what else the model before might have said there (KL divergence)."
+    )
     num_retained: int = setting(1, "Rows to retain for each question of a step.", at_least=1)
     prefill_words: int = setting(0, "Also collapse what follows the first 1 to N words of answers; 0: no.", at_least=0)
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")

@@ -118,7 +118,7 @@ def estimate_memory(
         parts["gradients in DDP's buckets"] = counts.trainable * trained
     if autocast and dtype == torch.float32 and not is_quantized(model_args):
         parts["16-bit weights of autocast"] = 2 * counts.linear
-    if not model_args.use_peft and (asks_original or args.log_kl):
+    if not model_args.use_peft and (asks_original or args.log_kl or args.retain_loss == "kl"):
         parts["model before unlearning"] = counts.base * (dtype.itemsize if args.use_cpu else 2)
 
     rows = args.per_device_train_batch_size * (args.num_selected + args.num_retained * (args.retain_weight > 0))
@@ -131,7 +131,10 @@ def estimate_memory(
     tokens, entries = LOGITS_TILE
     scored = rows * (length if args.use_cpu else args.max_completion_length)  # without Triton, the prompts too
     bytes_per_logit = itemsize + (CPU_BYTES_PER_LOGIT if args.use_cpu else 0)
-    parts["activations"] = activations + min(scored, tokens) * min(settings.vocab_size, entries) * bytes_per_logit
+    logits = min(scored, tokens) * min(settings.vocab_size, entries) * bytes_per_logit
+    if args.retain_loss == "kl":  # those of all rows and their gradients are kept whole, in float32
+        logits = 2 * 4 * rows * length * settings.vocab_size
+    parts["activations"] = activations + logits
     # of `dtype` also under autocast, where rotary embeddings make the keys float32 again
     parts["KV cache"] = kv_bytes_per_row(config, length, dtype) + sampling_bytes_per_row(config, args.top_k)
     return parts

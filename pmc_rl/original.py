@@ -2,7 +2,8 @@
 likely it finds an answer. All its answers are made here, before the trainer exists."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -131,6 +132,8 @@ class OriginalLogLikelihood:
         else:
             dtype = model.dtype if model.device.type == "cpu" else torch.bfloat16
             self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+            # TRL's, with the fused head: called for logits, even a copy's would answer by the model that is trained
+            self.model.__dict__.pop("forward", None)
 
     def __call__(self, prompts: list, completion_ids: list[list[int]]) -> list[float]:
         rows: list[Row] = []
@@ -139,13 +142,48 @@ class OriginalLogLikelihood:
                 row = {"prompt": prompt, "chat_template_kwargs": self.chat_template_kwargs}
                 prompt_ids = encode_prompt(self.tokenizer, row)
             rows.append((prompt_ids, ids))
+        with self.before() as model:
+            return mean_log_probs(model, rows)
+
+    @contextmanager
+    def before(self) -> Iterator[PreTrainedModel | PeftModel]:
+        """The model before unlearning, in eval mode."""
         was_training = self.model.training
         self.model.eval()
         try:
             with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
-                return mean_log_probs(self.model, rows)
+                yield self.model
         finally:
             self.model.train(was_training)
+
+
+def losses_by_row(
+    model: PreTrainedModel | PeftModel,
+    original: OriginalLogLikelihood,
+    inputs: dict[str, torch.Tensor],
+    is_retained: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Losses of each row's target tokens, summed, `(rows,)`: NLL, but of the rows `is_retained`, `(rows,)`, the
+    divergence KL(before || now) of the next token, over the whole vocabulary. It is 0 where nothing has changed, so
+    that rows to retain teach nothing new, whereas NLL makes their answers ever more certain.
+
+    Source: the retain loss "KL" of TOFU (https://huggingface.co/papers/2401.06121).
+    """
+    labels = inputs["labels"][:, 1:]
+    is_target = labels != -100
+    row_of, targets = is_target.nonzero()[:, 0], labels[is_target]
+    texts = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    log_probs = model(**texts, use_cache=False).logits[:, :-1][is_target].float().log_softmax(-1)
+    losses = -log_probs.gather(1, targets[:, None])[:, 0]
+    if is_retained.any():
+        with torch.no_grad(), original.before() as before:
+            logits = before(**{name: rows[is_retained] for name, rows in texts.items()}, use_cache=False).logits
+        expected = logits[:, :-1][is_target[is_retained]].float().log_softmax(-1)
+        retained = is_retained[row_of]
+        divergence = (expected.exp() * (expected - log_probs[retained])).sum(-1)
+        losses = losses.masked_scatter(retained, divergence)
+    return losses.new_zeros(len(labels)).index_add(0, row_of, losses)
 
 
 def kl_to_original(

@@ -26,7 +26,7 @@ from pmc_rl.data import retain_rows_at
 from pmc_rl.errors import RecipeError
 from pmc_rl.gradients import GradientCheck
 from pmc_rl.models import end_token_ids
-from pmc_rl.original import OriginalLogLikelihood, kl_to_original
+from pmc_rl.original import OriginalLogLikelihood, kl_to_original, losses_by_row
 from pmc_rl.progress import print_answers, warn_of_clipping
 from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
@@ -43,7 +43,8 @@ class PMCTrainer(SFTTrainer):
     `num_generations` times and selects the best sample of each by the rewards; one forward pass fine-tunes on these
     and on `num_retained` rows to retain for each:
 
-    loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window.
+    loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window;
+    with `retain_loss: kl` the latter is the KL divergence from the model before.
 
     `train_dataset` are forget prompts with `prompt`, `pmc_id` (unique), `original_completion`, as
     [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want; `retain_dataset` has `prompt`
@@ -90,7 +91,7 @@ class PMCTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self.original = original_log_likelihood or OriginalLogLikelihood()
-        if args.log_kl or any(reward.asks_original for reward in reward_funcs):
+        if args.log_kl or args.retain_loss == "kl" or any(reward.asks_original for reward in reward_funcs):
             self.original.remember(self.model, processing_class, train_dataset[0].get("chat_template_kwargs"))
         self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
@@ -130,9 +131,8 @@ class PMCTrainer(SFTTrainer):
         """A reward that cannot score the original answers, or breaks its contract, stops the run here."""
         if "original_completion" not in self.train_dataset.column_names:
             raise ValueError("train_dataset has no original_completion; see pmc_rl.original.with_original_answers")
-        rows = list(self.train_dataset)
-        texts = [row["original_completion"] for row in rows]
-        ids = [self.processing_class(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rows, tokenize = list(self.train_dataset), self.processing_class
+        ids = [tokenize(row["original_completion"], add_special_tokens=False)["input_ids"] for row in rows]
         try:
             self.sampler.score(rows, [[completion] for completion in ids], self.state)
         except ValueError as error:
@@ -147,8 +147,7 @@ class PMCTrainer(SFTTrainer):
         self._log_update()
         return {
             "record": self.record,
-            # a control has none
-            "original_completions": [row.get("original_completion") for row in self.train_dataset],
+            "original_completions": [row.get("original_completion") for row in self.train_dataset],  # a control: None
             "sampler": self.sampler.state(),
             "step_metrics": self.step_metrics,
             "seconds": self.training_seconds(),
@@ -158,11 +157,10 @@ class PMCTrainer(SFTTrainer):
         """None with each checkpoint: the audit writes the card."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Forget rows as they are, shuffled each epoch; tokens are made once an optimizer step, further down. Every
+        """Forget rows as they are, shuffled each epoch by `data_seed`; tokens are made once an optimizer step. Every
         process gets the rows of all, so that they can share out the sampling, and takes its part further down."""
         batch_size = self.args.per_device_train_batch_size * self.args.world_size
         loader = DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
-        # with a seedable sampler the shuffle is a function of `data_seed` and epoch
         return prepare_data_loader(
             loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.data_seed
         )
@@ -181,9 +179,8 @@ class PMCTrainer(SFTTrainer):
             [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in completions]
             for row, completions in zip(rows, self.select_completions(rows), strict=True)
         ]
-        retain, per_question = [], self.args.num_retained
-        if self.args.retain_weight > 0:
-            retain = [self.retain_dataset[i] for i in self._next_retain_rows(len(rows))]
+        numbers = self._next_retain_rows(len(rows)) if self.args.retain_weight > 0 else []
+        retain, per_question = [self.retain_dataset[i] for i in numbers], self.args.num_retained
         collapse_weight = 1 / max(1, _count_targets([example for examples in collapse for example in examples]))
         retain_weight = self.args.retain_weight / _count_targets(retain) if retain else 0.0
 
@@ -224,10 +221,13 @@ class PMCTrainer(SFTTrainer):
         return retain_rows_at(start, args.num_retained * num_questions, len(self.retain_dataset), args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum of row weight x row NLL, from one forward pass that keeps no logits."""
+        """Sum of row weight x row loss, from one forward pass, which for NLL alone keeps no logits."""
         row_weights = inputs.pop("row_weights")
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        terms = row_weights @ -outputs.log_probs.sum(1)
+        if self.args.retain_loss == "kl":
+            losses = losses_by_row(model, self.original, inputs, row_weights[1] > 0)
+        else:
+            losses = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum(1)
+        terms = row_weights @ losses
         self.loss_terms += terms.detach()
         return terms.sum()
 
@@ -235,8 +235,7 @@ class PMCTrainer(SFTTrainer):
         """Books what the last step spent in forward, backward and optimizer, and its two loss terms."""
         if self.update_started is None:
             return
-        # waits for the accelerator
-        collapse_loss, retain_loss = self.accelerator.reduce(self.loss_terms, "mean").tolist()
+        collapse_loss, retain_loss = self.accelerator.reduce(self.loss_terms, "mean").tolist()  # waits for the device
         self.step_metrics["time/update"].append(time.perf_counter() - self.update_started)
         self.step_metrics["collapse_loss"].append(collapse_loss)
         if self.args.retain_weight > 0:

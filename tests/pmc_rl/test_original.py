@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import kl_div, nll_loss
 
 from pmc_rl import original
 from pmc_rl.config import PMCConfig
@@ -13,7 +14,7 @@ from pmc_rl.original import OriginalLogLikelihood, with_original_answers
 from pmc_rl.prompts import prefilled_rows
 from pmc_rl.reward_loading import load_reward_functions
 from tests.conftest import build_llama, errors_of
-from tests.training import BRIEF, forget_prompts, lora, make_trainer
+from tests.training import BRIEF, forget_prompts, lora, make_trainer, retain_rows
 
 
 @pytest.fixture
@@ -116,3 +117,60 @@ def test_kl_to_the_model_before(tmp_path, tokenizer, model, monkeypatch):
     assert logged == pytest.approx(seen, abs=1e-5) and len(logged) == 2
     assert abs(logged[0]) < 1e-5 < abs(logged[1])
     assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
+
+
+def test_losses_are_nll_of_answers_and_kl_of_what_is_retained(tokenizer, model):
+    """Of rows of unequal lengths: against torch's own, over the whole vocabulary, for a model that has changed."""
+    before, asked = copy.deepcopy(model).eval(), OriginalLogLikelihood()
+    asked.remember(model, tokenizer)
+    rows = [([5, 6, 7], [8, 9]), ([5, 7], [9, 10, 11, 12]), ([6], [13])]
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    padded = [(p + a + [0] * (longest - len(p + a)), [-100] * len(p) + a) for p, a in rows]
+    inputs = {
+        "input_ids": torch.tensor([ids for ids, _ in padded]),
+        "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in padded]),
+        "attention_mask": torch.tensor([[1] * len(p + a) + [0] * (longest - len(p + a)) for p, a in rows]),
+    }
+    is_retained = torch.tensor([False, True, True])
+    unchanged = original.losses_by_row(model, asked, inputs, is_retained)
+    gradients = torch.autograd.grad(unchanged[1:].sum(), model.parameters(), allow_unused=True)
+    assert unchanged[1:].tolist() == pytest.approx([0, 0], abs=1e-5) and unchanged[0] > 1
+    assert max(gradient.abs().max() for gradient in gradients if gradient is not None) < 1e-5
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    expected = []
+    for (prompt, answer), retained in zip(rows, is_retained, strict=True):
+        ids, targets = torch.tensor([prompt + answer]), torch.tensor(answer)
+        now, then = (m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (model, before))
+        loss = (
+            kl_div(now, then, reduction="sum", log_target=True)
+            if retained
+            else nll_loss(now, targets, reduction="sum")
+        )
+        expected.append(loss.item())
+    losses = original.losses_by_row(model, asked, inputs, is_retained)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-4) and min(expected) > 1e-3
+    assert (original.losses_by_row(model, asked, inputs, ~is_retained) != losses).all()
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()])
+def test_what_is_retained_by_kl_is_lost_by_the_collapse_alone(tmp_path, tokenizer, taught, peft_config):
+    """The first step starts at the model before; later steps bring it back, where without the loss it drifts away."""
+
+    def drift(**kwargs):
+        model, rows = copy.deepcopy(taught), retain_rows()
+        trainer = make_trainer(tmp_path, model, tokenizer, peft_config=peft_config, retain_loss="kl", **kwargs)
+        trainer.train()
+        ids = [tokenizer(row["prompt"] + row["completion"], return_tensors="pt")["input_ids"] for row in rows]
+        then, now = ([m.eval()(text).logits.log_softmax(-1) for text in ids] for m in (taught, trainer.model))
+        losses = [log["retain_loss"] for log in trainer.state.log_history if "retain_loss" in log]
+        return sum(
+            kl_div(a, b, reduction="sum", log_target=True).item() for a, b in zip(now, then, strict=True)
+        ), losses
+
+    settings = {"num_train_epochs": 3, "learning_rate": 3e-3}
+    kept, losses = drift(retain_weight=5.0, **settings)
+    assert losses[0] == pytest.approx(0, abs=1e-5) and min(losses[1:]) > 1e-4
+    assert kept < 0.7 * drift(retain_weight=1e-6, **settings)[0]

@@ -162,7 +162,7 @@ def test_activations_and_cache_follow_the_settings(memory):
 
     assert activations(gradient_checkpointing=True) < activations(gradient_checkpointing=False)
     assert activations(retain_weight=0.0) < activations(num_selected=3) == activations(per_device_train_batch_size=8)
-    assert activations(num_selected=3) == activations(num_retained=3)
+    assert activations(num_selected=3) == activations(num_retained=3) < activations(num_retained=3, retain_loss="kl")
     assert activations(max_completion_length=200) > activations()
     cache = memory(top_k=0, max_completion_length=60)[1]["KV cache"]
     assert cache == kv_bytes_per_row(PHI, 100, torch.bfloat16) + sampling_bytes_per_row(PHI, 0)

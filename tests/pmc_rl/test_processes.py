@@ -37,7 +37,13 @@ PROCESSES = 2
 # 7 questions in windows of 4 and 3. Micro-batches of 2 for both processes end with one of 1: nothing for the second.
 SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 CASES = {
-    "rouge": {"max_reward": 0.85, "num_train_epochs": 3, "log_kl": True, "max_completion_length": 40},
+    "rouge": {
+        "max_reward": 0.85,
+        "num_train_epochs": 3,
+        "log_kl": True,
+        "max_completion_length": 40,
+        "retain_loss": "kl",
+    },
     "not stationary": {"rewards": (ROUGE, "rewards.diversity.duplicate_penalty"), "num_selected": 2, **SPLIT},
     "lora": {"peft_config": lora(lora_alpha=8), **SPLIT},
     "one question": {"num_questions": 1},
