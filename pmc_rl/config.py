@@ -190,3 +190,8 @@ class PMCConfig(RunConfig):
     allow_unfinished: bool = setting(False, "Go on if over half of the original answers hit max_completion_length.")
     log_completions: bool = setting(False, "Print a table of question, original, selected and reward at every log.")
     num_completions_to_print: int = setting(4, "Rows of that table.", at_least=0)
+
+    @property
+    def asks_original(self) -> bool:
+        """Whether training itself asks the model before unlearning, which is kept for it."""
+        return self.log_kl or self.retain_loss == "kl"

@@ -118,7 +118,7 @@ def estimate_memory(
         parts["gradients in DDP's buckets"] = counts.trainable * trained
     if autocast and dtype == torch.float32 and not is_quantized(model_args):
         parts["16-bit weights of autocast"] = 2 * counts.linear
-    if not model_args.use_peft and (asks_original or args.log_kl or args.retain_loss == "kl"):
+    if not model_args.use_peft and (asks_original or args.asks_original):
         parts["model before unlearning"] = counts.base * (dtype.itemsize if args.use_cpu else 2)
 
     rows = args.per_device_train_batch_size * (args.num_selected + args.num_retained * (args.retain_weight > 0))

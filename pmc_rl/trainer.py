@@ -91,7 +91,7 @@ class PMCTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self.original = original_log_likelihood or OriginalLogLikelihood()
-        if args.log_kl or args.retain_loss == "kl" or any(reward.asks_original for reward in reward_funcs):
+        if args.asks_original or any(reward.asks_original for reward in reward_funcs):
             self.original.remember(self.model, processing_class, train_dataset[0].get("chat_template_kwargs"))
         self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}

@@ -3,23 +3,13 @@
 #   recipes/smollm2/facts/run.sh OUTPUT_DIR [--model FOLDER] [--seed N]
 # --model: a local copy of HuggingFaceTB/SmolLM2-135M-Instruct; without it, it comes from the Hub.
 set -euo pipefail
-here="$PWD"
+. "$(dirname "$0")/../options.sh"
 cd "$(dirname "$0")/../../.."
-out="" model=HuggingFaceTB/SmolLM2-135M-Instruct seed=0
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --model) model="$(cd "$here" && realpath "${2:?--model needs a folder}")"; shift ;;
-        --seed) seed="${2:?--seed needs a number}"; shift ;;
-        -*) echo "error: unknown option $1; see the first lines of $0" >&2; exit 2 ;;
-        /*) out="$1" ;;
-        *) out="$here/$1" ;;
-    esac
-    shift
-done
-if [ -z "$out" ]; then
+if [ ${#folders[@]} -lt 1 ]; then
     echo "usage: $0 OUTPUT_DIR [--model FOLDER] [--seed N]" >&2
     exit 2
 fi
+out="${folders[-1]}"
 if [ -e "$out" ]; then
     echo "error: $out exists already; name another folder or remove it" >&2
     exit 2

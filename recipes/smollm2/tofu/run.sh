@@ -5,25 +5,13 @@
 # TOFU_FOLDER is a local copy of locuslab/TOFU in the Hub's layout.
 # --model: a local copy of HuggingFaceTB/SmolLM2-135M-Instruct; without it, it comes from the Hub.
 set -euo pipefail
-here="$PWD"
+. "$(dirname "$0")/../options.sh"
 cd "$(dirname "$0")/../../.."
-tofu="" out="" model=HuggingFaceTB/SmolLM2-135M-Instruct seed=0
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --model) model="$(cd "$here" && realpath "${2:?--model needs a folder}")"; shift ;;
-        --seed) seed="${2:?--seed needs a number}"; shift ;;
-        -*) echo "error: unknown option $1; see the first lines of $0" >&2; exit 2 ;;
-        *)
-            folder="$1"
-            case "$folder" in /*) ;; *) folder="$here/$folder" ;; esac
-            if [ -z "$tofu" ]; then tofu="$folder"; else out="$folder"; fi ;;
-    esac
-    shift
-done
-if [ -z "$out" ]; then
+if [ ${#folders[@]} -lt 2 ]; then
     echo "usage: $0 TOFU_FOLDER OUTPUT_DIR [--model FOLDER] [--seed N]" >&2
     exit 2
 fi
+tofu="${folders[0]}" out="${folders[-1]}"
 if [ -e "$out" ]; then
     echo "error: $out exists already; name another folder or remove it" >&2
     exit 2
