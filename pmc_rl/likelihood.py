@@ -16,7 +16,7 @@ from pmc_rl.generation import inference_mode_of, is_recurrent, read_prompts
 # Tokens of a batch, padding included, and numbers of logits made at a time. A CPU is fastest where they fit into its
 # cache; an accelerator wants to be filled.
 TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 8192}
-LOGITS_PER_CHUNK = {"cpu": 2**18, "accelerator": 2**24}
+LOGITS_PER_CHUNK = {"cpu": 2**22, "accelerator": 2**24}
 
 # What some architectures do to the logits behind the head, by the name in their config.
 LOGIT_TRANSFORMS = {
