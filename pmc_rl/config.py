@@ -103,7 +103,7 @@ class PMCArguments(DataArguments):
         "Rewards by dotted name, or reward models by folder or Hub name; their weighted sum ranks the samples.",
     )
     reward_kwargs: dict[str, dict[str, Any]] = setting({}, "Keyword arguments of rewards: {name: {keyword: value}}.")
-    reward_floors: dict[str, float] = setting({}, "Least value of a reward, where a sample of the question has it.")
+    reward_floors: dict[str, float] = setting({}, "Least value of a reward; a sample below it is not learned.")
 
 
 @dataclass

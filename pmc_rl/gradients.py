@@ -25,15 +25,16 @@ def check_gradients(model: nn.Module) -> None:
 
 
 class GradientCheck(TrainerCallback):
-    """Stops a run whose model has nothing to train, and one whose first optimizer step would change nothing."""
+    """Stops a run whose model has nothing to train, and one whose first optimizer step would change nothing; whoever
+    makes a batch without a loss says by `due` that it does not count."""
 
     def __init__(self):
-        self.checked = False
+        self.due, self.checked = True, False
 
     def on_init_end(self, args, state, control, model: nn.Module, **kwargs) -> None:
         trainable_parameters(model)
 
     def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **kwargs) -> None:
-        if not self.checked:
+        if self.due and not self.checked:
             check_gradients(model)
             self.checked = True

@@ -13,22 +13,30 @@ logger = logging.get_logger(__name__)
 
 
 def print_answers(title: str, answers: list[tuple[dict, BestAnswer]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """A row for each forget row and the answer selected for it."""
-    table = Table("question", "original answer", "selected answer", title=title)
+    """A row for each forget row and the best answer to it."""
+    table = Table("question", "original answer", "best answer", title=title)
     table.add_column("reward", justify="right")
     for row, answer in answers:
         question = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         texts = (question, row["original_completion"], decode_completion(tokenizer, answer.completion_ids))
+        reward = f"{answer.reward:.2f}{'' if answer.passed else ', not learned'}"
         # Text: an answer is no markup
-        table.add_row(*map(Text, texts), f"{answer.reward:.2f}", end_section=True)
+        table.add_row(*map(Text, texts), reward, end_section=True)
     Console().print(table)
 
 
-def warn_of_clipping() -> None:
-    logger.warning_once(
-        "Over half of the samples hit max_completion_length: the model learns not to end its answers. Add "
-        "rewards.length.unfinished_penalty or raise max_completion_length."
-    )
+def warn_of_samples(logs: dict[str, float]) -> None:
+    """Once each, where the logged numbers of the samples say that a run goes wrong."""
+    if logs.get("completions/clipped_ratio", 0) > 0.5:
+        logger.warning_once(
+            "Over half of the samples hit max_completion_length: the model learns not to end its answers. Add "
+            "rewards.length.unfinished_penalty or raise max_completion_length."
+        )
+    if logs.get("frac_passed") == 0:
+        logger.warning_once(
+            "No sample passes reward_floors, so nothing is forgotten: lower a floor, or raise temperature or "
+            "num_generations."
+        )
 
 
 def sample_metrics(samples: list[list[list[int]]], rewards: np.ndarray, end_ids: list[int]) -> dict[str, float]:

@@ -53,9 +53,9 @@ class RejectionSampler:
         self.end_ids = end_ids
         self.metrics = metrics
         self.scores_stay_valid = scoring.is_stationary(reward_funcs) and not args.normalize_rewards
-        # rewards of weight 0 that only say which samples pass; of those compared alone it need not be asked about all
         numbered = enumerate(reward_funcs) if args.selection == "best" and not args.normalize_rewards else ()
-        self.gates = [i for i, f in numbered if f.weight == 0 and f.floor is not None and f.stationary]
+        is_late = [f.asks_original or (f.weight == 0 and f.floor is not None) for f in reward_funcs]  # dear, or a gate
+        self.late = [i for i, f in numbered if f.stationary and is_late[i]]
         self.max_reward = None if args.normalize_rewards else scoring.maximal_reward(reward_funcs, args.max_reward)
         self.pool: dict[int, list[BestAnswer]] = {}
         self.visits_without_gain: dict[int, int] = {}  # since a question's best answer last became better
@@ -79,11 +79,12 @@ class RejectionSampler:
     def answer_window(
         self, model: PreTrainedModel, rows: list[dict[str, Any]], state: TrainerState
     ) -> list[list[BestAnswer]]:
-        """For each row of a window 1 to `num_selected` answers to train on, best first."""
+        """For each row of a window 1 to `num_selected` answers, best first."""
         unsolved = [row for row in rows if not self.is_solved(row["pmc_id"])]
         picked = self._answer_unsolved(model, unsolved, len(rows), state) if unsolved else {}
         answers = [picked.get(row["pmc_id"]) or self.pool[row["pmc_id"]] for row in rows]
         self._log("reward_selected", float(np.mean([best[0].reward for best in answers])))
+        self._log("frac_passed", float(np.mean([best[0].passed for best in answers])))
         self._log("frac_sampled", len(unsolved) / len(rows))
         return answers
 
@@ -158,27 +159,28 @@ class RejectionSampler:
 
     def _ask_rewards(self, ask: Callable[..., np.ndarray], is_real: np.ndarray, ids: list[list[int]]) -> np.ndarray:
         """
-        Scores `(candidates, rewards)` from `ask(numbers of rewards, numbers of candidates)`. Gates are asked about the
-        best candidates of each question, in handfuls that grow, until `num_selected` different ones have passed: the
-        picks are those of asking about all. What was not asked is NaN.
+        Scores `(candidates, rewards)` from `ask(numbers of rewards, numbers of candidates)`, NaN where late rewards
+        need not be asked: a floor has shut out the candidate, or all weigh 0 and `num_selected` better ones passed.
+        What is learned is as if all were asked about all.
         """
         scores = np.full((len(ids), len(self.reward_funcs)), np.nan)
-        others, everything = [i for i in range(len(self.reward_funcs)) if i not in self.gates], range(len(ids))
+        others, everything = [i for i in range(len(self.reward_funcs)) if i not in self.late], range(len(ids))
         scores[:, others] = ask(others, everything)
         totals = scoring.weighted_sum(scores, self.reward_funcs)
-        if np.isnan(totals).any():  # a gate may be all that can score a candidate
-            scores[:, self.gates] = ask(self.gates, everything)
+        if np.isnan(totals).any():  # a late one may be all that can score a candidate
+            scores[:, self.late] = ask(self.late, everything)
             return scores
         questions = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
         passable = scoring.passes_floors(scores, self.reward_funcs)  # as far as the others say
         queues = [[i for i in q[np.argsort(-totals[q], kind="stable")] if passable[i]] for q in questions]
         passed: list[set] = [set() for _ in queues]
-        for doublings in range(is_real.shape[1].bit_length() if self.gates else 0):
-            handful = slice(2**doublings - 1, 2 ** (doublings + 1) - 1)  # few may pass: not hundreds of small batches
+        # few may pass: handfuls that grow, not hundreds of small batches
+        growing = [slice(2**i - 1, 2 ** (i + 1) - 1) for i in range(is_real.shape[1].bit_length())]
+        for handful in [slice(None)] if any(self.reward_funcs[i].weight for i in self.late) else growing:
             turns = zip(queues, passed, strict=True)
             turn = {i: done for q, done in turns if len(done) < self.args.num_selected for i in q[handful]}
-            if turn:
-                scores[np.ix_(list(turn), self.gates)] = ask(self.gates, list(turn))
+            if turn and self.late:
+                scores[np.ix_(list(turn), self.late)] = ask(self.late, list(turn))
                 for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):
                     turn[i].update([tuple(ids[i])] if passes else [])
         return scores

@@ -24,10 +24,10 @@ from pmc_rl.checkpoints import CheckpointCallback, read_state
 from pmc_rl.config import PMCConfig
 from pmc_rl.data import retain_rows_at
 from pmc_rl.errors import RecipeError
-from pmc_rl.gradients import GradientCheck
+from pmc_rl.gradients import GradientCheck, trainable_parameters
 from pmc_rl.models import end_token_ids
 from pmc_rl.original import OriginalLogLikelihood, kl_to_original, losses_by_row
-from pmc_rl.progress import print_answers, warn_of_clipping
+from pmc_rl.progress import print_answers, warn_of_samples
 from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
@@ -76,20 +76,20 @@ class PMCTrainer(SFTTrainer):
         end_token = [processing_class.eos_token_id]
         # SFTTrainer prepares its train set; here that is the retain rows. The forget prompts then take their place, so
         # epochs are passes over the forget questions.
+        self.gradient_check = GradientCheck()
         super().__init__(
             model=model,
             args=args,
             train_dataset=retain_dataset or Dataset.from_dict({"input_ids": [end_token], "labels": [end_token]}),
             processing_class=processing_class,
             peft_config=peft_config,
-            callbacks=[GradientCheck()],
+            callbacks=[self.gradient_check],
         )
         self.retain_dataset, self.train_dataset = self.train_dataset, train_dataset
         if isinstance(self.model, PeftModel):
             # TRL makes those of a quantized base bfloat16: too coarse for updates, and float32 in a checkpoint
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+            for parameter in trainable_parameters(self.model):
+                parameter.data = parameter.data.float()
         self.original = original_log_likelihood or OriginalLogLikelihood()
         if args.asks_original or any(reward.asks_original for reward in reward_funcs):
             self.original.remember(self.model, processing_class, train_dataset[0].get("chat_template_kwargs"))
@@ -157,8 +157,7 @@ class PMCTrainer(SFTTrainer):
         """None with each checkpoint: the audit writes the card."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Forget rows as they are, shuffled each epoch by `data_seed`; tokens are made once an optimizer step. Every
-        process gets the rows of all, so that they can share out the sampling, and takes its part further down."""
+        """Forget rows, shuffled each epoch by `data_seed`; each process gets all, and samples for its part."""
         batch_size = self.args.per_device_train_batch_size * self.args.world_size
         loader = DataLoader(self.train_dataset, batch_size=batch_size, shuffle=True, collate_fn=list)
         return prepare_data_loader(
@@ -181,6 +180,7 @@ class PMCTrainer(SFTTrainer):
         ]
         numbers = self._next_retain_rows(len(rows)) if self.args.retain_weight > 0 else []
         retain, per_question = [self.retain_dataset[i] for i in numbers], self.args.num_retained
+        self.gradient_check.due = any(collapse)  # a divergence from the model before may be 0 at first
         collapse_weight = 1 / max(1, _count_targets([example for examples in collapse for example in examples]))
         retain_weight = self.args.retain_weight / _count_targets(retain) if retain else 0.0
 
@@ -202,14 +202,14 @@ class PMCTrainer(SFTTrainer):
         return batches, None
 
     def select_completions(self, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
-        """Completions to learn of each row of a window, as token ids; what another way of selecting overrides."""
+        """Token ids of what to learn of each row, of nothing where none passes the gate; a control overrides it."""
         model = self.accelerator.unwrap_model(self.model)
         if self.args.log_kl:
             kl = kl_to_original(model, self.original, rows, self.args, self.end_ids, self.state.global_step)
             self.step_metrics["kl"].append(kl)
         answers = self.sampler.answer_window(model, rows, self.state)
         self.window = [(row, best[0]) for row, best in zip(rows, answers, strict=True)]
-        return [[answer.completion_ids for answer in best] for best in answers]
+        return [[answer.completion_ids for answer in best if answer.passed] for best in answers]
 
     def _next_retain_rows(self, num_questions: int) -> list[int]:
         """Rows for a window of so many questions, from where the last window stopped; told from the step alone."""
@@ -252,13 +252,11 @@ class PMCTrainer(SFTTrainer):
             self.step_metrics.clear()
             logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
             logs["num_samples"] = self.sampler.num_samples
-            warmed_up = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-            if warmed_up and logs.get("completions/clipped_ratio", 0) > 0.5:
-                warn_of_clipping()
-            # a control samples nothing that could be shown
+            if self.state.global_step > self.args.get_warmup_steps(self.state.max_steps):
+                warn_of_samples(logs)
             if self.args.log_completions and self.window and self.is_world_process_zero():
-                title = f"step {self.state.global_step}: selected reward {logs['reward_selected']:.3f}"
-                print_answers(title, self.window[: self.args.num_completions_to_print], self.processing_class)
+                answers = self.window[: self.args.num_completions_to_print]
+                print_answers(f"step {self.state.global_step}", answers, self.processing_class)
         super().log(logs, start_time)
 
 

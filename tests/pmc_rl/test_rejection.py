@@ -25,10 +25,10 @@ def world(monkeypatch, tmp_path):
     class World:
         def __init__(self, *rewards, floors=(None, None), weights=(1.0, 1.0), max_reward=None, **settings):
             self.step, self.drawn, self.metrics = 0, [], defaultdict(list)
-            stationary = settings.pop("stationary", True)
+            stationary, dear = settings.pop("stationary", True), settings.pop("asks_original", None)
             settings = {"num_generations": 4, "seed": 0, "use_cpu": True} | settings
             self.functions = [
-                RewardFunction(f"r{i}", scored(func), weights[i], max_reward, stationary, floors[i])
+                RewardFunction(f"r{i}", scored(func), weights[i], max_reward, stationary, floors[i], i == dear)
                 for i, func in enumerate(rewards)
             ]
             self.sampler = RejectionSampler(
@@ -105,6 +105,33 @@ def test_a_gate_is_asked_no_more_than_it_must_and_picks_as_if_asked_about_all(wo
             needed = [i for i, (_, a, b) in enumerate(best_first, 1) if a and b][count - 1]
             in_handfuls = 2 ** needed.bit_length() - 1  # of 1, 2, 4 ...
             assert len(few) == 3 * min(in_handfuls, len(best_first))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=4, max_size=9), st.integers(1, 3))
+def test_the_model_before_is_asked_about_nothing_that_a_floor_has_shut_out(world, table, count):
+    """`table`: a reward with a floor, and what the model before says, of weight 2. Learned is as if all were asked."""
+    asked = []
+
+    def before(question, number):
+        asked.append((question, number))
+        return table[number % 100 % len(table)][1] / 4
+
+    settings = {"num_generations": len(table), "num_selected": count, "floors": (1.0, 0.5), "weights": (1.0, 2.0)}
+    late = world(lambda q, n: float(table[n % 100 % len(table)][0]), before, asks_original=1, **settings)
+    plain = world(lambda q, n: float(table[n % 100 % len(table)][0]), before, **settings)
+    for _ in range(2):
+        asked.clear()
+        late.answer()
+        open_to = [(row["pmc_id"], n) for row in ROWS for n in range(len(table)) if table[n][0]]
+        assert sorted((question, number % 100) for question, number in asked) == open_to
+        plain.answer()
+        learned = [
+            {row: [answer for answer in pool if answer.passed] for row, pool in here.sampler.pool.items()}
+            for here in (late, plain)
+        ]
+        assert learned[0] == learned[1]
+        assert any(learned[0].values()) == any(passes and value >= 2 for passes, value in table)
 
 
 def test_solved_questions_are_not_sampled(world):

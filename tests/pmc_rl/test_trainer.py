@@ -4,12 +4,14 @@ import asyncio
 import copy
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from pmc_rl import progress
 from pmc_rl.data import retain_rows_at
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.trainer import PMCTrainer
@@ -128,6 +130,42 @@ def test_num_selected_rows_a_question_and_num_retained_to_retain(tmp_path, token
             assert labels[labels != -100].tolist() == completion
         np.testing.assert_allclose(batch["row_weights"][0], [1 / tokens] * 6 + [0] * 4)
         assert (batch["row_weights"][1][:6] == 0).all() and (batch["row_weights"][1][6:] > 0).all()
+
+
+@pytest.mark.parametrize("retain_loss", ["nll", "kl"])
+def test_a_question_without_an_answer_that_passes_is_not_learned(tmp_path, tokenizer, model, retain_loss):
+    """Of four the gate lets two pass, then none; the others' rows to retain stay in the step."""
+    gate = {0, 2}
+    passes = reward_of(lambda pmc_id, **kwargs: [float(row_id in gate) for row_id in pmc_id])
+    passes.floor = 1.0
+    settings = {"forget": forget_prompts(4), "max_steps": 1, "retain_loss": retain_loss}
+    trainer = make_trainer(tmp_path, copy.deepcopy(model), tokenizer, [passes], **settings)
+    steps, build = [], trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *args: steps.append(build(*args)[0]) or (steps[-1], None)
+    trainer.train()
+    learned = [answer.completion_ids for row, answer in trainer.window if row["pmc_id"] in gate]
+    [[batch]], [log, _] = steps, trainer.state.log_history
+    assert [labels[labels != -100].tolist() for labels in batch["labels"][:2]] == learned
+    assert (batch["row_weights"] > 0).tolist() == [[True] * 2 + [False] * 4, [False] * 2 + [True] * 4]
+    assert log["frac_passed"] == 0.5
+    gate.clear()
+    trainer = make_trainer(tmp_path, model, tokenizer, [passes], **settings)
+    trainer.train()  # a divergence that is 0 at first is no reason to stop
+    log = trainer.state.log_history[0]
+    assert log["frac_passed"] == log["collapse_loss"] == 0 and (log["retain_loss"] > 1e-2) == (retain_loss == "nll")
+
+
+def test_samples_that_teach_nothing_or_no_end_are_warned_of(monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "logger", SimpleNamespace(warning_once=said.append))
+    progress.warn_of_samples({"loss": 1.0})  # nothing was sampled: all is solved
+    progress.warn_of_samples({"completions/clipped_ratio": 0.5, "frac_passed": 0.1})
+    assert not said
+    progress.warn_of_samples({"completions/clipped_ratio": 0.6, "frac_passed": 0.0})
+    assert [line.split(":")[0] for line in said] == [
+        "Over half of the samples hit max_completion_length",
+        "No sample passes reward_floors, so nothing is forgotten",
+    ]
 
 
 def test_total_collapse_needs_no_retain_rows(tmp_path, tokenizer, model):
