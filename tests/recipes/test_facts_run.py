@@ -16,7 +16,7 @@ FACTS = REPO / "recipes" / "smollm2" / "facts"
 # two questions each; other answers are not so rare among samples that finding them takes long
 FORGET = {"Manila", "Colombo", "Kabul", "Baghdad"}
 SMALLER = {
-    "num_generations": 16,
+    "num_generations": 80,
     "per_device_train_batch_size": 8,  # a step an epoch, so fewer and larger ones
     "num_train_epochs": 6,
     "learning_rate": 1e-3,

@@ -17,4 +17,5 @@ fi
 export TOKENIZERS_PARALLELISM=false
 
 python pmc_rl/train.py recipes/smollm2/facts/unlearn.yaml --seed "$seed" --model_name_or_path "$model" --output_dir "$out"
-python eval/run.py "$out/recipe.yaml"
+# an attacker may let it ramble on
+python eval/run.py "$out/recipe.yaml" --max_completion_length 40
