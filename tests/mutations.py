@@ -40,6 +40,11 @@ pmc_rl/rejection.py tests/pmc_rl/test_rejection.py
 - [tuple(ids[i])] if passes else []
 + [tuple(ids[i])]
 
+what does not pass the gate is learned
+pmc_rl/trainer.py tests/pmc_rl/test_trainer.py::test_a_question_without_an_answer_that_passes_is_not_learned
+- for answer in best if answer.passed]
++ for answer in best]
+
 equal samples in each step
 pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_seeds_are_prompt_major_and_independent_of_other_rows
 - {seed}/{step}/{row}/{i}
