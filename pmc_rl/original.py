@@ -170,14 +170,14 @@ def losses_by_row(
 
     Source: the retain loss "KL" of TOFU (https://huggingface.co/papers/2401.06121).
     """
-    is_target = inputs["labels"][:, 1:] != -100
-    width = is_target.shape[1] - int(is_target.any(0).int().argmax())  # of the columns behind the shortest prompt
-    is_target, targets = is_target[:, -width:], inputs["labels"][:, -width:][is_target[:, -width:]]
+    labels = inputs["labels"][:, 1:]
+    labels = labels[:, (labels != -100).any(0).int().argmax() :]  # from the end of the shortest prompt on
+    is_target = labels != -100
+    row_of, targets = is_target.nonzero()[:, 0], labels[is_target]
     texts = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    columns = {"logits_to_keep": width + 1, "use_cache": False}
+    columns = {"logits_to_keep": labels.shape[1] + 1, "use_cache": False}
     log_probs = model(**texts, **columns).logits[:, :-1][is_target].float().log_softmax(-1)
     losses = -log_probs.gather(1, targets[:, None])[:, 0]
-    row_of = is_target.nonzero()[:, 0]
     if is_retained.any():
         with torch.no_grad(), original.before() as before:
             logits = before(**{name: rows[is_retained] for name, rows in texts.items()}, **columns).logits
@@ -185,7 +185,7 @@ def losses_by_row(
         retained = is_retained[row_of]
         divergence = (expected.exp() * (expected - log_probs[retained])).sum(-1)
         losses = losses.masked_scatter(retained, divergence)
-    return losses.new_zeros(len(is_target)).index_add(0, row_of, losses)
+    return losses.new_zeros(len(labels)).index_add(0, row_of, losses)
 
 
 def kl_to_original(

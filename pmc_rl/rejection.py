@@ -166,20 +166,20 @@ class RejectionSampler:
         scores = np.full((len(ids), len(self.reward_funcs)), np.nan)
         others, everything = [i for i in range(len(self.reward_funcs)) if i not in self.late], range(len(ids))
         scores[:, others] = ask(others, everything)
+        if not self.late:
+            return scores
         totals = scoring.weighted_sum(scores, self.reward_funcs)
         if np.isnan(totals).any():  # a late one may be all that can score a candidate
             scores[:, self.late] = ask(self.late, everything)
             return scores
         questions = np.split(np.arange(len(ids)), is_real.sum(1).cumsum()[:-1])
         passable = scoring.passes_floors(scores, self.reward_funcs)  # as far as the others say
-        queues = [[i for i in q[np.argsort(-totals[q], kind="stable")] if passable[i]] for q in questions]
-        passed: list[set] = [set() for _ in queues]
+        queues = [([i for i in q[np.argsort(-totals[q], kind="stable")] if passable[i]], set()) for q in questions]
         # few may pass: handfuls that grow, not hundreds of small batches
         growing = [slice(2**i - 1, 2 ** (i + 1) - 1) for i in range(is_real.shape[1].bit_length())]
         for handful in [slice(None)] if any(self.reward_funcs[i].weight for i in self.late) else growing:
-            turns = zip(queues, passed, strict=True)
-            turn = {i: done for q, done in turns if len(done) < self.args.num_selected for i in q[handful]}
-            if turn and self.late:
+            turn = {i: done for queue, done in queues if len(done) < self.args.num_selected for i in queue[handful]}
+            if turn:
                 scores[np.ix_(list(turn), self.late)] = ask(self.late, list(turn))
                 for i, passes in zip(turn, scoring.passes_floors(scores[list(turn)], self.reward_funcs), strict=True):
                     turn[i].update([tuple(ids[i])] if passes else [])

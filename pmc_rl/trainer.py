@@ -74,9 +74,9 @@ class PMCTrainer(SFTTrainer):
         args.remove_unused_columns = False  # would drop `prompt`
         args.data_seed = args.seed  # else accelerate shuffles by whatever torch was seeded with last
         end_token = [processing_class.eos_token_id]
+        self.gradient_check = GradientCheck()
         # SFTTrainer prepares its train set; here that is the retain rows. The forget prompts then take their place, so
         # epochs are passes over the forget questions.
-        self.gradient_check = GradientCheck()
         super().__init__(
             model=model,
             args=args,
