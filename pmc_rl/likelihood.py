@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from pmc_rl.generation import inference_mode_of, is_recurrent, read_prompts
 
-# Tokens of a batch, padding included, and numbers of logits made at a time. On a CPU few, for its cache, but not so few
-# that a large vocabulary's head is read again for every handful of tokens; an accelerator wants to be filled.
+# Tokens of a batch, padding included, and numbers of logits made at a time. On a CPU few, for its cache, but not so
+# few that a large vocabulary's head is read again for every handful of tokens; an accelerator wants to be filled.
 TOKENS_PER_BATCH = {"cpu": 4096, "accelerator": 8192}
 LOGITS_PER_CHUNK = {"cpu": 2**22, "accelerator": 2**24}
 
