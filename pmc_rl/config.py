@@ -137,6 +137,11 @@ class EvalArguments:
     with_texts: bool = setting(False, "Write a second report with the worst leaking questions into private/.")
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16 itself; what does not is slower in it than in float32."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 @dataclass
 class RunConfig(SFTConfig):
     """TRL's SFTConfig with what both training stages change."""
@@ -150,7 +155,7 @@ class RunConfig(SFTConfig):
     def __post_init__(self):
         if self.use_cpu or not torch.accelerator.is_available():
             # TRL turns bf16 on by default, then raises where there is no accelerator.
-            self.use_cpu, self.bf16, self.fp16 = True, False, False
+            self.use_cpu, self.bf16, self.fp16 = True, bool(self.bf16) and cpu_has_bf16(), False
         super().__post_init__()
 
 

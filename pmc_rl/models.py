@@ -280,8 +280,8 @@ def load_model_to_train(model_args: ModelConfig, args: RunConfig) -> PreTrainedM
 
 
 def training_dtype(model_args: ModelConfig, args: RunConfig) -> torch.dtype:
-    """The recipe's `dtype`, float32 on a CPU."""
-    if args.use_cpu or model_args.dtype is None:
+    """The recipe's `dtype`; float32 on a CPU without bf16."""
+    if model_args.dtype is None or (args.use_cpu and not args.bf16):
         return torch.float32
     return getattr(torch, model_args.dtype)
 

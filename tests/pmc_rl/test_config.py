@@ -241,10 +241,15 @@ def test_defaults_pass_their_own_checks_and_are_shared_by_no_two():
     assert "x" not in parse()[0].reward_funcs
 
 
-def test_without_an_accelerator_the_run_is_on_the_cpu_in_fp32(monkeypatch):
+@pytest.mark.parametrize("processor", [{}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_without_an_accelerator_the_run_is_on_the_cpu_in_bf16_only_where_that_is_asked_and_fast(
+    monkeypatch, processor
+):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     for config in (PMCConfig(output_dir="x"), RunConfig(output_dir="x", bf16=True), PMCConfig("x", fp16=True)):
-        assert (config.use_cpu, config.bf16, config.fp16) == (True, False, False)
+        bf16 = not isinstance(config, PMCConfig) and any(processor.values())
+        assert (config.use_cpu, config.bf16, config.fp16) == (True, bf16, False)
         assert config.report_to == [] and config.save_strategy == "no"
 
 

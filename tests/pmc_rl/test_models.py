@@ -322,6 +322,7 @@ DTYPES = [  # dtype of the recipe; use_peft, use_cpu, bf16; learning rate; what 
     ("float32", "use_peft bf16", 1e-5, torch.float32, LORA_32_BIT),
     ("float32", "use_peft", 1e-5, torch.float32, None),
     ("bfloat16", "use_cpu", 1e-5, torch.float32, None),
+    ("bfloat16", "use_peft use_cpu bf16", 1e-5, torch.bfloat16, None),
 ]
 
 
