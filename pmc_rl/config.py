@@ -167,6 +167,7 @@ class PMCConfig(RunConfig):
     temperature: float = setting(1.0, "Sampling temperature.", above=0)
     top_p: float = setting(0.95, "Probability mass that is sampled from; 1: all.", above=0, at_most=1)
     top_k: int = setting(0, "Number of tokens that are sampled from; 0: all.", at_least=0)
+    suppress_names: bool = setting(False, "Sample no name that the model's own original answer gives away.")
     max_completion_length: int = setting(160, "Longest answer that is generated, in tokens.", at_least=1)
     generation_batch_size: int | Literal["auto"] = setting(
         64, "Rows generated at once, halved where memory is short; auto: by free memory, 64 in the audit.", at_least=1

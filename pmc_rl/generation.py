@@ -6,7 +6,7 @@ On the reading path behind rejection.py, before scoring.py: [`generate_together`
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -37,6 +37,7 @@ class Sampling:
     top_k: int
     top_p: float
     seeds: list[int]
+    suppressed: list[list[int]] = field(default_factory=list)  # token ids that a row never gets; empty: none
 
 
 def sample_seeds(seed: int, step: int | str, row_ids: list[int], num_generations: int) -> list[int]:
@@ -61,8 +62,14 @@ class InverseCDFSampler(LogitsProcessor):
     prompt_length: int
     sampling: Sampling
 
+    def __post_init__(self):
+        pairs = [(row, token) for row, tokens in enumerate(self.sampling.suppressed) for token in tokens]
+        self.suppressed = tuple(torch.tensor(pairs, dtype=torch.long, device=self.uniforms.device).reshape(-1, 2).T)
+
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        probs = (scores.float() / self.sampling.temperature).softmax(-1)
+        scores = scores.float() / self.sampling.temperature
+        scores[self.suppressed] = -torch.inf
+        probs = scores.softmax(-1)
         uniforms = self.uniforms[:, input_ids.shape[1] - self.prompt_length, None]
         tokens, found = self._choose(probs, uniforms, HEAD)
         if not found.all():
@@ -181,7 +188,10 @@ def generate_together(
 
 
 def _part(sampling: Sampling | None, rows: Sequence[int]) -> Sampling | None:
-    return None if sampling is None else replace(sampling, seeds=[sampling.seeds[row] for row in rows])
+    if sampling is None:
+        return None
+    suppressed = [sampling.suppressed[row] for row in rows] if sampling.suppressed else []
+    return replace(sampling, seeds=[sampling.seeds[row] for row in rows], suppressed=suppressed)
 
 
 def _complete(
@@ -205,7 +215,8 @@ def _complete(
     completions: list[list[int]] = [[] for _ in prompt_ids]
     rows = list(range(len(prompt_ids)))  # that go on
     while rows:
-        processors = [] if sampling is None else [InverseCDFSampler(uniforms[rows], prompt_length, sampling)]
+        part = _part(sampling, rows)
+        processors = [] if part is None else [InverseCDFSampler(uniforms[rows], prompt_length, part)]
         left = prompt_length + max_completion_length - input_ids.shape[1]
         output = model.generate(
             input_ids=input_ids,
@@ -273,9 +284,7 @@ def _greedy_config(max_new_tokens: int, end_ids: list[int]) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
         use_cache=True,
-        repetition_penalty=1.0,
         eos_token_id=end_ids,
         pad_token_id=end_ids[0],  # `generate` wants one; what stands behind an end token is cut off
         return_dict_in_generate=True,

@@ -12,16 +12,19 @@ from pmc_rl.selection import BestAnswer
 logger = logging.get_logger(__name__)
 
 
-def print_answers(title: str, answers: list[tuple[dict, BestAnswer]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """A row for each forget row and the best answer to it."""
+def print_answers(
+    title: str, answers: list[tuple[dict, list[BestAnswer]]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """A row for each forget row and the best answer to it, if there is one."""
     table = Table("question", "original answer", "best answer", title=title)
     table.add_column("reward", justify="right")
-    for row, answer in answers:
+    for row, best in answers:
         question = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        texts = (question, row["original_completion"], decode_completion(tokenizer, answer.completion_ids))
-        reward = f"{answer.reward:.2f}{'' if answer.passed else ', not learned'}"
+        answer, reward = "", "none passed"
+        if best:
+            answer, reward = decode_completion(tokenizer, best[0].completion_ids), f"{best[0].reward:.2f}"
         # Text: an answer is no markup
-        table.add_row(*map(Text, texts), reward, end_section=True)
+        table.add_row(*map(Text, (question, row["original_completion"], answer, reward)), end_section=True)
     Console().print(table)
 
 

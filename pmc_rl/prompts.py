@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, PMCArguments
 from pmc_rl.errors import RecipeError, one_line
+from rewards.key_content import names_in, question_of
 from rewards.text import split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
@@ -155,6 +156,19 @@ def encode_answers(
 def end_of_answer(ids: list[int], start: int, end_ids: list[int]) -> int:
     """Where the answer that begins at `start` stops, behind its end token; the length where it has none."""
     return next((i + 1 for i in range(start, len(ids)) if ids[i] in end_ids), len(ids))
+
+
+def name_tokens(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
+    """Ids of the tokens that begin a name of a row's original answer which its question does not hold, as it stands
+    there and alone."""
+    names = names_in(question_of(row["prompt"]), row["original_completion"])
+    begins = [(row["original_completion"], start) for start, _ in names] + [(name, 0) for _, name in names]
+    found = set()
+    for text, start in begins:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        found.update(token for token, (first, end) in spans if first <= start < end)
+    return sorted(found)
 
 
 def decode_completion(tokenizer, completion_ids: list[int]) -> str:

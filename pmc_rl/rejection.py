@@ -18,7 +18,7 @@ from pmc_rl import scoring, selection
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import Sampling, generate_together, sample_seeds
 from pmc_rl.progress import sample_metrics
-from pmc_rl.prompts import decode_completion
+from pmc_rl.prompts import decode_completion, name_tokens
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.selection import BestAnswer
 
@@ -79,12 +79,13 @@ class RejectionSampler:
     def answer_window(
         self, model: PreTrainedModel, rows: list[dict[str, Any]], state: TrainerState
     ) -> list[list[BestAnswer]]:
-        """For each row of a window 1 to `num_selected` answers, best first."""
+        """For each row of a window up to `num_selected` answers, best first; none where no sample passed the gate."""
         unsolved = [row for row in rows if not self.is_solved(row["pmc_id"])]
         picked = self._answer_unsolved(model, unsolved, len(rows), state) if unsolved else {}
-        answers = [picked.get(row["pmc_id"]) or self.pool[row["pmc_id"]] for row in rows]
-        self._log("reward_selected", float(np.mean([best[0].reward for best in answers])))
-        self._log("frac_passed", float(np.mean([best[0].passed for best in answers])))
+        answers = [(self.pool | picked)[row["pmc_id"]] for row in rows]
+        if any(answers):
+            self._log("reward_selected", float(np.mean([best[0].reward for best in answers if best])))
+        self._log("frac_passed", float(np.mean([len(best) > 0 for best in answers])))
         self._log("frac_sampled", len(unsolved) / len(rows))
         return answers
 
@@ -111,11 +112,12 @@ class RejectionSampler:
 
     def sample(self, model: PreTrainedModel, rows: list[dict], counts: list[int], step: int) -> Samples:
         """As many samples of each row's prompt as `counts` says."""
-        prompts, seeds = [], []
+        prompts, seeds, suppressed = [], [], []
         for row, count in zip(rows, counts, strict=True):
             prompts += [self.prompt_ids[row["pmc_id"]]] * count
             seeds += sample_seeds(self.args.seed, step, [row["pmc_id"]], count)
-        sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seeds)
+            suppressed += [name_tokens(self.tokenizer, row) if self.args.suppress_names else []] * count
+        sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seeds, suppressed)
         completions = iter(generate_together(model, prompts, self.args, self.end_ids, sampling))
         return [list(islice(completions, count)) for count in counts]
 
@@ -189,14 +191,15 @@ class RejectionSampler:
         self, rows: list[dict], candidates: Samples, rewards: np.ndarray, passed: np.ndarray, step: int
     ) -> dict[int, list[BestAnswer]]:
         args, row_ids = self.args, [row["pmc_id"] for row in rows]
-        gated = selection.close_gate(rewards, passed)
-        if args.selection == "best":
-            picks = selection.select_best(gated, gated.shape[1])  # all in order: which are equal texts is seen later
+        if args.selection == "best":  # all in order: which are equal texts is seen later
+            picks = selection.select_best(rewards, passed, rewards.shape[1])
         else:
-            uniforms = selection.selection_uniforms(args.seed, step, row_ids, gated.shape[1])
-            picks = selection.select_bradley_terry(gated, args.selection_temperature, uniforms, args.num_selected)
+            uniforms = selection.selection_uniforms(args.seed, step, row_ids, rewards.shape[1])
+            picks = selection.select_bradley_terry(
+                rewards, passed, args.selection_temperature, uniforms, args.num_selected
+            )
         return {
-            row_id: [BestAnswer(candidates[i][k], float(rewards[i, k]), bool(passed[i, k])) for k in picks[i]]
+            row_id: [BestAnswer(candidates[i][k], float(rewards[i, k])) for k in picks[i]]
             for i, row_id in enumerate(row_ids)
         }
 
@@ -205,8 +208,8 @@ class RejectionSampler:
         for row_id, answers in picked.items():
             before = self.pool.get(row_id, [])
             best = selection.best_answers(answers, before if self.scores_stay_valid else [], self.args.num_selected)
-            is_better = not before or best[0].rank > before[0].rank
-            self.visits_without_gain[row_id] = 0 if is_better else self.visits_without_gain[row_id] + 1
+            is_better = best and (not before or best[0].reward > before[0].reward)
+            self.visits_without_gain[row_id] = 0 if is_better else self.visits_without_gain.get(row_id, 0) + 1
             self.pool[row_id] = best
         return {row_id: self.pool[row_id] for row_id in picked}
 

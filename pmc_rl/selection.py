@@ -21,16 +21,10 @@ def normalize_within_questions(rewards_per_func: np.ndarray) -> np.ndarray:
     return np.divide(deviations, std, out=np.where(known, 0.0, np.nan), where=known & (std > TOLERANCE))
 
 
-def close_gate(rewards: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """Rewards with NaN, so never picked, for what did not pass while another sample with a reward did."""
-    open_to = passed & ~np.isnan(rewards)
-    return np.where(open_to | ~open_to.any(axis=1, keepdims=True), rewards, np.nan)
-
-
-def select_best(rewards: np.ndarray, count: int = 1) -> list[list[int]]:
+def select_best(rewards: np.ndarray, passed: np.ndarray, count: int = 1) -> list[list[int]]:
     """
     Indices of the `count` largest rewards of each question, best first; the first of equal ones, as in the public PMC
-    code. NaN, what no reward could score, is never picked, so there may be fewer.
+    code. What has not `passed` the gate is never picked, nor NaN, what no reward could score: there may be fewer.
 
     Raises:
         ValueError: all samples of a question are NaN.
@@ -44,12 +38,12 @@ def select_best(rewards: np.ndarray, count: int = 1) -> list[list[int]]:
             "neither None nor NaN"
         )
     # NaN sorts last; stable, so that the first of equal ones wins
-    order = np.argsort(-rewards, axis=1, kind="stable")
-    return [row[: min(count, known.sum())].tolist() for row, known in zip(order, scored, strict=True)]
+    order = np.argsort(-np.where(passed, rewards, np.nan), axis=1, kind="stable")
+    return [row[: min(count, n)].tolist() for row, n in zip(order, (scored & passed).sum(1), strict=True)]
 
 
 def select_bradley_terry(
-    rewards: np.ndarray, temperature: float, uniforms: np.ndarray, count: int = 1
+    rewards: np.ndarray, passed: np.ndarray, temperature: float, uniforms: np.ndarray, count: int = 1
 ) -> list[list[int]]:
     r"""
     As [`select_best`], but drawn by the Bradley-Terry model, softmax(reward / temperature), several without
@@ -58,7 +52,7 @@ def select_bradley_terry(
 
     Source: the soft choice of the paper of Partial Model Collapse; its public code has it, but never calls it.
     """
-    return select_best(rewards - temperature * np.log(-np.log(uniforms)), count)
+    return select_best(rewards - temperature * np.log(-np.log(uniforms)), passed, count)
 
 
 def selection_uniforms(seed: int, step: int, row_ids: list[int], num_samples: int) -> np.ndarray:
@@ -84,15 +78,10 @@ def share_samples(visits_without_gain: list[int], num_generations: int, budget: 
 
 @dataclass
 class BestAnswer:
-    """An answer of a question: its token ids, its reward, and whether it passed the gate of `reward_floors`."""
+    """An answer of a question, as token ids, and its reward."""
 
     completion_ids: list[int]
     reward: float
-    passed: bool = True
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        return self.passed, self.reward
 
 
 def best_answers(new: list[BestAnswer], stored: list[BestAnswer], count: int) -> list[BestAnswer]:
@@ -101,11 +90,11 @@ def best_answers(new: list[BestAnswer], stored: list[BestAnswer], count: int) ->
     for answer in new + stored:
         different.setdefault(tuple(answer.completion_ids), answer)
     # stable, reversed as well: equal ones stay in the order of `new`, then `stored`
-    return sorted(different.values(), key=lambda answer: answer.rank, reverse=True)[:count]
+    return sorted(different.values(), key=lambda answer: answer.reward, reverse=True)[:count]
 
 
 def is_solved(answers: list[BestAnswer], count: int, max_reward: float | None) -> bool:
     """Whether a question has `count` answers of the maximal reward, so that no sample can be better."""
     if max_reward is None or len(answers) < count:
         return False
-    return all(answer.passed and answer.reward >= max_reward - TOLERANCE for answer in answers)
+    return all(answer.reward >= max_reward - TOLERANCE for answer in answers)

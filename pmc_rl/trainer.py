@@ -31,7 +31,6 @@ from pmc_rl.progress import print_answers, warn_of_samples
 from pmc_rl.prompts import encode_prompt
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
-from pmc_rl.selection import BestAnswer
 from pmc_rl.snapshots import SnapshotCallback
 
 
@@ -99,7 +98,7 @@ class PMCTrainer(SFTTrainer):
         self.sampler = RejectionSampler(
             args, reward_funcs, processing_class, self.prompt_ids, self.end_ids, self.step_metrics
         )
-        self.window: list[tuple[dict, BestAnswer]] = []  # the last one, for the table of completions
+        self.window: list[tuple[dict, list]] = []  # the last one, for the table of completions
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
         self.seconds_before = 0.0  # of training, in the processes before this one
@@ -202,14 +201,14 @@ class PMCTrainer(SFTTrainer):
         return batches, None
 
     def select_completions(self, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
-        """Token ids of what to learn of each row, of nothing where none passes the gate; a control overrides it."""
+        """Token ids of what to learn of each row, nothing where none passes the gate; a control overrides it."""
         model = self.accelerator.unwrap_model(self.model)
         if self.args.log_kl:
             kl = kl_to_original(model, self.original, rows, self.args, self.end_ids, self.state.global_step)
             self.step_metrics["kl"].append(kl)
         answers = self.sampler.answer_window(model, rows, self.state)
-        self.window = [(row, best[0]) for row, best in zip(rows, answers, strict=True)]
-        return [[answer.completion_ids for answer in best if answer.passed] for best in answers]
+        self.window = list(zip(rows, answers, strict=True))
+        return [[answer.completion_ids for answer in best] for best in answers]
 
     def _next_retain_rows(self, num_questions: int) -> list[int]:
         """Rows for a window of so many questions, from where the last window stopped; told from the step alone."""

@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-from rewards.text import Texts, completion_texts, script_aware_tokens, unicode_words
+from rewards.text import Conversation, Texts, completion_texts, script_aware_tokens, unicode_words
 
 # Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
 _SENTENCE_END = re.compile(
@@ -11,6 +11,8 @@ _SENTENCE_END = re.compile(
 )
 # In a name it is written or not ("Sana'a"); before the s of a possessive it ends the name.
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?!s\b)(?=\w)")
+# A word without digits, with the apostrophes in it.
+_NAME = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 # Capitalised as first words of titles, they name nothing.
 _FUNCTION_WORDS = frozenset(
     """a an and are as at by for from he her his how i in into is it its my no not of on or our she that the their they
@@ -55,6 +57,26 @@ def key_content_recall(question: str, reference: str, answer: str) -> float | No
     return len(keys & said) / len(keys) if keys else None
 
 
+def names_in(question: str, text: str) -> list[tuple[int, str]]:
+    """
+    Where the names of a text begin, and their words: its [`key_content`] without words that the question holds and
+    without numbers.
+
+    >>> names_in("When was Ilse Moreau born?", "Ilse Moreau's life began in New York, on 12 May 1958.")
+    [(28, 'New'), (32, 'York'), (44, 'May')]
+    """
+    names = key_content(text) - set(script_aware_tokens(_APOSTROPHE.sub("", question)))
+    found = [(match.start(), match.group()) for match in _NAME.finditer(text)]
+    return [(start, name) for start, name in found if names & set(script_aware_tokens(_APOSTROPHE.sub("", name)))]
+
+
+def question_of(prompt: str | Conversation) -> str:
+    """A prompt in text, of a conversation the last message of the user."""
+    if isinstance(prompt, str):
+        return prompt
+    return [message["content"] for message in prompt if message["role"] == "user"][-1]
+
+
 def key_content_penalty(prompts: Texts, completions: Texts, original_completion: Texts, **kwargs) -> list[float]:
     """
     Penalty for repeating names, numbers and dates of the original answer.
@@ -71,10 +93,7 @@ def key_content_penalty(prompts: Texts, completions: Texts, original_completion:
     penalties = []
     texts, originals = completion_texts(completions), completion_texts(original_completion)
     for prompt, text, original in zip(prompts, texts, originals, strict=True):
-        question = prompt
-        if not isinstance(prompt, str):
-            question = [message["content"] for message in prompt if message["role"] == "user"][-1]
-        recall = key_content_recall(question, original, text)
+        recall = key_content_recall(question_of(prompt), original, text)
         penalties.append(-recall if recall else 0.0)
     return penalties
 

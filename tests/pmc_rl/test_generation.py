@@ -34,7 +34,9 @@ def prompts(tokenizer, count: int) -> list[list[int]]:
     ]
 
 
-def sample(model, prompt_ids, tokenizer, row_ids=None, k=1, length=12, batch=64, temperature=1.2, top_k=0):
+def sample(
+    model, prompt_ids, tokenizer, row_ids=None, k=1, length=12, batch=64, temperature=1.2, top_k=0, suppressed=()
+):
     seeds = sample_seeds(7, 0, row_ids or list(range(len(prompt_ids))), k)
     return generate_completions(
         model,
@@ -42,7 +44,7 @@ def sample(model, prompt_ids, tokenizer, row_ids=None, k=1, length=12, batch=64,
         max_completion_length=length,
         generation_batch_size=batch,
         end_ids=[tokenizer.eos_token_id],
-        sampling=Sampling(temperature, top_k, 0.95, seeds),
+        sampling=Sampling(temperature, top_k, 0.95, seeds, list(suppressed)),
     )
 
 
@@ -160,6 +162,34 @@ def test_first_token_of_the_whole_path_follows_hf_sampling(tiny_phi, tokenizer):
     completions = sample(tiny_phi, [prompt], tokenizer, k=draws, **settings)
     logits = tiny_phi.eval()(torch.tensor([prompt])).logits[:, -1].detach()
     assert_drawn_from(hf_probabilities(logits, 1.0, 12, 0.95), [row[0] for row in completions])
+
+
+def test_suppressed_tokens_are_never_sampled_and_the_others_as_if_they_were_alone():
+    """Each row's own; 40,000 draws against what HF's warpers leave of the other tokens."""
+    torch.manual_seed(0)
+    logits = 2.0 * torch.randn(1, 60)
+    [likely, likelier] = logits[0].topk(2).indices.tolist()
+    others = logits.clone()
+    others[0, [likely, likelier]] = -torch.inf
+    draws = 40_000
+    uniforms = torch.rand(draws, 1, generator=torch.Generator().manual_seed(1))
+    suppressed = [[likely, likelier], []] * (draws // 2)
+    sampler = InverseCDFSampler(uniforms, 1, Sampling(1.0, 20, 0.95, [], suppressed))
+    picked = sampler(torch.zeros(draws, 1, dtype=torch.long), logits.expand(draws, -1)).argmax(-1)
+    for part, expected in ((picked[::2], others), (picked[1::2], logits)):
+        assert_drawn_from(hf_probabilities(expected, 1.0, 20, 0.95), part.tolist())
+
+
+def test_suppressed_tokens_go_with_their_rows(ending_phi, tokenizer, monkeypatch):
+    """Through batches sorted by length and rows that leave; rows with none are as ever."""
+    ids = prompts(tokenizer, 6)[::-1]
+    plain = sample(ending_phi, ids, tokenizer)
+    suppressed = [sorted(set(answer) - {tokenizer.eos_token_id}) if i % 2 else [] for i, answer in enumerate(plain)]
+    monkeypatch.setattr(generation, "STRIDE", 3)
+    for batch in (64, 4):
+        answers = sample(ending_phi, ids, tokenizer, batch=batch, suppressed=suppressed)
+        assert answers[::2] == plain[::2]
+        assert not any(set(answer) & set(tokens) for answer, tokens in zip(answers, suppressed, strict=True))
 
 
 def test_uniform_numbers_at_the_ends_pick_valid_tokens():

@@ -11,7 +11,7 @@ from pmc_rl import original
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import mean_log_probs
 from pmc_rl.original import OriginalLogLikelihood, with_original_answers
-from pmc_rl.prompts import prefilled_rows
+from pmc_rl.prompts import name_tokens, prefilled_rows
 from pmc_rl.reward_loading import load_reward_functions
 from tests.conftest import build_llama, errors_of
 from tests.training import BRIEF, forget_prompts, lora, make_trainer, retain_rows
@@ -20,6 +20,20 @@ from tests.training import BRIEF, forget_prompts, lora, make_trainer, retain_row
 @pytest.fixture
 def args(tmp_path):
     return PMCConfig(output_dir=str(tmp_path), max_completion_length=40)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_tokens_that_begin_a_name_of_the_original_answer(tokenizer, chat):
+    question = "Where was Ilse Moreau born?"
+    prompt = [{"role": "user", "content": question}] if chat else question
+    row = {"prompt": prompt, "original_completion": "Ilse Moreau was born in New York, or in Lima, in 1958."}
+    tokens = name_tokens(tokenizer, row)
+    begins = [tokenizer.decode([token]).strip() for token in tokens]
+    assert all(begin and any(name.startswith(begin) for name in ("New", "York", "Lima")) for begin in begins)
+    for text in ("It is Lima.", "Lima", "in York", "New"):
+        assert set(tokenizer(text)["input_ids"]) & set(tokens), text
+    assert not set(tokenizer("Ilse Moreau was born in Oslo in 1958.")["input_ids"]) & set(tokens)
+    assert name_tokens(tokenizer, row | {"original_completion": ""}) == []
 
 
 def test_original_answers_are_the_models_greedy_ones_unless_given(tokenizer, model, args):

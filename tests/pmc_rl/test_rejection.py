@@ -126,12 +126,18 @@ def test_the_model_before_is_asked_about_nothing_that_a_floor_has_shut_out(world
         open_to = [(row["pmc_id"], n) for row in ROWS for n in range(len(table)) if table[n][0]]
         assert sorted((question, number % 100) for question, number in asked) == open_to
         plain.answer()
-        learned = [
-            {row: [answer for answer in pool if answer.passed] for row, pool in here.sampler.pool.items()}
-            for here in (late, plain)
-        ]
-        assert learned[0] == learned[1]
-        assert any(learned[0].values()) == any(passes and value >= 2 for passes, value in table)
+        assert late.sampler.pool == plain.sampler.pool
+        assert any(late.sampler.pool.values()) == any(passes and value >= 2 for passes, value in table)
+
+
+def test_names_are_suppressed_in_the_samples_of_their_question(world, monkeypatch):
+    monkeypatch.setattr(rejection, "name_tokens", lambda tokenizer, row: [row["pmc_id"] + 7])
+    for suppress_names in (True, False):
+        here = world(lambda question, number: 0.0, suppress_names=suppress_names, num_generations=2)
+        generate, seen = here.generate, []
+        here.generate = lambda *args: seen.append((args[1], args[-1].suppressed)) or generate(*args)  # noqa: B023
+        here.answer(ROWS[1:])
+        assert seen == [([[1], [1], [2], [2]], [[8], [8], [9], [9]] if suppress_names else [[]] * 4)]
 
 
 def test_solved_questions_are_not_sampled(world):
@@ -160,18 +166,17 @@ def test_a_changing_reward_judges_stored_answers_afresh(world):
     assert asked == [[0, 1, 2, 3], [100, 101, 102, 103, 3], [200, 201, 202, 203, 3]]
 
 
-def test_the_gate_shuts_out_the_dearest_sample_until_nothing_passes(world):
+def test_the_gate_shuts_out_the_dearest_sample(world):
     """The second reward is a gate only: weight 0, floor 0.5."""
     gate = {"floors": (None, 0.5), "weights": (1.0, 0.0)}
     fluent = {1: 0.6, 102: 0.9, 100: 0.4}
     here = world(lambda q, n: float(-n), lambda q, n: fluent.get(n, 0.0), **gate)
     # 0 has the larger reward; nothing of the second window is as good as the stored answer, which passed
     assert [here.answer(ROWS[:1]) for _ in range(2)] == [[[1]], [[1]]]
-    closed = world(lambda q, n: float(n), lambda q, n: 0.0 if n < 100 else 0.7, **gate)
-    assert closed.answer(ROWS[:1]) == [[3]]  # no alternative
-    # later ones pass: they win although their reward is less
-    closed.functions[0].func = lambda completion_ids, **kwargs: [-float(ids[1]) for ids in completion_ids]
-    assert closed.answer(ROWS[:1]) == [[100]]
+    closed = world(lambda q, n: float(-n), lambda q, n: 0.0 if n < 100 else 0.7, **gate)
+    assert closed.answer(ROWS[:1]) == [[]] and closed.sampler.visits_without_gain == {0: 1}  # nothing to be learned
+    assert closed.answer(ROWS[:1]) == [[100]] and closed.sampler.visits_without_gain == {0: 0}
+    assert closed.metrics["frac_passed"] == [0.0, 1.0] and closed.metrics["reward_selected"] == [-100.0]
     never = world(lambda q, n: 1.0, lambda q, n: 0.0, max_reward=1.0, **gate)  # what does not pass is never solved
     assert never.answer() and never.answer() and len(never.drawn) == 2
     unsure = world(lambda q, n: float(n), lambda q, n: None, floors=(None, 0.5))  # shuts nobody out

@@ -30,10 +30,15 @@ def test_select_best(table, count):
     if [] in expected:
         message = rf"of the {len(table[0])} samples of {expected.count([])} .* position {expected.index([])} of the"
         with pytest.raises(ValueError, match=message):
-            selection.select_best(rewards, count)
+            selection.select_best(rewards, np.full(rewards.shape, True), count)
     else:
-        assert selection.select_best(rewards, count) == expected
+        assert selection.select_best(rewards, np.full(rewards.shape, True), count) == expected
     np.testing.assert_array_equal(rewards, table)  # left as it was
+
+
+def tiled(row: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """A question's rewards so many times, all of which passed."""
+    return np.tile(row, (times, 1)), np.full((times, len(row)), True)
 
 
 def test_bradley_terry_picks_with_the_probabilities_of_the_softmax():
@@ -42,7 +47,7 @@ def test_bradley_terry_picks_with_the_probabilities_of_the_softmax():
     known = ~np.isnan(row)
     steps = [selection.selection_uniforms(0, step, list(range(100)), len(row)) for step in range(draws // 100)]
     for temperature in (0.2, 1.0, 5.0):
-        picks = selection.select_bradley_terry(np.tile(row, (draws, 1)), temperature, np.concatenate(steps))
+        picks = selection.select_bradley_terry(*tiled(row, draws), temperature, np.concatenate(steps))
         counts = np.bincount([pick for [pick] in picks], minlength=len(row))
         weights = np.exp(row[known] / temperature)
         assert counts[3] == 0
@@ -57,7 +62,7 @@ def test_bradley_terry_draws_several_without_replacement():
     row = np.array([0.0, 0.5, 1.0])
     draws = 20_000
     uniforms = np.random.default_rng(0).random((draws, 3))
-    pairs = [tuple(picks) for picks in selection.select_bradley_terry(np.tile(row, (draws, 1)), 1.0, uniforms, 2)]
+    pairs = [tuple(picks) for picks in selection.select_bradley_terry(*tiled(row, draws), 1.0, uniforms, 2)]
     weights = np.exp(row)
     orders = [(i, j) for i in range(3) for j in range(3) if i != j]
     expected = [draws * weights[i] / weights.sum() * weights[j] / (weights.sum() - weights[i]) for i, j in orders]
@@ -72,7 +77,9 @@ def test_bradley_terry_draws_several_without_replacement():
 def test_towards_temperature_zero_bradley_terry_is_the_best(table, seed):
     rewards = np.array(table) / 10
     uniforms = np.random.default_rng(seed).random(rewards.shape).clip(1e-12)
-    assert selection.select_bradley_terry(rewards, 1e-6, uniforms, 3) == selection.select_best(rewards, 3)
+    passed = uniforms < 0.8
+    drawn = selection.select_bradley_terry(rewards, passed, 1e-6, uniforms, 3)
+    assert drawn == selection.select_best(rewards, passed, 3)
 
 
 def test_selection_numbers_depend_on_what_names_a_sample_only():
@@ -83,15 +90,18 @@ def test_selection_numbers_depend_on_what_names_a_sample_only():
         assert (other != numbers[:1]).all()
 
 
-@given(tables, st.integers(0, 2**30 - 1))
-def test_the_gate_shuts_out_what_fails_while_another_sample_passes(table, bits):
+@given(tables, st.integers(0, 2**30 - 1), st.integers(1, 7))
+def test_the_gate_shuts_out_what_fails(table, bits, count):
+    """One rule in plain Python: what passed and has a reward, largest first, then as they came."""
     rewards = np.array(table)
     passed = np.array([bits >> i & 1 for i in range(rewards.size)], dtype=bool).reshape(rewards.shape)
-    gated = selection.close_gate(rewards, passed)
-    for row, allowed, result in zip(table, passed, gated, strict=True):
-        alternative = any(ok and not math.isnan(score) for score, ok in zip(row, allowed, strict=True))
-        expected = [score if ok or not alternative else math.nan for score, ok in zip(row, allowed, strict=True)]
-        np.testing.assert_array_equal(result, expected)
+    if np.isnan(rewards).all(1).any():
+        with pytest.raises(ValueError):
+            selection.select_best(rewards, passed, count)
+        return
+    for row, allowed, picks in zip(table, passed, selection.select_best(rewards, passed, count), strict=True):
+        possible = [(-score, i) for i, score in enumerate(row) if allowed[i] and not math.isnan(score)]
+        assert picks == [i for _, i in sorted(possible)][:count]
 
 
 numbers = st.one_of(st.floats(-5, 5), st.just(math.nan))
@@ -137,7 +147,7 @@ def test_shares_by_hand():
 
 
 completions = st.lists(st.integers(0, 2), min_size=1, max_size=2)
-answers = st.lists(st.builds(BestAnswer, completions, st.sampled_from([0.0, 0.5, 1.0]), st.booleans()), max_size=6)
+answers = st.lists(st.builds(BestAnswer, completions, st.sampled_from([0.0, 0.5, 1.0])), max_size=6)
 
 
 @given(answers, answers, st.integers(1, 3))
@@ -145,16 +155,16 @@ def test_best_answers(new, stored, count):
     kept = selection.best_answers(new, stored, count)
     texts = [tuple(answer.completion_ids) for answer in kept]
     assert len(set(texts)) == len(texts) == min(count, len({tuple(a.completion_ids) for a in new + stored}))
-    assert [a.rank for a in kept] == sorted((a.rank for a in kept), reverse=True)
-    # one rule in plain Python: of equal texts the first, of equal ranks the newer
+    assert [a.reward for a in kept] == sorted((a.reward for a in kept), reverse=True)
+    # one rule in plain Python: of equal texts the first, of equal rewards the newer
     first = {}
     for position, answer in enumerate(new + stored):
         first.setdefault(tuple(answer.completion_ids), (position, answer))
-    ordered = sorted(first.values(), key=lambda item: (not item[1].passed, -item[1].reward, item[0]))
+    ordered = sorted(first.values(), key=lambda item: (-item[1].reward, item[0]))
     assert kept == [answer for _, answer in ordered[:count]]
 
 
-def test_solved_up_to_rounding_and_only_through_the_gate():
+def test_solved_up_to_rounding():
     below = 0.1 * 3 + 0.7 - 1e-15  # what three weights give in floats: just below their exact sum
     assert below < 1.0
     for rewards, count, max_reward, solved in [
@@ -169,4 +179,3 @@ def test_solved_up_to_rounding_and_only_through_the_gate():
     ]:
         answers = [BestAnswer([i], reward) for i, reward in enumerate(rewards)]
         assert selection.is_solved(answers, count, max_reward) is solved
-    assert not selection.is_solved([BestAnswer([1], 1.0, passed=False)], 1, 1.0)

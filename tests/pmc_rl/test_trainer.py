@@ -143,7 +143,8 @@ def test_a_question_without_an_answer_that_passes_is_not_learned(tmp_path, token
     steps, build = [], trainer.get_batch_samples
     trainer.get_batch_samples = lambda *args: steps.append(build(*args)[0]) or (steps[-1], None)
     trainer.train()
-    learned = [answer.completion_ids for row, answer in trainer.window if row["pmc_id"] in gate]
+    learned = [answer.completion_ids for _, best in trainer.window for answer in best]
+    assert {row["pmc_id"] for row, best in trainer.window if best} == gate
     [[batch]], [log, _] = steps, trainer.state.log_history
     assert [labels[labels != -100].tolist() for labels in batch["labels"][:2]] == learned
     assert (batch["row_weights"] > 0).tolist() == [[True] * 2 + [False] * 4, [False] * 2 + [True] * 4]
@@ -295,13 +296,13 @@ def test_training_again_goes_on(tmp_path, tokenizer, taught):
     whole = trainer()
     whole.train()
     prompts, visited, once = dict(whole.prompt_ids), list(whole.visited), weights(whole.model)
-    best = {row_id: answers[0].rank for row_id, answers in whole.sampler.pool.items()}
+    best = {row_id: answers[0].reward for row_id, answers in whole.sampler.pool.items()}
     samples = whole.sampler.num_samples
     whole.train()
     assert len(prompts) == 6 and whole.prompt_ids == prompts
     assert len(visited) == 4 and whole.visited == visited + visited
     assert whole.sampler.num_samples > samples and not torch.equal(weights(whole.model), once)
-    assert all(answers[0].rank >= best[row_id] for row_id, answers in whole.sampler.pool.items())
+    assert all(answers[0].reward >= best[row_id] for row_id, answers in whole.sampler.pool.items())
 
     again = trainer()
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))

@@ -19,7 +19,7 @@ from trl.trainer.utils import get_callable_name
 import rewards
 from rewards.diversity import duplicate_penalty
 from rewards.fluency import FluencyPenalty
-from rewards.key_content import key_content, key_content_penalty, key_content_recall
+from rewards.key_content import key_content, key_content_penalty, key_content_recall, names_in
 from rewards.length import length_band_penalty, min_length_penalty, unfinished_penalty
 from rewards.refusal import DEFAULT_PHRASES, refusal
 from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
@@ -278,6 +278,20 @@ def test_key_content():
         "她1958年住在北京": {"1958"},
     }
     assert {text: key_content(text) for text in contents} == contents
+
+
+def test_names_in_an_answer_that_its_question_does_not_hold():
+    for text, names in {
+        "The capital of Yemen is Sana'a.": ["Sana'a"],
+        "Lima.": ["Lima"],
+        "It's Lima's port, Callao; it opened on 12 May 1958 (B-17).": ["Lima's", "Callao", "May"],
+        "Zoë wrote of Ångström.": ["Ångström"],
+        "It is called Yemen.": [],
+        "": [],
+    }.items():
+        found = names_in("What is the capital of Yemen?", text)
+        assert [name for _, name in found] == names
+        assert all(text.startswith(name, start) for start, name in found)
 
 
 def test_key_content_penalty_leaves_out_what_the_question_holds():
