@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # The whole chain on a CPU, offline: build a model, teach it, make it forget, audit.
-#   recipes/quickstart/run.sh [OUTPUT_DIR] [--guided] [--audit] [--seed N]     (default: runs/quickstart, seed 0)
-# --guided unlearns by guided.yaml in place of unlearn.yaml.
+#   recipes/quickstart/run.sh [OUTPUT_DIR] [--plain] [--audit] [--seed N]     (default: runs/quickstart, seed 0)
+# --plain unlearns by unlearn.yaml, with the plain reward, in place of guided.yaml.
 # --audit also makes a retain-only model and runs every attack on all three. Without it the audit attacks nothing.
 # Shows questions and answers on the terminal: the authors are invented.
 set -euo pipefail
 here="$PWD"
 cd "$(dirname "$0")/../.."
-out="$PWD/runs/quickstart" audit=false seed=0 recipe=unlearn
+out="$PWD/runs/quickstart" audit=false seed=0 recipe=guided
 while [ $# -gt 0 ]; do
     case "$1" in
         --audit) audit=true ;;
-        --guided) recipe=guided ;;
+        --plain) recipe=unlearn ;;
         --seed) seed="${2:?--seed needs a number}"; shift ;;
         -*) echo "error: unknown option $1; see the first lines of $0" >&2; exit 2 ;;
         /*) out="$1" ;;
