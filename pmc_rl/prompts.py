@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, PMCArguments
 from pmc_rl.errors import RecipeError, one_line
-from rewards.key_content import names_in, question_of
-from rewards.text import split_after, unicode_words
+from rewards.text import names_in, question_of, split_after, unicode_words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 

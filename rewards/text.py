@@ -1,4 +1,4 @@
-"""What rewards and the audit share: the text of a completion, its words in any script, the tokens to compare."""
+"""What rewards and the audit share: the text of a completion, its words in any script, tokens to compare, names."""
 
 import re
 import unicodedata
@@ -28,11 +28,31 @@ _OTHER_SCRIPT = re.compile(
 _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 # Zero-width (non-)joiners: inside words of Persian and Indic scripts, though of no letter or mark category.
 _JOINERS = "\u200c\u200d"
+# Ends of sentences: a new line, or . ! ? with what closes a quotation and a space. No end after initials and titles.
+_SENTENCE_END = re.compile(
+    r"\n|(?<=[.!?…])(?<!\b[^\W\d_]\.)(?<!\b(?:Dr|Mr|Ms|St|Jr)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"'”’»)\]]*\s"
+)
+# In a name it is written or not ("Sana'a"); before the s of a possessive it ends the name.
+_APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?!s\b)(?=\w)")
+# A word without digits, with the apostrophes in it.
+_NAME = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+# Capitalised as first words of titles, they name nothing.
+_FUNCTION_WORDS = frozenset(
+    """a an and are as at by for from he her his how i in into is it its my no not of on or our she that the their they
+    this to was we what when where who why with you your yes""".split()
+)
 
 
 def completion_texts(completions: Texts) -> list[str]:
     """Texts of completions: a string as it is, of a conversation the content of the last message."""
     return [item if isinstance(item, str) else item[-1]["content"] for item in completions]
+
+
+def question_of(prompt: str | Conversation) -> str:
+    """A prompt in text, of a conversation the last message of the user."""
+    if isinstance(prompt, str):
+        return prompt
+    return [message["content"] for message in prompt if message["role"] == "user"][-1]
 
 
 def words(text: str) -> list[str]:
@@ -127,3 +147,44 @@ def tokenization(reference: str) -> Callable[[str], list[str]]:
     if _OTHER_SCRIPT.search(reference) or not re.search("[a-z0-9]", reference.lower()):
         return script_aware_tokens
     return rouge_tokens
+
+
+def join_apostrophes(text: str) -> str:
+    """A text in which an apostrophe splits no name: "Sana'a" is "Sanaa"."""
+    return _APOSTROPHE.sub("", text)
+
+
+@lru_cache(maxsize=8192)  # references repeat
+def key_content(text: str) -> frozenset[str]:
+    """
+    Names, numbers and dates of a text as [`script_aware_tokens`]: words with a digit, and words with a
+    capital letter, single letters and function words left out. The first word of a sentence is taken for a name only
+    where nothing but names stands with it, as in the answer "Lima.".
+
+    >>> [sorted(key_content(text)) for text in ("Ilse Moreau wrote of the Incas in 1958.", "New York")]
+    [['1958', 'inca', 'moreau'], ['new', 'york']]
+    """
+    found = set()
+    for sentence in _SENTENCE_END.split(join_apostrophes(text)):
+        all_words = unicode_words(sentence)
+        words = [word for word in all_words if word.casefold() not in _FUNCTION_WORDS]
+        only_names = all(word != word.lower() or any(map(str.isdigit, word)) for word in words)
+        for position, word in enumerate(words):
+            is_first = position == 0 and word == all_words[0] and not only_names
+            is_name = word != word.lower() and len(word) > 1 and not is_first
+            if is_name or any(map(str.isdigit, word)):
+                found.update(script_aware_tokens(word))
+    return frozenset(found)
+
+
+def names_in(question: str, text: str) -> list[tuple[int, str]]:
+    """
+    Where the names of a text begin, and their words: its [`key_content`] without words that the question holds and
+    without numbers.
+
+    >>> names_in("When was Ilse Moreau born?", "Ilse Moreau's life began in New York, on 12 May 1958.")
+    [(28, 'New'), (32, 'York'), (44, 'May')]
+    """
+    names = key_content(text) - set(script_aware_tokens(join_apostrophes(question)))
+    found = [(match.start(), match.group()) for match in _NAME.finditer(text)]
+    return [(start, name) for start, name in found if names & set(script_aware_tokens(join_apostrophes(name)))]

@@ -19,13 +19,13 @@ from trl.trainer.utils import get_callable_name
 import rewards
 from rewards.diversity import duplicate_penalty
 from rewards.fluency import FluencyPenalty
-from rewards.key_content import key_content, key_content_penalty, key_content_recall, names_in
+from rewards.key_content import key_content_penalty, key_content_recall
 from rewards.length import length_band_penalty, min_length_penalty, unfinished_penalty
 from rewards.refusal import DEFAULT_PHRASES, refusal
 from rewards.repetition import distinct_ngrams_penalty, readability_penalty, repetition_penalty
 from rewards.rouge import overlap_dissimilarity, paper_reward, rouge_dissimilarity
 from rewards.semantic import SemanticDissimilarity
-from rewards.text import rouge_tokens, unicode_words
+from rewards.text import key_content, names_in, rouge_tokens, unicode_words
 
 MODULES = [importlib.import_module(f"rewards.{module.name}") for module in pkgutil.iter_modules(rewards.__path__)]
 QUESTION = "Where was Ilse Moreau born?"
