@@ -239,6 +239,8 @@ def _load_base(model_args: ModelConfig, dtype: torch.dtype, device: torch.device
         if type(module).__name__ == "Linear4bit":
             # on a CPU, sampling would pack the weights for a kernel without gradients, silently
             module.support_avx512bf16_for_cpu = False
+    # a CPU would copy a frozen bfloat16 head for each row of which the last tokens are taken: 56 MB of SmolLM2's
+    model.get_output_embeddings().register_forward_pre_hook(lambda head, args: tuple(x.contiguous() for x in args))
     return model if quantization else model.to(device)
 
 

@@ -193,6 +193,17 @@ def test_activations_of_a_layer_are_close_to_what_one_more_takes(make, attention
     assert 0.99 < estimated / (peaks[1] - peaks[0]) < 1.3
 
 
+def test_a_frozen_head_in_bfloat16_is_not_copied_for_each_row(tmp_path):
+    config = LlamaConfig(**SIZES | {"vocab_size": 8192}, num_key_value_heads=2)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(ModelConfig(model_name_or_path=str(tmp_path)), torch.bfloat16, torch.device("cpu"))
+    model.requires_grad_(False)
+    rows = torch.zeros(32, 4, dtype=torch.long)
+    with torch.no_grad():
+        peak = peak_bytes(partial(model, rows, use_cache=False, logits_to_keep=1))
+    assert peak < 8 * model.lm_head.weight.nbytes
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_activations_on_a_cpu_are_the_peak_of_a_step(memory, checkpointing, adapter):

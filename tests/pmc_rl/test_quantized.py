@@ -66,7 +66,7 @@ def trained(bits, folder, tokenizer, tmp_path_factory):
     assert {type(layer).__name__ for layer in layers} == {"Linear4bit" if bits == "4 bit" else "Linear8bitLt"}
     assert type(trainer.model.get_base_model().lm_head).__name__ == "Linear"
     trainer.train()
-    learned = [(trainer.prompt_ids[row["pmc_id"]], answer.completion_ids) for row, answer in trainer.window]
+    learned = [(trainer.prompt_ids[row["pmc_id"]], answer.completion_ids) for row, [answer] in trainer.window]
     after = mean_log_probs(trainer.model.eval(), learned)
     with trainer.model.disable_adapter():
         assert sum(after) > sum(mean_log_probs(trainer.model, learned))
