@@ -17,8 +17,8 @@ REPO = Path(__file__).resolve().parents[1]
 MUTATIONS = """
 the worst sample is picked
 pmc_rl/selection.py tests/pmc_rl/test_selection.py
-- np.argsort(-rewards
-+ np.argsort(rewards
+- np.argsort(-np.where(
++ np.argsort(np.where(
 
 the pool keeps the worst
 pmc_rl/selection.py tests/pmc_rl/test_rejection.py
@@ -44,6 +44,11 @@ what does not pass the gate is learned
 pmc_rl/selection.py tests/pmc_rl/test_selection.py
 - (scored & passed).sum(1)
 + scored.sum(1)
+
+names are suppressed in the samples of another question
+pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_suppressed_tokens_go_with_their_rows
+- [sampling.suppressed[row] for row in rows]
++ sampling.suppressed[: len(rows)]
 
 equal samples in each step
 pmc_rl/generation.py tests/pmc_rl/test_generation.py::test_seeds_are_prompt_major_and_independent_of_other_rows
