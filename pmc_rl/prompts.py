@@ -161,12 +161,12 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list
     """Ids of the tokens that begin a name of a row's original answer which its question does not hold, as it stands
     there and alone."""
     names = names_in(question_of(row["prompt"]), row["original_completion"])
-    begins = [(row["original_completion"], start) for start, _ in names] + [(name, 0) for _, name in names]
+    texts = [row["original_completion"], *(name for _, name in names)]
+    begins = [[start for start, _ in names], *([0] for _ in names)]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     found = set()
-    for text, start in begins:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        found.update(token for token, (first, end) in spans if first <= start < end)
+    for ids, spans, starts in zip(encoded["input_ids"], encoded["offset_mapping"], begins, strict=True):
+        found.update(ids[i] for i, (first, end) in enumerate(spans) if any(first <= start < end for start in starts))
     return sorted(found)
 
 

@@ -82,7 +82,7 @@ class RejectionSampler:
         """For each row of a window up to `num_selected` answers, best first; none where no sample passed the gate."""
         unsolved = [row for row in rows if not self.is_solved(row["pmc_id"])]
         picked = self._answer_unsolved(model, unsolved, len(rows), state) if unsolved else {}
-        answers = [(self.pool | picked)[row["pmc_id"]] for row in rows]
+        answers = [picked[i] if i in picked else self.pool[i] for i in (row["pmc_id"] for row in rows)]
         if any(answers):
             self._log("reward_selected", float(np.mean([best[0].reward for best in answers if best])))
         self._log("frac_passed", float(np.mean([len(best) > 0 for best in answers])))
