@@ -9,7 +9,7 @@ from eval.data import AuditData, OptionSet, QuestionSet
 from eval.metrics import membership, unlearning
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, by_row, not_available, paired_interval, summary
-from eval.metrics.memorization import exact_memorization, extraction_strength
+from eval.metrics.memorization import exact_memorization, extraction_strength, within
 from eval.metrics.semantic import Similarity, semantic_numbers
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, ModelPasses, TokenScores
@@ -183,13 +183,18 @@ def _forget_quality(data: AuditData, outputs: Outputs, retain_only: Outputs | No
 
 
 def memorization_numbers(data: AuditData, outputs: Outputs) -> dict:
-    """Exact memorization and extraction strength of the forget answers, without their end tokens."""
+    """How well the forget answers are known token by token, without their end tokens."""
     if "forget" in data.missing:
         return not_available(data.missing["forget"])
-    hits = [scores.hits[:-1] for scores in outputs.scored["forget"].answers]
+    answers = outputs.scored["forget"].answers
+    hits, ranks = [row.hits[:-1] for row in answers], [row.ranks[:-1] for row in answers]
+    tokens = np.concatenate(ranks)
     return {
         "exact_memorization": summary([exact_memorization(row) for row in hits]),
         "extraction_strength": summary([extraction_strength(row) for row in hits]),
+        # over all tokens: a few answers pushed far down are not to stand for the others
+        "median_rank": float(np.median(tokens)) if len(tokens) else None,
+        "within_five": summary([within(row, 5) for row in ranks]),
     }
 
 

@@ -23,7 +23,7 @@ from pmc_rl.likelihood import TOKENS_PER_BATCH, kind_of_device, target_logits
 from pmc_rl.prompts import answer_start, begin_answer, decode_completion, encode_answers, encode_prompt, format_prompt
 
 # Part of every key: to be raised when a pass computes something else than before.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Token ids of a prompt, and of a target, the seed of a sample, or nothing.
 Row = tuple[list[int], list[int]]
 Compute = Callable[[list[Row]], list[bytes]]
@@ -34,9 +34,14 @@ class TokenScores:
     """Teacher-forced scores of the L target tokens of one row; all arrays have shape `(L,)`."""
 
     log_probs: np.ndarray  # natural log of the probability of each target token
-    hits: np.ndarray  # whether it is the most probable one
+    ranks: np.ndarray  # 1 for the most probable token of the vocabulary, 2 for the next; equal ones share the better
     means: np.ndarray  # of log p over the vocabulary, under the model's own distribution p
     stds: np.ndarray  # standard deviation of the same
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Whether each target token is the most probable one, shape `(L,)`."""
+        return self.ranks == 1
 
     @property
     def loss(self) -> float | None:
@@ -134,8 +139,8 @@ class ModelPasses:
         batch_size = max(1, TOKENS_PER_BATCH[kind_of_device(self.args.device)] // longest)
         scores = []
         for value in self._values(what, "score", rows, batch_size, self._score):
-            log_probs, hits, means, stds = np.frombuffer(value, np.float32).reshape(4, -1)
-            scores.append(TokenScores(log_probs, hits.astype(bool), means, stds))
+            log_probs, ranks, means, stds = np.frombuffer(value, np.float32).reshape(4, -1)
+            scores.append(TokenScores(log_probs, ranks.astype(int), means, stds))
         return scores
 
     def _answers(self, what: str, kind: str, rows: list[Row], compute: Compute) -> list[Answer]:
@@ -217,12 +222,12 @@ class ModelPasses:
 
 
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability, hit, mean and standard deviation of log p, shape `(4, n)`, of logits `(n, vocabulary)`."""
+    """Log-probability, rank, mean and standard deviation of log p, shape `(4, n)`, of logits `(n, vocabulary)`."""
     log_probs = logits.float().log_softmax(-1)
-    target_log_probs = log_probs.gather(-1, targets[:, None])[:, 0]
-    hits = log_probs.argmax(-1) == targets
+    target_log_probs = log_probs.gather(-1, targets[:, None])
+    ranks = 1 + (log_probs > target_log_probs).sum(-1)
     probs = log_probs.exp()
     means = torch.linalg.vecdot(probs, log_probs)
     deviations = log_probs.sub_(means[:, None])  # in place: this is the hottest spot of the pass
     variances = torch.linalg.vecdot(probs.mul_(deviations), deviations)
-    return torch.stack([target_log_probs, hits.float(), means, variances.sqrt()])
+    return torch.stack([target_log_probs[:, 0], ranks.float(), means, variances.sqrt()])

@@ -11,7 +11,7 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
   the `limit`), `n`, `tokenization` (true answers read as `rouge` and as `script_aware` words), `empty`, `ended` (share
   of answers that end by themselves).
 - `tofu`: `sets` (summaries `probability` and `truth_ratio` of each), `model_utility`, `forget_quality`.
-- `memorization`: summaries `exact_memorization` and `extraction_strength`.
+- `memorization`: summaries `exact_memorization`, `extraction_strength` and `within_five`, and `median_rank`.
 - `membership`, by score: `auc`, `auc_interval`, `reference_auc`, `privleak`, `members`, `non_members`.
 - `answer_kinds`, by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`, `kind_by_row`.
 - `attacks`, by attack and below it by what was done: `sampling` (what `leakage` returns, `worst_by_row`,

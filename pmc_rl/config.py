@@ -128,8 +128,15 @@ class EvalArguments:
     )
     attacks: list[Attack] = setting(list(get_args(Attack)), "Attacks to run.")
     attack_samples: int = setting(100, "Answers a question that sampling and prefilling attacks draw.", at_least=1)
-    prefixes: list[str] = setting(["The answer is:"], "Beginnings that the prefilling attack forces on an answer.")
-    first_words: int = setting(1, "Words (or characters, as in Chinese) of the truth given away.", at_least=0)
+    prefixes: list[str] = setting(
+        ["The answer is:", "Sure, the answer is", "It is known that"],
+        "Beginnings that the prefilling attack forces on an answer.",
+    )
+    first_words: list[float] = setting(
+        [1, 2, 3, 5, 8, 0.5],
+        "Words (or characters, as in Chinese) of the truth given away, one attack each; below 1: a share of them.",
+        above=0,
+    )
     unrelated_file: str | None = setting(None, "Other text, for token_shift; null: real_authors, world_facts.")
     relearning_steps: int = setting(16, "Optimizer steps of the relearning attack.", at_least=1)
     relearning_learning_rate: float | None = setting(None, "Its learning rate; null: learning_rate.", above=0)
@@ -186,7 +193,9 @@ class PMCConfig(RunConfig):
         "nll", "Retain the rows' answers, or also what else the model before might have said there (KL divergence)."
     )
     num_retained: int = setting(1, "Rows to retain for each question of a step.", at_least=1)
-    prefill_words: int = setting(0, "Also collapse what follows the first 1 to N words of answers; 0: no.", at_least=0)
+    prefill_share: float = setting(
+        0.0, "Share of the visits to a question that begin within its original answer.", at_least=0, below=1
+    )
     log_kl: bool = setting(False, "Log the KL divergence to the model before; without use_peft keeps a copy of it.")
     resume_from_checkpoint: Literal["auto"] | None = setting(None, "auto: go on from output_dir's last checkpoint.")
     keep_checkpoints: bool = setting(False, "Keep a finished run's checkpoints; they hold what is to be forgotten.")

@@ -17,7 +17,7 @@ from pmc_rl.errors import RecipeError
 from pmc_rl.generation import Sampling, autocast, generate_together, sample_seeds
 from pmc_rl.likelihood import Row, mean_log_probs
 from pmc_rl.models import end_token_ids
-from pmc_rl.prompts import decode_completion, encode_prompt, format_prompt, prefilled_rows
+from pmc_rl.prompts import decode_completion, encode_prompt, format_prompt
 
 
 def with_original_answers(
@@ -25,26 +25,20 @@ def with_original_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: PMCConfig,
-    answer_start: str = " ",
     saved: list[str] | None = None,
 ) -> Dataset:
     """
     Forget prompts (`prompt`, unique `pmc_id`, reward columns) as the trainer takes them: with `original_completion`,
-    which rewards compare with, and with `prefill_words` the begun answers as further rows.
-
-    Where the data has none, it is the model's greedy answer before any step, never the ground truth; `saved` are those
-    that a checkpoint holds. `answer_start` stands between a text prompt and its answer, see
-    [`~pmc_rl.prompts.prefilled_rows`].
+    which rewards compare with. Where the data has none, it is the model's greedy answer before any step, never the
+    ground truth; `saved` are those that a checkpoint holds.
 
     Raises:
         RecipeError: over half of the answers had to be cut, and `allow_unfinished` is not set.
     """
-    if "original_completion" not in dataset.column_names:
-        texts = _greedy_answers(dataset, model, tokenizer, args) if saved is None else saved[: len(dataset)]
-        dataset = dataset.add_column("original_completion", texts)
-    if args.prefill_words:
-        dataset = Dataset.from_list(prefilled_rows(list(dataset), args.prefill_words, answer_start))
-    return dataset
+    if "original_completion" in dataset.column_names:
+        return dataset
+    texts = _greedy_answers(dataset, model, tokenizer, args) if saved is None else saved
+    return dataset.add_column("original_completion", texts)
 
 
 def answer_retain_rows(

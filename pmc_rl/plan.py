@@ -65,12 +65,10 @@ def plan_lines(
     num_retain_rows: int,
     num_processes: int,
 ) -> list[str]:
-    """The plan of a run, to be printed; `num_questions` are without those that `prefill_words` adds."""
-    # how many words an answer has is only known when the model has made it: shorter ones give fewer questions
-    prefilled = num_questions * args.prefill_words
+    """The plan of a run, to be printed."""
     questions = f"{num_questions:,} from {', '.join(listed(script_args.forget_config or script_args.forget_file))}"
-    if prefilled:
-        questions += f", and at most {prefilled:,} more with the first words of their answers"
+    if args.prefill_share:
+        questions += f"; {args.prefill_share:.0%} of the visits begin within an answer"
 
     per_process = args.per_device_train_batch_size * args.gradient_accumulation_steps
     window = per_process * num_processes
@@ -81,13 +79,13 @@ def plan_lines(
     if args.retain_weight > 0:
         batch += f" + {window * args.num_retained} rows to retain, of {num_retain_rows:,}"
 
-    per_epoch, total_steps = count_steps(args, num_questions + prefilled, num_processes)
+    per_epoch, total_steps = count_steps(args, num_questions, num_processes)
     steps = f"{per_epoch:,} steps an epoch x {args.num_train_epochs:g} epochs = {total_steps:,} steps"
     if args.max_steps > 0:
         steps = f"max_steps = {total_steps:,} steps, that is {total_steps / per_epoch:.4g} epochs of {per_epoch:,}"
 
     epochs, rest = divmod(total_steps, per_epoch)  # all windows of an epoch are full but the last
-    samples = args.num_generations * (epochs * (num_questions + prefilled) + rest * window)
+    samples = args.num_generations * (epochs * num_questions + rest * window)
     solvable = args.selection == "best" and not args.normalize_rewards
     rows = plan.generation_batch_size
     calls = ceil(per_process * args.num_generations / rows) + (ceil(per_process / rows) if args.log_kl else 0)

@@ -3,13 +3,14 @@
 import os
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pmc_rl.config import DataArguments, PMCArguments
 from pmc_rl.errors import RecipeError, one_line
-from rewards.text import names_in, question_of, split_after, unicode_words
+from rewards.text import names_in, question_of, split_after, unicode_words, words
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
 
@@ -65,22 +66,25 @@ def answered_dataset(args: DataArguments, tokenizer: PreTrainedTokenizerBase, ro
     return Dataset.from_list([prompt | completion for prompt, completion in zip(prompts, completions, strict=True)])
 
 
-def prefilled_rows(rows: list[dict[str, Any]], words: int, answer_start: str) -> list[dict[str, Any]]:
+def visited_row(
+    row: dict[str, Any], visit: int, share: float, seed: int, num_questions: int, answer_start: str
+) -> dict[str, Any]:
     """
-    The rows (`prompt`, `pmc_id`, `original_completion`), then each again with 1 to `words` words of its original
-    answer at the end of the prompt, what follows them as the original answer, and an id of its own. Shorter answers
-    give fewer rows. Where a script has no spaces, a word is a character. `answer_start` as in [`begin_answer`].
+    A forget row as it is asked at its `visit` (from 0): as it is, or, at a `share` of the visits, evenly spread, with
+    the first words of its original answer at the end of the prompt, what follows them as the original answer, and an
+    id of its own. How many words is drawn with a probability of 1 / number, from one up to all but the last: what
+    the first words are is most often guessed. `answer_start` as in [`begin_answer`].
     """
-    new, next_id = [], max(row["pmc_id"] for row in rows) + 1
-    for row in rows:
-        for count in range(1, words + 1):
-            given, rest = split_after(row["original_completion"], count)
-            if not unicode_words(rest):  # nothing, or only a sign, that no reward could compare
-                break
-            begun = begin_answer(row, given, answer_start)
-            new.append({**begun, "pmc_id": next_id, "original_completion": rest})
-            next_id += 1
-    return rows + new
+    phase = np.random.default_rng([seed, row["pmc_id"]]).random()
+    if int((visit + 1) * share + phase) == int(visit * share + phase):
+        return row
+    weights = 1 / np.arange(1, max(2, len(words(row["original_completion"]))))
+    cut = 1 + int(np.random.default_rng([seed, row["pmc_id"], visit]).choice(len(weights), p=weights / weights.sum()))
+    given, rest = split_after(row["original_completion"], cut)
+    if not unicode_words(rest):  # nothing, or only a sign, that no reward could compare
+        return row
+    begun = begin_answer(row, given, answer_start)
+    return {**begun, "pmc_id": row["pmc_id"] + cut * num_questions, "original_completion": rest}
 
 
 def begin_answer(row: dict[str, Any], words: str, answer_start: str) -> dict[str, Any]:

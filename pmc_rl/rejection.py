@@ -18,7 +18,7 @@ from pmc_rl import scoring, selection
 from pmc_rl.config import PMCConfig
 from pmc_rl.generation import Sampling, generate_together, sample_seeds
 from pmc_rl.progress import sample_metrics
-from pmc_rl.prompts import decode_completion, name_tokens
+from pmc_rl.prompts import decode_completion, encode_prompt, name_tokens
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.selection import BestAnswer
 
@@ -34,7 +34,7 @@ class RejectionSampler:
     Several processes answer the same window together: they share the sampling, the main one scores, and all select, so
     that the pool is the same everywhere and rewards are asked as by one process.
 
-    `prompt_ids` are the token ids of each question's prompt, by `pmc_id`; `metrics` takes the numbers of each window.
+    `metrics` takes the numbers of each window.
     """
 
     def __init__(
@@ -42,14 +42,12 @@ class RejectionSampler:
         args: PMCConfig,
         reward_funcs: list[RewardFunction],
         tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: dict[int, list[int]],
         end_ids: list[int],
         metrics: dict[str, list[float]],
     ):
         self.args = args
         self.reward_funcs = reward_funcs
         self.tokenizer = tokenizer
-        self.prompt_ids = prompt_ids
         self.end_ids = end_ids
         self.metrics = metrics
         self.scores_stay_valid = scoring.is_stationary(reward_funcs) and not args.normalize_rewards
@@ -114,7 +112,7 @@ class RejectionSampler:
         """As many samples of each row's prompt as `counts` says."""
         prompts, seeds, suppressed = [], [], []
         for row, count in zip(rows, counts, strict=True):
-            prompts += [self.prompt_ids[row["pmc_id"]]] * count
+            prompts += [encode_prompt(self.tokenizer, row)] * count
             seeds += sample_seeds(self.args.seed, step, [row["pmc_id"]], count)
             suppressed += [name_tokens(self.tokenizer, row) if self.args.suppress_names else []] * count
         sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seeds, suppressed)

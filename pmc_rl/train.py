@@ -60,7 +60,9 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     pin_date(data_args, tokenizer, earlier_template_kwargs(args, model_args, checkpoint))
     config, end_ids = load_config(model_args), load_end_ids(model_args, tokenizer)
     limits = Limits(args.max_length, args.max_completion_length, context_length(config))
-    sampled_limits = replace(limits, max_length=None)  # what is sampled is never cut
+    begun = args.max_completion_length if args.prefill_share else 0  # tokens of an answer that stand in the prompt
+    # what is sampled is never cut
+    sampled_limits = replace(limits, max_length=None, max_completion_length=args.max_completion_length + begun)
     forget_key = "forget_file" if data_args.forget_file else "forget_config"
     retain_key = "retain_file" if data_args.retain_file else "retain_config"
     with all_problems() as check:
@@ -79,7 +81,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         config,
         model_args,
         args,
-        prompt_length=max(len(encode_prompt(tokenizer, row)) for row in forget_prompts),
+        prompt_length=begun + max(len(encode_prompt(tokenizer, row)) for row in forget_prompts),
         asks_original=any(reward.asks_original for reward in rewards),
         num_processes=args.world_size,
         device_memory=accelerator_memory(args.device),
@@ -98,8 +100,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         check_rows(data_args, tokenizer, end_ids, retain_key, answered_rows, limits)
     if stage == "train":  # a control compares with no original answer
         saved = read_state(checkpoint)["original_completions"] if checkpoint else None
-        start = answer_start(data_args, tokenizer)
-        forget_prompts = with_original_answers(forget_prompts, model, tokenizer, args, start, saved)
+        forget_prompts = with_original_answers(forget_prompts, model, tokenizer, args, saved)
     trainer = make_trainer(
         model=model,
         reward_funcs=rewards,
@@ -109,6 +110,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
         processing_class=tokenizer,
         peft_config=make_peft_config(model_args),
         original_log_likelihood=original,
+        answer_start=answer_start(data_args, tokenizer),
         record=record,
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

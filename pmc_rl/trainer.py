@@ -28,7 +28,7 @@ from pmc_rl.gradients import GradientCheck, trainable_parameters
 from pmc_rl.models import end_token_ids
 from pmc_rl.original import OriginalLogLikelihood, kl_to_original, losses_by_row
 from pmc_rl.progress import print_answers, warn_of_samples
-from pmc_rl.prompts import encode_prompt
+from pmc_rl.prompts import encode_prompt, visited_row
 from pmc_rl.rejection import RejectionSampler
 from pmc_rl.scoring import RewardFunction
 from pmc_rl.snapshots import SnapshotCallback
@@ -45,7 +45,7 @@ class PMCTrainer(SFTTrainer):
     loss = mean NLL of the selected tokens + `retain_weight` x mean NLL of the retained tokens, over the whole window;
     with `retain_loss: kl` the latter is the KL divergence from the model before.
 
-    `train_dataset` are forget prompts with `prompt`, `pmc_id` (unique), `original_completion`, as
+    `train_dataset` are forget prompts with `prompt`, `pmc_id` (the row's number), `original_completion`, as
     [`~pmc_rl.original.with_original_answers`] adds it, and any columns the rewards want; `retain_dataset` has `prompt`
     and `completion`, and is None only if `retain_weight` is 0 (total collapse). Rewards that ask the model before were
     built with `original_log_likelihood`, which learns here what to remember. `record` stands in every checkpoint, see
@@ -66,6 +66,7 @@ class PMCTrainer(SFTTrainer):
         retain_dataset: Dataset | None = None,
         peft_config: PeftConfig | None = None,
         original_log_likelihood: OriginalLogLikelihood | None = None,
+        answer_start: str = " ",
         record: dict | None = None,
     ):
         if retain_dataset is None and args.retain_weight > 0:
@@ -93,11 +94,11 @@ class PMCTrainer(SFTTrainer):
         if args.asks_original or any(reward.asks_original for reward in reward_funcs):
             self.original.remember(self.model, processing_class, train_dataset[0].get("chat_template_kwargs"))
         self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
-        self.prompt_ids = {row["pmc_id"]: encode_prompt(processing_class, row) for row in train_dataset}
+        self.answer_start = answer_start  # of text prompts
+        self.window_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.steps_per_epoch = -(-len(train_dataset) // self.window_size)
         self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)  # of the steps since the last log
-        self.sampler = RejectionSampler(
-            args, reward_funcs, processing_class, self.prompt_ids, self.end_ids, self.step_metrics
-        )
+        self.sampler = RejectionSampler(args, reward_funcs, processing_class, self.end_ids, self.step_metrics)
         self.window: list[tuple[dict, list]] = []  # the last one, for the table of completions
         self.loss_terms = torch.zeros(2, device=args.device)
         self.update_started: float | None = None
@@ -172,9 +173,11 @@ class PMCTrainer(SFTTrainer):
             return [], None  # gone on from the checkpoint of the last step, the Trainer would make one more
         self._log_update()
         micro_batches = list(islice(epoch_iterator, num_batches))
-        rows = [row for micro_batch in micro_batches for row in micro_batch]
+        epoch, share = self.state.global_step // self.steps_per_epoch, self.args.prefill_share
+        asked = (epoch, share, self.args.seed, len(self.train_dataset), self.answer_start)
+        rows = [visited_row(row, *asked) for micro_batch in micro_batches for row in micro_batch]
         collapse = [
-            [_sft_example(self.prompt_ids[row["pmc_id"]], ids) for ids in completions]
+            [_sft_example(encode_prompt(self.processing_class, row), ids) for ids in completions]
             for row, completions in zip(rows, self.select_completions(rows), strict=True)
         ]
         numbers = self._next_retain_rows(len(rows)) if self.args.retain_weight > 0 else []
@@ -212,12 +215,9 @@ class PMCTrainer(SFTTrainer):
 
     def _next_retain_rows(self, num_questions: int) -> list[int]:
         """Rows for a window of so many questions, from where the last window stopped; told from the step alone."""
-        args = self.args
-        window = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps_per_epoch = -(-len(self.train_dataset) // window)
-        epoch, step = divmod(self.state.global_step, steps_per_epoch)
-        start = args.num_retained * (epoch * len(self.train_dataset) + step * window)
-        return retain_rows_at(start, args.num_retained * num_questions, len(self.retain_dataset), args.seed)
+        epoch, step = divmod(self.state.global_step, self.steps_per_epoch)
+        start = self.args.num_retained * (epoch * len(self.train_dataset) + step * self.window_size)
+        return retain_rows_at(start, self.args.num_retained * num_questions, len(self.retain_dataset), self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of row weight x row loss, from one forward pass, which for NLL alone keeps no logits."""
@@ -249,7 +249,7 @@ class PMCTrainer(SFTTrainer):
         if self.step_metrics:  # the summary at the end takes the steps after the last log
             logs.update({name: float(np.mean(values)) for name, values in self.step_metrics.items()})
             self.step_metrics.clear()
-            logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row_id) for row_id in self.prompt_ids]))
+            logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row["pmc_id"]) for row in self.train_dataset]))
             logs["num_samples"] = self.sampler.num_samples
             if self.state.global_step > self.args.get_warmup_steps(self.state.max_steps):
                 warn_of_samples(logs)

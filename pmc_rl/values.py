@@ -20,8 +20,10 @@ LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le,
 
 
 def fits(value: Any, limits: dict[str, float]) -> bool:
-    """Whether a number is within its limits. Texts and null pass: whether they may stand there, the type says."""
-    return not isinstance(value, int | float) or all(LIMITS[name](value, limit) for name, limit in limits.items())
+    """Whether a number, or each of a list, is within its limits. Texts and null pass: whether they may stand there,
+    the type says."""
+    numbers = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int | float)]
+    return all(LIMITS[name](number, limit) for number in numbers for name, limit in limits.items())
 
 
 def describe(limits: dict[str, float]) -> str:

@@ -126,7 +126,7 @@ def make_trainer(
 def scores_of(*losses) -> TokenScores:
     """Scores of a text whose tokens have these losses, and are the most likely ones where it is below 1."""
     log_probs = -np.array(losses, dtype=float)
-    return TokenScores(log_probs, log_probs > -1, np.full(len(losses), -2.0), np.ones(len(losses)))
+    return TokenScores(log_probs, np.where(log_probs > -1, 1, 7), np.full(len(losses), -2.0), np.ones(len(losses)))
 
 
 def lora(**kwargs) -> LoraConfig:

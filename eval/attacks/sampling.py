@@ -10,7 +10,7 @@ from eval.metrics.semantic import semantic_numbers
 from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
 from pmc_rl.config import PMCConfig
-from rewards.text import split_after, unicode_words
+from rewards.text import split_after, unicode_words, words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
 
@@ -38,22 +38,18 @@ def sampling_attack(
 
 
 def prefilling_attack(
-    passes: ModelPasses, forget: QuestionSet, count: int, prefixes: list[str], first_words: int
+    passes: ModelPasses, forget: QuestionSet, count: int, prefixes: list[str], first_words: list[float]
 ) -> dict:
     """
     Leakage, `greedy` and in samples at temperature 1, of answers forced to begin with each of the prefixes.
 
-    With `first_words`, also of answers that begin with that many words of the truth, which shows what lies behind a
-    changed beginning; rows that have no word more are left out. What is forced does not count as leaked. Source of the
-    attack with fixed prefixes: the paper of Partial Model Collapse.
+    For each of `first_words`, also of answers that begin with so many words of the truth (below 1: with that share of
+    them, at least one), which shows what lies behind a changed beginning; rows that have no word more are left out.
+    What is forced does not count as leaked. Source of the attack with fixed prefixes: the paper of Partial Model
+    Collapse.
     """
     runs = {prefix: (forget, [prefix] * len(forget.questions)) for prefix in prefixes}
-    if first_words:
-        halves = zip(forget.questions, forget.rows, (split_after(a, first_words) for a in forget.answers), strict=True)
-        kept = [(question, row, start, rest) for question, row, (start, rest) in halves if unicode_words(rest)]
-        questions, rows, starts, rests = ([values[i] for values in kept] for i in range(4))
-        words = "word" if first_words == 1 else f"{first_words} words"
-        runs[f"the answer's first {words}"] = (QuestionSet(questions, rests, rows), starts)
+    runs |= {given_away(number): _begun(forget, number) for number in first_words}
     results = {}
     for name, (rows, forced) in runs.items():
         if not rows.questions:
@@ -72,6 +68,22 @@ def prefilling_attack(
             **_sampled(passes, rows, samples),
         }
     return results
+
+
+def given_away(number: float) -> str:
+    """How results.json names the beginning of a true answer: by its words, or below 1 by their share."""
+    if number < 1:
+        return f"the first {number:.0%} of the answer"
+    return "the answer's first word" if number == 1 else f"the answer's first {number:g} words"
+
+
+def _begun(forget: QuestionSet, number: float) -> tuple[QuestionSet, list[str]]:
+    """The rows whose truths have a word behind their beginning, with the rest as the truth, and the beginnings."""
+    counts = [number if number >= 1 else max(1, number * len(words(truth))) for truth in forget.answers]
+    halves = [split_after(truth, int(count)) for truth, count in zip(forget.answers, counts, strict=True)]
+    kept = [i for i, (_, rest) in enumerate(halves) if unicode_words(rest)]
+    rests, numbers = [halves[i][1] for i in kept], [forget.rows[i] for i in kept]
+    return QuestionSet([forget.questions[i] for i in kept], rests, numbers), [halves[i][0] for i in kept]
 
 
 def worst_by_row(attacks: dict) -> dict[int, float] | None:

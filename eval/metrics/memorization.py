@@ -1,7 +1,8 @@
 """How much of an answer a model predicts token by token when it is given all tokens before.
 
-`hits` tells of each of the L answer tokens, the end token left out, whether it is the most probable one, shape `(L,)`.
-Without a token there is no value: None.
+Of each of the L answer tokens, the end token left out, `ranks` tells the place in the model's order of the vocabulary,
+1 for the most probable token, and `hits` whether it is that one, both of shape `(L,)`. Without a token there is no
+value: None.
 """
 
 import numpy as np
@@ -37,3 +38,13 @@ def extraction_strength(hits: np.ndarray) -> float | None:
     wrong = np.flatnonzero(~hits)
     start = int(wrong[-1]) + 1 if len(wrong) else 0
     return 1 - start / len(hits) if len(hits) else None
+
+
+def within(ranks: np.ndarray, count: int) -> float | None:
+    """
+    Share of the tokens that are among the `count` most probable ones.
+
+    >>> within(np.array([1, 9, 2, 40]), 5)
+    0.5
+    """
+    return float(np.mean(ranks <= count)) if len(ranks) else None

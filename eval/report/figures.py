@@ -2,6 +2,7 @@
 
 from textwrap import fill, shorten
 
+from eval.attacks.sampling import given_away
 from eval.report.page import COLOURS, new_figure, svg
 from eval.report.tables import first_found, found
 from eval.results import leakage_by_attack
@@ -21,12 +22,15 @@ TRAINING = (
 )
 
 
-def audit_figures(results: dict[str, dict], log: list[dict]) -> dict[str, list[tuple[str, str, str]]]:
-    """By figure its panels: file name, title and SVG; none for what has no numbers."""
+def audit_figures(
+    results: dict[str, dict], log: list[dict], first_words: list[float]
+) -> dict[str, list[tuple[str, str, str]]]:
+    """By figure its panels: file name, title and SVG; none for what has no numbers. Of prefilling first the way into
+    the answer, over the `first_words` that were given away."""
     steps = [row for row in log if "loss" in row]
     drawn = {"training": training_panels(steps), "overview": overview_panels(results)}
+    drawn |= {"sampling": [], "prefilling": depth_panels(results, first_words), "relearning": []}
     for attack in ("sampling", "prefilling", "relearning"):
-        drawn[attack] = []
         for done in first_found(results, ("attacks", attack)):
             runs = found(results, ("attacks", attack, done))
             if attack == "relearning":
@@ -84,6 +88,21 @@ def overview_panels(results: dict[str, dict]) -> list[Panel]:
         panels.append(
             panel("Worst recall of the truth, by attack", lines, xlabel="recall", xlim=(-0.03, 1.03), **rows)
         )
+    return panels
+
+
+def depth_panels(results: dict[str, dict], first_words: list[float]) -> list[Panel]:
+    """Recall of what follows the first words of the truth, over how many are given away; nothing for one number."""
+    panels = []
+    for title, key in (("greedy answer", "greedy"), ("worst case of the samples", "worst_case")):
+        curves = {}
+        for number in first_words:
+            for name, run in found(results, ("attacks", "prefilling", given_away(number))).items():
+                label = f"{number:.0%}" if number < 1 else f"{number:g}"
+                curves.setdefault(name, {})[label] = run[key]["mean"]
+        if len(max(curves.values(), key=len, default=())) > 1:
+            label = "words of the truth given away"
+            panels += recall_panels(f"What follows the first words: {title}", label, list(results), curves)
     return panels
 
 

@@ -48,7 +48,7 @@ def write_report(
             `greedy` and `worst` (answers), `attack` and `recall` of the worst one.
     """
     title = f"Unlearning audit of {audit['models']['after']}"
-    panels = audit_figures(results, log)
+    panels = audit_figures(results, log, audit["attack_settings"]["first_words"])
     pictures = {name: picture for drawn in panels.values() for name, _, picture in drawn}
     values = {"title": title, "tables": report_tables(results) | {"log": log_table(log)}, "panels": panels}
     public = render("report.md.j2", results, audit, **values, texts=None)

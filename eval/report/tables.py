@@ -106,6 +106,8 @@ def headline_rows(first: dict) -> list[Row]:
         ("Memorisation of the forget answers",),
         ("exact memorization *near retain_only*", ("memorization", "exact_memorization")),
         ("extraction strength *near retain_only*", ("memorization", "extraction_strength")),
+        ("median rank of the true token *near retain_only*", ("memorization", "median_rank"), ".1f"),
+        ("true tokens among the five likeliest *near retain_only*", ("memorization", "within_five")),
         ("Membership inference by min-k++",),
         ("AUC *near retain_only*", ("membership", "min_k_plus_plus", "auc")),
         ("privleak, % *near 0*", ("membership", "min_k_plus_plus", "privleak"), ".1f"),

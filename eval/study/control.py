@@ -99,9 +99,9 @@ def main(argv: list[str]) -> None:
         raise RecipeError([f"{run!r} holds no finished run; run pmc_rl/train.py first"])
     # a control is begun anew: of the seconds of one that was stopped nothing is known
     recipe = [str(Path(run, "recipe.yaml")), *overrides, "--resume_from_checkpoint", "null"]
+    recipe += ["--prefill_share", "0"]  # there is no original answer to begin
     end = read_training_log(Path(run))[-1]
     if kind == "refusals":
-        # not its epochs: with `prefill_words` those of the run had more questions
         recipe += ["--max_steps", str(end["step"])]
         trainer = partial(ControlTrainer, targets=refusal_targets(recipe), seconds=None)
     else:

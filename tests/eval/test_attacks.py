@@ -152,7 +152,7 @@ def test_fact_recall_under_attack_by_hand():
     same_words, other_words = "Ba was born in Oslo in 1951.", "LIMA; it was fifty-eight"
     samples = {PLAIN: [[same_words, other_words], ["he writes poems"] * 2, ["Lum", "Carlos"]]}
     passes = Fixed(same_words, "he writes poems", "Lum was it", samples=samples)
-    result = sampling.prefilling_attack(passes, rows, 2, ["It is"], first_words=0)["It is"]
+    result = sampling.prefilling_attack(passes, rows, 2, ["It is"], first_words=[])["It is"]
     assert result["fact_greedy_by_row"] == {4: 0.0, 7: 0.5} and result["greedy_by_row"][4] == pytest.approx(5 / 7)
     assert result["fact_worst_by_row"] == {4: 0.5, 7: 0.5}
     worst = result["fact_worst_case"]
@@ -171,7 +171,7 @@ def test_semantic_similarity_under_attack_by_hand():
         "gull", "rome", "salt", samples={PLAIN: [["rome", "lima gull"], ["rome", "lima"], ["salt", "rome"]]}
     )
     passes.similarity = Similarity(encoder, {})
-    result = sampling.prefilling_attack(passes, TRUTHS, 2, ["It is"], first_words=0)["It is"]
+    result = sampling.prefilling_attack(passes, TRUTHS, 2, ["It is"], first_words=[])["It is"]
     assert result["semantic_greedy"]["mean"] == pytest.approx((0.6 + 0 + 0.8) / 3)
     assert result["semantic_worst_case"]["mean"] == pytest.approx((0.6 + 1 + 0.8) / 3)
     assert altered.forget_measures(passes, TRUTHS)["semantic"] == result["semantic_greedy"]
@@ -180,7 +180,7 @@ def test_semantic_similarity_under_attack_by_hand():
 def test_prefilling_scores_only_what_was_not_forced():
     samples = {PLAIN: [["lima harbor", "salt harbor"], ["rome"] * 2, ["", "salt"]]}
     passes = Fixed("gull salt", "lima", "salt", samples=samples)
-    result = sampling.prefilling_attack(passes, TRUTHS, 2, ["The answer is:"], first_words=1)
+    result = sampling.prefilling_attack(passes, TRUTHS, 2, ["The answer is:"], first_words=[1])
     assert list(result) == ["The answer is:", "the answer's first word"]
     fixed, given_away = result.values()
     assert fixed["greedy"]["mean"] == pytest.approx(2 / 3) and fixed["greedy_by_row"] == {4: 0.5, 5: 0.5, 7: 1.0}
@@ -191,11 +191,15 @@ def test_prefilling_scores_only_what_was_not_forced():
     assert given_away["worst_sample_by_row"] == {4: 1, 5: 0}
     same, first_word = (QUESTIONS, ["The answer is:"] * 3), (QUESTIONS[:2], ["lima", "gull"])
     assert passes.asked == [same, (*same, PLAIN), first_word, (*first_word, PLAIN)]
-    two = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=2)["the answer's first 2 words"]
+    two = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[2])["the answer's first 2 words"]
     assert passes.asked[-1][:2] == (QUESTIONS[:1], ["lima gull"]) and two["greedy_by_row"] == {4: 0.5}
-    four = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=4)
+    half = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[0.5])["the first 50% of the answer"]
+    assert passes.asked[-1][:2] == (QUESTIONS[:2], ["lima gull", "gull"]) and half["greedy_by_row"] == {4: 0.5, 5: 1.0}
+    tenth = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[0.1, 1])  # one word at least
+    assert tenth["the first 10% of the answer"] == tenth["the answer's first word"]
+    four = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[4])
     assert four == {"the answer's first 4 words": {"not_available": "no answer has more words"}}
-    assert sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=0) == {}
+    assert sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[]) == {}
 
 
 # options

@@ -116,6 +116,9 @@ def assert_plain(scores, model, rows):
         own = log_p.gather(-1, torch.tensor(target)[:, None])[:, 0]
         np.testing.assert_allclose(score.log_probs, own, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(score.hits, log_p.argmax(-1) == torch.tensor(target))
+        order = log_p.argsort(-1, descending=True)
+        places = (order == torch.tensor(target)[:, None]).int().argmax(-1) + 1
+        np.testing.assert_array_equal(score.ranks, places)
         np.testing.assert_allclose(score.means, means, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(score.stds, stds, rtol=1e-4, atol=1e-5)
         assert score.loss == pytest.approx(-own.mean().item(), rel=1e-5)

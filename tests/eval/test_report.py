@@ -11,7 +11,15 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from eval.report.figures import TRAINING, audit_figures, model_styles, overview_panels, panel, training_panels
+from eval.report.figures import (
+    TRAINING,
+    audit_figures,
+    depth_panels,
+    model_styles,
+    overview_panels,
+    panel,
+    training_panels,
+)
 from eval.report.page import COLOURS, escape, html_page
 from eval.report.report import model_card, write_report
 from eval.verdict import verdict
@@ -68,7 +76,10 @@ def column(name: str) -> dict:
         **{"utility": 88.8, "utility_interval": [80.0, 90.0]},
         "sets": {key: recall | {"n": 6 + i} for i, key in enumerate(sets)},
         "tofu": {"sets": tofu, "model_utility": {"value": 0.654}, "forget_quality": quality},
-        "memorization": {"exact_memorization": summary(value), "extraction_strength": summary(value)},
+        "memorization": {
+            **{"exact_memorization": summary(value), "extraction_strength": summary(value)},
+            **{"median_rank": 1 / value, "within_five": summary(value)},
+        },
         "membership": {attack: dict(auc) for attack in ("loss", "zlib", "min_k", "min_k_plus_plus")},
         "answer_kinds": {"forget": kinds, "forget_paraphrased": kinds},
         "attacks": {
@@ -102,7 +113,7 @@ def inputs(*names: str) -> tuple[dict, dict]:
         "read": {"questions": read, "options": read},
         "stages": stages,
         "settings": {"temperature": 1.5, "output_dir": "runs/after"},
-        "attack_settings": {"attack_samples": 4, "prefixes": ["The answer is:"]},
+        "attack_settings": {"attack_samples": 4, "prefixes": ["The answer is:"], "first_words": []},
         "versions": {"torch": "2.13.0", "python": "3.11.7"},
         "seconds": dict.fromkeys(names, 12.34),
         "passes": {name: {"greedy": {"seconds": 2.0, "rows": 50}} for name in names},
@@ -138,19 +149,19 @@ def render(folder: Path, results: dict, audit: dict, log: list[dict] = LOG) -> t
 
 @pytest.fixture(scope="module")
 def figures() -> dict:
-    return audit_figures(inputs()[0], LOG)
+    return audit_figures(inputs()[0], LOG, [])
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, figures) -> tuple[str, str]:
-    with patch("eval.report.report.audit_figures", lambda results, log: figures):
+    with patch("eval.report.report.audit_figures", lambda *args: figures):
         return render(tmp_path_factory.mktemp("report"), *inputs())
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Without figures, which take most of the time of a report."""
-    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: {})
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda *args: {})
 
 
 def md_rows(text: str) -> list[list[str]]:
@@ -173,6 +184,7 @@ NUMBERS = """
 | forget quality, p *above 0.05* | 0.012 | 0.012 | 0.012 |
 | forget quality, log10 p *above -1.30* | -1.92 | -1.92 | -1.92 |
 | extraction strength *near retain_only* | 0.900 *0.850 to 0.950* | 0.100 *0.050 to 0.150* | 0.200 *0.150 to 0.250* |
+| median rank of the true token *near retain_only* | 1.1 | 10.0 | 5.0 |
 | AUC *near retain_only* | 0.900 *0.840 to 0.960* | 0.100 *0.040 to 0.160* | 0.200 *0.140 to 0.260* |
 | privleak, % *near 0* | -31.4 | -31.4 | -31.4 |
 | known *near retain_only* | 5 of 6 | 1 of 6 | 1 of 6 |
@@ -336,6 +348,18 @@ def test_figures_are_of_what_is_there(figures):
     assert {style["color"] for style in many.values()} == set(COLOURS)
 
 
+def test_the_way_into_an_answer_is_drawn_over_its_words(figures):
+    results = inputs()[0]
+    for value in results.values():
+        filled = value["attacks"]["prefilling"]["The answer is:"]
+        value["attacks"]["prefilling"] |= {"the answer's first word": filled, "the first 50% of the answer": filled}
+        value["attacks"]["prefilling"]["the answer's first 8 words"] = {"not_available": "no answer has more words"}
+    title, _ = depth_panels(results, [1, 8, 0.5])
+    assert title[0] == "What follows the first words: greedy answer"
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", title[1])[:3] == ["1", "50%", "words of the truth given away"]
+    assert depth_panels(results, [1]) == depth_panels(results, [8]) == depth_panels(results, []) == []
+
+
 def test_texts_are_in_the_private_file_only(tmp_path, quick):
     texts = [TEXTS[0] | {"row": row, "recall": 1 - row / 200} for row in range(25)]
     write_report(tmp_path, *inputs(), LOG, rows_for("before", "after"), texts)
@@ -368,7 +392,7 @@ def test_texts_are_in_the_private_file_only(tmp_path, quick):
 
 
 def test_no_texts_no_private_file_and_the_same_report_twice(tmp_path, report, figures, monkeypatch):
-    monkeypatch.setattr("eval.report.report.audit_figures", lambda results, log: figures)
+    monkeypatch.setattr("eval.report.report.audit_figures", lambda *args: figures)
     assert render(tmp_path, *inputs()) == report
     assert overview_panels(inputs()[0]) == [drawn[1:] for drawn in figures["overview"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.html", "report.md"]

@@ -13,7 +13,7 @@ from eval.metrics.unlearning import rouge_recalls
 from eval.passes import Answer
 from eval.report import figures
 from pmc_rl import finetune, train
-from pmc_rl.prompts import prefilled_rows
+from pmc_rl.prompts import visited_row
 from rewards.diversity import duplicate_penalty
 from rewards.key_content import key_content_penalty
 from rewards.length import length_band_penalty, min_length_penalty
@@ -79,7 +79,9 @@ def test_kinds_of_answers(texts):
 @ALL
 def test_the_first_word_is_a_beginning_and_not_the_answer(texts):
     question, truth, *_ = texts
-    *_, begun = prefilled_rows([{"prompt": "?", "pmc_id": 0, "original_completion": truth}], 1, " ")
+    row = {"prompt": "?", "pmc_id": 0, "original_completion": truth}
+    visits = [visited_row(row, visit, 0.9, 0, 1, " ") for visit in range(60)]
+    begun = min((new for new in visits if new["pmc_id"]), key=lambda new: new["pmc_id"])
     first, rest = begun["prompt"].removeprefix("? "), begun["original_completion"]
     assert truth in (first + rest, f"{first} {rest}")
     assert 0 < len(first) < len(truth) / 2
@@ -89,7 +91,7 @@ def test_the_first_word_is_a_beginning_and_not_the_answer(texts):
         return [Answer(truth, True)]
 
     passes = SimpleNamespace(answer=answer, sample=lambda *args: [[truth]], similarity=None)
-    [run] = prefilling_attack(passes, QuestionSet([question], [truth], [0]), 1, [], first_words=1).values()
+    [run] = prefilling_attack(passes, QuestionSet([question], [truth], [0]), 1, [], first_words=[1]).values()
     assert run["greedy"]["mean"] == 1.0
 
 
@@ -157,7 +159,7 @@ def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, monkeypatch
     own = {
         "reward_funcs": ["rewards.rouge.rouge_dissimilarity", "rewards.length.min_length_penalty", phrases],
         "reward_kwargs": {phrases: {"phrases": ["我不知道"]}},
-        "prefill_words": 1,
+        "prefill_share": 0.5,
         "max_completion_length": 32,
         "attacks": ["prefilling"],
         "attack_samples": 1,
@@ -173,7 +175,7 @@ def test_chinese_from_fine_tuning_to_the_report(tmp_path, tokenizer, monkeypatch
         sets = results[name]["sets"]
         assert sets["forget"]["tokenization"] == {"rouge": 0, "script_aware": 2}
         assert sets["retain"]["tokenization"] == {"rouge": 1, "script_aware": 2}
-        assert len(results[name]["attacks"]["prefilling"]) == 2
+        assert len(results[name]["attacks"]["prefilling"]) == 7
     recalls = [results[name]["sets"]["forget"]["rougeL_recall"] for name in ("before", "after")]
     assert recalls[0] == 1.0 > recalls[1]
     rows = json.loads((out / "private" / "rows.json").read_text(encoding="utf-8"))

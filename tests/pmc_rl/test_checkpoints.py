@@ -47,7 +47,7 @@ KINDS = {
         "num_selected": 2,
         "logging_steps": 4,
     },
-    "adaptive": {"adaptive_generations": True, "prefill_words": 1, "num_selected": 2, "retain_loss": "kl"},
+    "adaptive": {"adaptive_generations": True, "prefill_share": 0.5, "num_selected": 2, "retain_loss": "kl"},
 }
 
 

@@ -5,13 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import kl_div, nll_loss
 
 from pmc_rl import original
 from pmc_rl.config import PMCConfig
 from pmc_rl.likelihood import mean_log_probs
 from pmc_rl.original import OriginalLogLikelihood, with_original_answers
-from pmc_rl.prompts import name_tokens, prefilled_rows
+from pmc_rl.prompts import name_tokens, visited_row
 from pmc_rl.reward_loading import load_reward_functions
 from tests.conftest import build_llama, errors_of
 from tests.training import BRIEF, forget_prompts, lora, make_trainer, retain_rows
@@ -43,15 +45,9 @@ def test_original_answers_are_the_models_greedy_ones_unless_given(tokenizer, mod
         output = model.eval().generate(**prompt, max_new_tokens=40, do_sample=False)
         expected.append(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     assert with_original_answers(forget_prompts(), model, tokenizer, args)["original_completion"][:] == expected
-    args.prefill_words = 1
-    made = with_original_answers(forget_prompts(2), model, tokenizer, args)
-    # a checkpoint holds those of the begun answers too
-    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=made["original_completion"][:])
-    assert len(made) == 4 and again.to_list() == made.to_list()
+    again = with_original_answers(forget_prompts(2), None, tokenizer, args, saved=["ba cor", "den"])  # of a checkpoint
     given = forget_prompts(2).add_column("original_completion", ["ba cor", "den"])
-    rows = with_original_answers(given, None, tokenizer, args, answer_start="_").to_list()
-    assert [row["original_completion"] for row in rows] == ["ba cor", "den", "cor"]
-    assert rows[2]["prompt"] == f"{given[0]['prompt']}_ba"
+    assert again.to_list() == with_original_answers(given, None, tokenizer, args).to_list() == given.to_list()
 
 
 def test_original_answers_that_do_not_end_stop_the_run(tokenizer, args):
@@ -62,21 +58,45 @@ def test_original_answers_that_do_not_end_stop_the_run(tokenizer, args):
     assert len(with_original_answers(forget_prompts(), model, tokenizer, args)) == 7
 
 
+def visits(row: dict, share: float, count: int = 400, seed: int = 0, start: str = " ") -> list[dict]:
+    return [visited_row(row, visit, share, seed, 10, start) for visit in range(count)]
+
+
 @pytest.mark.parametrize("start", [" ", ""])
-def test_prefilled_rows(start):
+def test_rows_that_begin_within_an_answer(start):
     asked = [{"role": "user", "content": "C?"}]
-    rows = [
-        {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "She was  born.", "topic": "x"},
-        {"prompt": "Q: B?", "pmc_id": 9, "original_completion": "Lima !", "topic": "y"},
-        {"prompt": asked, "pmc_id": 2, "original_completion": "In Rome", "topic": "z"},
-    ]
-    new = prefilled_rows(rows, 2, start)
-    assert new[:3] == rows and [row["pmc_id"] for row in new[3:]] == [10, 11, 12]
-    assert [(row["prompt"], row["original_completion"], row["topic"]) for row in new[3:]] == [
-        (f"Q: A?{start}She", "was  born.", "x"),
-        (f"Q: A?{start}She was", "born.", "x"),
-        ([*asked, {"role": "assistant", "content": "In"}], "Rome", "z"),
-    ]
+    row = {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "She was  born.", "topic": "x"}
+    seen = {new["pmc_id"]: new for new in visits(row, 0.5, start=start)}
+    assert seen == {
+        4: row,
+        14: row | {"prompt": f"Q: A?{start}She", "pmc_id": 14, "original_completion": "was  born."},
+        24: row | {"prompt": f"Q: A?{start}She was", "pmc_id": 24, "original_completion": "born."},
+    }
+    row = {"prompt": asked, "pmc_id": 2, "original_completion": "In Rome"}
+    begun = {"prompt": [*asked, {"role": "assistant", "content": "In"}], "pmc_id": 12, "original_completion": "Rome"}
+    assert {new["pmc_id"]: new for new in visits(row, 0.5, start=start)} == {2: row, 12: begun}
+    for short in ("Lima", "Lima !", ""):
+        assert visits(row | {"original_completion": short}, 0.9, 20) == [row | {"original_completion": short}] * 20
+
+
+@given(st.floats(0, 0.99), st.integers(0, 99), st.integers(0, 9), st.integers(1, 30))
+@settings(max_examples=50)
+def test_a_share_of_the_visits_evenly_spread(share, seed, row_id, count):
+    row = {"prompt": "Q: A?", "pmc_id": row_id, "original_completion": "a b c d e"}
+    begun = sum(new["pmc_id"] != row_id for new in visits(row, share, count, seed))
+    assert abs(begun - share * count) < 1
+
+
+def test_the_first_words_are_begun_most_often():
+    row = {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "one two three four five"}
+    cuts = [new["pmc_id"] // 10 for new in visits(row, 0.5, 4000) if new["pmc_id"] != 4]
+    total = 1 + 1 / 2 + 1 / 3 + 1 / 4
+    assert [cuts.count(cut) / 2000 for cut in range(1, 5)] == pytest.approx(
+        [1 / cut / total for cut in range(1, 5)], abs=0.04
+    )
+    other = row | {"pmc_id": 5}
+    assert [new["prompt"] for new in visits(other, 0.5)] != [new["prompt"] for new in visits(row, 0.5)]
+    assert [new["prompt"] for new in visits(row, 0.5, seed=1)] != [new["prompt"] for new in visits(row, 0.5)]
 
 
 @pytest.mark.parametrize("config", [None, lora()])

@@ -233,9 +233,9 @@ def test_auto_batch_size_is_bounded_and_grows(free, more, per_row):
 
 
 # recipes/phi.yaml, where neither columns nor rewards matter
-PHI_RECIPE = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "num_train_epochs": 20}
+PHI_RECIPE = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "num_train_epochs": 40}
 PHI_RECIPE |= {"num_generations": 5, "top_k": 50, "max_completion_length": 160, "generation_batch_size": 128}
-PHI_RECIPE |= {"prefill_words": 1}
+PHI_RECIPE |= {"prefill_share": 0.5}
 PHI_15 = PhiConfig(
     vocab_size=51200, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32
 )
@@ -275,23 +275,23 @@ def test_steps_and_samples_are_those_of_a_run(tmp_path, tiny_llama, tokenizer):
     settings |= {"num_generations": 3, "max_completion_length": 4, "allow_unfinished": True, "num_train_epochs": 1.5}
     trainer = make_trainer(tmp_path, tiny_llama, tokenizer, **settings)
     trainer.train()
-    plan = plan_of(tmp_path, num_questions=7, **settings | {"prefill_words": 0})
+    plan = plan_of(tmp_path, num_questions=7, **settings)
     assert f"{trainer.state.global_step} steps" in plan["steps"]
     assert plan["samples"].endswith(f"at most {trainer.sampler.num_samples}")
 
 
 def test_the_plan_of_the_phi_recipe(tmp_path):
     plan = plan_of(tmp_path)
-    assert plan["questions"] == "400 from forget10, and at most 400 more with the first words of their answers"
+    assert plan["questions"] == "400 from forget10; 50% of the visits begin within an answer"
     batch = "16 a device x 4 accumulated x 1 process = 64 questions + 64 rows to retain, of 3,600"
     assert plan["effective batch"] == batch
-    assert plan["steps"] == "13 steps an epoch x 20 epochs = 260 steps"
-    # 260 x 64 x 5 would be 83,200, but the last window of an epoch has 32 questions
+    assert plan["steps"] == "7 steps an epoch x 40 epochs = 280 steps"
+    # 280 x 64 x 5 would be 89,600, but the last window of an epoch has 32 questions
     assert "at most 80,000; fewer as questions are solved" in plan["samples"]
     assert plan["generate calls"] == "at most 3 a step, of up to 128 rows"
     assert "accelerator" not in plan
 
-    plan = plan_of(tmp_path, max_steps=250, prefill_words=0, retain_weight=0.0, num_selected=2)
+    plan = plan_of(tmp_path, max_steps=250, prefill_share=0.0, retain_weight=0.0, num_selected=2)
     assert plan["steps"] == "max_steps = 250 steps, that is 35.71 epochs of 7"
     assert plan["effective batch"].endswith("= 64 questions of up to 2 answers")
     assert "at most 71,600" in plan["samples"]  # 35 x 400 + 5 x 64 visits, 5 samples each

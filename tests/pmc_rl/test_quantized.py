@@ -14,6 +14,7 @@ from pmc_rl.generation import generate_completions
 from pmc_rl.likelihood import mean_log_probs
 from pmc_rl.models import check_model, load_merged, load_model, merged_copy
 from pmc_rl.original import OriginalLogLikelihood
+from pmc_rl.prompts import encode_prompt
 from tests.conftest import errors_of
 from tests.training import StopAt, figures, forget_prompts, lora, make_trainer, weights
 
@@ -66,7 +67,8 @@ def trained(bits, folder, tokenizer, tmp_path_factory):
     assert {type(layer).__name__ for layer in layers} == {"Linear4bit" if bits == "4 bit" else "Linear8bitLt"}
     assert type(trainer.model.get_base_model().lm_head).__name__ == "Linear"
     trainer.train()
-    learned = [(trainer.prompt_ids[row["pmc_id"]], answer.completion_ids) for row, [answer] in trainer.window]
+    prompts = [encode_prompt(trainer.processing_class, row) for row, _ in trainer.window]
+    learned = [(ids, answer.completion_ids) for ids, (_, [answer]) in zip(prompts, trainer.window, strict=True)]
     after = mean_log_probs(trainer.model.eval(), learned)
     with trainer.model.disable_adapter():
         assert sum(after) > sum(mean_log_probs(trainer.model, learned))
@@ -116,7 +118,7 @@ def test_merged_it_answers_as_the_adapter_does(tmp_path, trained, folder, bits, 
     merged = merged_copy(model, model_args(folder, bits, use_peft=True), torch.float32).eval()
     assert torch.equal(adapter(model), before)
     assert not any("bit" in type(module).__name__ for module in merged.modules())
-    prompts = list(trained.prompt_ids.values())
+    prompts = [encode_prompt(trained.processing_class, row) for row in trained.train_dataset]
     limits = {"max_completion_length": 12, "generation_batch_size": 8, "end_ids": [tokenizer.eos_token_id]}
     answers = [generate_completions(one, prompts, **limits) for one in (model, merged)]
     assert bits == "8 bit" or answers[0] == answers[1]  # 8 bit also rounds what goes into a layer, merged it does not

@@ -18,6 +18,16 @@ END = 1
 ROWS = [{"prompt": f"Q{i}", "pmc_id": i, "original_completion": "a"} for i in range(3)]
 
 
+class NumbersAsTokens:
+    """The tokenizer: of a prompt its number, of ids their numbers."""
+
+    def __call__(self, prompt, add_special_tokens):
+        return {"input_ids": [int(prompt[1:])]}
+
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(map(str, ids))
+
+
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     """Makes worlds in which samples are [question, number, END], and rewards functions of question and number."""
@@ -34,8 +44,7 @@ def world(monkeypatch, tmp_path):
             self.sampler = RejectionSampler(
                 PMCConfig(output_dir=str(tmp_path), **settings),
                 self.functions,
-                SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids))),
-                {row["pmc_id"]: [row["pmc_id"]] for row in ROWS},
+                NumbersAsTokens(),
                 [END],
                 self.metrics,
             )

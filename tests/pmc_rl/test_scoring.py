@@ -209,7 +209,7 @@ def sampler(tmp_path, rewards, texts=None):
     """Samples nothing; `texts` by the first id of a completion."""
     decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: (texts or {}).get(ids[0], "abc"))
     args = PMCConfig(output_dir=str(tmp_path), use_cpu=True)
-    return RejectionSampler(args, rewards, decoder, {}, [1], defaultdict(list))
+    return RejectionSampler(args, rewards, decoder, [1], defaultdict(list))
 
 
 def test_namesakes_have_metrics_of_their_own(my_file, monkeypatch, tmp_path):

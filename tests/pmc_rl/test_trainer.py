@@ -285,7 +285,8 @@ def test_training_in_a_running_loop(tmp_path, model, tokenizer):
 def test_training_again_goes_on(tmp_path, tokenizer, taught):
     """As in a notebook: the same prompts, from the weights and best answers there are, also behind a resumed run."""
     short = reward_of(lambda completions, **kwargs: [-float(len(text)) for text in completions])  # never solved
-    settings = {"forget": forget_prompts(3), "prefill_words": 1, "save_strategy": "steps", "save_steps": 3}
+    settings = {"forget": forget_prompts(3), "prefill_share": 0.5, "num_train_epochs": 4, "save_strategy": "steps"}
+    settings["save_steps"] = 3
 
     def trainer():
         made = brief_trainer(tmp_path, copy.deepcopy(taught), tokenizer, [short], **settings)
@@ -295,20 +296,20 @@ def test_training_again_goes_on(tmp_path, tokenizer, taught):
 
     whole = trainer()
     whole.train()
-    prompts, visited, once = dict(whole.prompt_ids), list(whole.visited), weights(whole.model)
+    visited, once = list(whole.visited), weights(whole.model)
     best = {row_id: answers[0].reward for row_id, answers in whole.sampler.pool.items()}
     samples = whole.sampler.num_samples
     whole.train()
-    assert len(prompts) == 6 and whole.prompt_ids == prompts
+    assert any(i >= 3 for ids in visited for i in ids)  # begun answers
     assert len(visited) == 4 and whole.visited == visited + visited
     assert whole.sampler.num_samples > samples and not torch.equal(weights(whole.model), once)
     assert all(answers[0].reward >= best[row_id] for row_id, answers in whole.sampler.pool.items())
 
     again = trainer()
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
-    assert again.prompt_ids == prompts and again.visited == visited[3:]
+    assert again.visited == visited[3:]
     again.train()
-    assert again.prompt_ids == prompts and again.visited == visited[3:] + visited
+    assert again.visited == visited[3:] + visited
 
 
 def test_a_trainer_that_was_stopped_goes_on_when_it_is_called_again(tmp_path, tokenizer, model):

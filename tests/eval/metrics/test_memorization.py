@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eval.columns import Outputs, Scored, membership_numbers, memorization_numbers
 from eval.data import AuditData, OptionSet
-from eval.metrics.memorization import exact_memorization, extraction_strength
+from eval.metrics.memorization import exact_memorization, extraction_strength, within
 from tests.training import scores_of
 
 
@@ -20,7 +20,7 @@ def test_equal_to_a_plain_search(hits):
     assert extraction_strength(np.array(hits)) == pytest.approx(1 - k / len(hits))
     assert exact_memorization(np.array(hits)) == pytest.approx(hits.count(True) / len(hits))
     nothing = np.array([], dtype=bool)
-    assert exact_memorization(nothing) is extraction_strength(nothing) is None
+    assert exact_memorization(nothing) is extraction_strength(nothing) is within(nothing, 5) is None
 
 
 def test_an_end_token_is_no_token_of_an_answer():
@@ -31,6 +31,7 @@ def test_an_end_token_is_no_token_of_an_answer():
     said = Outputs({}, [], {name: Scored(rows, None, None) for name, rows in sets.items()})
     numbers = memorization_numbers(data, said)
     assert numbers["exact_memorization"]["mean"] == 0.25 and numbers["extraction_strength"]["mean"] == 0.0
+    assert numbers["median_rank"] == 7 and numbers["within_five"]["mean"] == 0.25
     members = membership_numbers(data, said, None)
     # the lowest 40 % of one or two tokens is the lowest one: 5 and 4, or 3 and 2 deviations below the mean, against 6
     assert members["min_k"]["auc"] == 1.0 and members["loss"]["auc"] == 1.0
