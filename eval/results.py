@@ -16,10 +16,11 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
 - `answer_kinds`, by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`, `kind_by_row`.
 - `attacks`, by attack and below it by what was done: `sampling` (what `leakage` returns, `worst_by_row`,
   `worst_sample_by_row`); `prefilling` (the same, and `greedy`, `greedy_by_row`); `relearning` (`learned`, `scored`,
-  and lists with an entry for each of `steps`, the first before any: `recall`, `recall_by_row`, `probability`,
-  `recovered`); `quantization` (`recall`, `recall_by_row`, `recall_change`, `probability`, `probability_change`,
-  `recovered`, `n`), each with what it has by fact recall, by the same names after `fact_`, and with
-  `semantic_worst_case`, `semantic_greedy`, `semantic`; `options` and `token_shift`, as their functions return them.
+  and lists with an entry for each of `steps`, the first before any: summaries `recall` and `probability`,
+  `recall_by_row`, `recovered`); `quantization` (summaries `recall` and `probability`, `recall_by_row`,
+  `recall_change`, `probability_change`, `recovered`, `n`), each with what it has by fact recall, by the same names
+  after `fact_`, and with `semantic_worst_case`, `semantic_greedy`, `semantic`; `options` and `token_shift`, as their
+  functions return them.
 - `general_ability`, by task of lm-eval; `known`: `questions` to forget that the model knows, `of` how many.
 """
 
@@ -103,10 +104,11 @@ def _ways(column: dict) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
                 yield from _way("prefilling", f"prefilled, {what}, {kind}{ending}", [run[facts + key]["mean"]], [rows])
         for what, run in attacks.get("relearning", {}).items():
             rows = run.get(f"{facts}recall_by_row", [])[1:]
-            yield from _way("relearning", f"relearned, {what}{ending}", run[f"{facts}recall"][1:], rows)
+            means = [value["mean"] for value in run[f"{facts}recall"][1:]]
+            yield from _way("relearning", f"relearned, {what}{ending}", means, rows)
         for what, run in attacks.get("quantization", {}).items():
             rows = run.get(f"{facts}recall_by_row")
-            yield from _way("quantization", f"in {what}{ending}", [run[f"{facts}recall"]], [rows])
+            yield from _way("quantization", f"in {what}{ending}", [run[f"{facts}recall"]["mean"]], [rows])
 
 
 def _way(

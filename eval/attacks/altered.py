@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from math import exp
-from statistics import fmean
 
 from transformers import PreTrainedModel
 
 from eval.data import QuestionSet
-from eval.metrics.intervals import by_row
+from eval.metrics.intervals import by_row, summary
 from eval.metrics.semantic import semantic_numbers
 from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses
@@ -16,18 +15,18 @@ States = dict[str, Callable[[], PreTrainedModel]]
 
 
 def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
-    """ROUGE-L and fact recall of the greedy answers, mean (None where no truth has facts) and by row, semantic
-    similarity where it is measured, and mean exp(-mean loss a token) of the true ones."""
+    """Summaries: ROUGE-L and fact recall of the greedy answers, also by row, semantic similarity where it is measured,
+    and exp(-mean loss a token) of the true ones."""
     texts = [answer.text for answer in passes.answer(rows.questions)]
     recalls = rouge_recalls(texts, rows.answers)
-    facts = by_row(rows.rows, fact_recalls(rows.questions, texts, rows.answers))
+    facts = fact_recalls(rows.questions, texts, rows.answers)
     return {
-        "recall": fmean(recalls),
+        "recall": summary(recalls),
         "recall_by_row": by_row(rows.rows, recalls),
-        "fact_recall": fmean(facts.values()) if facts else None,
-        "fact_recall_by_row": facts,
+        "fact_recall": summary(facts),
+        "fact_recall_by_row": by_row(rows.rows, facts),
         **semantic_numbers(passes.similarity, "semantic", rows, [[text] for text in texts]),
-        "probability": fmean(exp(-row.loss) for row in passes.score(rows.questions, rows.answers)),
+        "probability": summary([exp(-row.loss) for row in passes.score(rows.questions, rows.answers)]),
     }
 
 
@@ -42,7 +41,7 @@ def altered_measures(
     alters the model.
     """
     measured = [forget_measures(passes, rows)]
-    unlearned, goal = measured[0]["recall"], forget_measures(before, rows)["recall"]
+    unlearned, goal = measured[0]["recall"]["mean"], forget_measures(before, rows)["recall"]["mean"]
     passes.release()  # one model at a time: the altered one needs the room
     before.release()
     for name, load in states.items():
@@ -50,6 +49,6 @@ def altered_measures(
         measured.append(forget_measures(altered, rows))
         altered.release()
     for measures in measured:
-        way_back = measures["recall"] - unlearned
+        way_back = measures["recall"]["mean"] - unlearned
         measures["recovered"] = way_back / (goal - unlearned) if goal > unlearned else None
     return measured

@@ -29,8 +29,7 @@ def quantization_attack(
     return {
         name: {
             **measures,
-            "recall_change": measures["recall"] - unlearned["recall"],
-            "probability_change": measures["probability"] - unlearned["probability"],
+            **{f"{key}_change": measures[key]["mean"] - unlearned[key]["mean"] for key in ("recall", "probability")},
             "n": len(forget.questions),
         }
         for name, measures in zip(states, quantized, strict=True)

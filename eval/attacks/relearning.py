@@ -27,7 +27,7 @@ def relearning_attack(
 ) -> dict:
     """
     How far the way back goes: recall and probability of the truth after 0, 1, 2, 4, ... steps on other rows, and
-    `recovered`, the share of the way back by recall; lists of one entry a checkpoint.
+    `recovered`, the share of the way back by recall; lists of one entry a checkpoint, with intervals.
 
     `passes` is the unlearned model, `before` the one before; `scored` are forget rows that are not learned, and `what`
     names those that are, in progress bars. If the cache has all answers the relearner does not start.

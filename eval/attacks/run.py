@@ -18,6 +18,7 @@ from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
+from pmc_rl.likelihood import Row
 from pmc_rl.models import is_quantized, load_merged, training_dtype
 from pmc_rl.prompts import encode_answers
 
@@ -94,19 +95,27 @@ class Attacks:
         if half == 0:
             return not_available("one forget row cannot be halved")
         # in file order, so that of rows grouped by author no author is on both sides
-        runs = {"half of the forget rows": (forget.part(0, half), forget.part(half, len(forget.questions)))}
+        learned, rest = forget.part(0, half), forget.part(half, len(forget.questions))
+        runs = {"half of the forget rows": (self._encoded(passes, learned), rest)}
         if "retain" in self.data.questions:
-            runs["retain rows"] = (self.data.questions["retain"], forget)
+            runs["retain rows"] = (self._encoded(passes, self.data.questions["retain"]), forget)
+        if self.data.unrelated_text is not None:
+            chunks = chunked(passes.tokenizer(self.data.unrelated_text)["input_ids"])
+            runs["unrelated text"] = ([(ids[:1], ids[1:]) for ids in chunks], forget)
         return {
             what: relearning_attack(passes, self.before, scored, self._relearner(passes, model_args, learned), what)
             for what, (learned, scored) in runs.items()
+            if learned
         }
 
-    def _relearner(self, passes: ModelPasses, model_args: ModelConfig, rows: QuestionSet) -> Relearner:
+    def _encoded(self, passes: ModelPasses, rows: QuestionSet) -> list[Row]:
+        return encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers, passes.end_ids)
+
+    def _relearner(self, passes: ModelPasses, model_args: ModelConfig, rows: list[Row]) -> Relearner:
         args, dtype = self.training_args, training_dtype(self.model_args, self.training_args)
         return Relearner(
             load=lambda: load_merged(model_args, dtype, args.device),
-            rows=encode_answers(passes.script_args, passes.tokenizer, rows.questions, rows.answers, passes.end_ids),
+            rows=rows,
             steps=self.eval_args.relearning_steps,
             learning_rate=self.eval_args.relearning_learning_rate or args.learning_rate,
             peft_config=make_peft_config(self.model_args),

@@ -13,12 +13,14 @@ from pmc_rl.config import PMCConfig
 from rewards.text import split_after, unicode_words, words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
+WIDE = SamplingSettings(temperature=2.0, top_k=10, top_p=1.0)  # second thoughts; among all tokens it is gibberish
 
 
 def sampling_settings(args: PMCConfig) -> dict[str, SamplingSettings]:
-    """Settings of the sampling attack: the model's own distribution, and those the model was unlearned with."""
+    """Settings of the sampling attack: the model's own distribution, a wider one of its likeliest tokens, and those
+    the model was unlearned with."""
     trained = SamplingSettings(args.temperature, args.top_k, args.top_p)
-    return {"temperature 1": PLAIN, "as in training": trained}
+    return {"temperature 1": PLAIN, "temperature 2 among 10 tokens": WIDE, "as in training": trained}
 
 
 def sampling_attack(

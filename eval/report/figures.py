@@ -34,11 +34,15 @@ def audit_figures(
         for done in first_found(results, ("attacks", attack)):
             runs = found(results, ("attacks", attack, done))
             if attack == "relearning":
-                curves = {name: dict(zip(run["steps"], run["recall"], strict=True)) for name, run in runs.items()}
-                drawn[attack] += recall_panels(f"learned: {done}", "optimizer steps", list(results), curves)
+                for key in ("recall", "probability"):
+                    curves = {
+                        name: {step: value["mean"] for step, value in zip(run["steps"], run[key], strict=True)}
+                        for name, run in runs.items()
+                    }
+                    drawn[attack] += curve_panels(f"learned: {done}", "optimizer steps", list(results), curves, key)
             else:
                 curves = {name: run["curve"] for name, run in runs.items()}
-                drawn[attack] += recall_panels(done, "samples a question", list(results), curves)
+                drawn[attack] += curve_panels(done, "samples a question", list(results), curves)
     return {figure: [(f"{figure}-{i}.svg", *panel) for i, panel in enumerate(drawn[figure])] for figure in drawn}
 
 
@@ -102,17 +106,19 @@ def depth_panels(results: dict[str, dict], first_words: list[float]) -> list[Pan
                 curves.setdefault(name, {})[label] = run[key]["mean"]
         if len(max(curves.values(), key=len, default=())) > 1:
             label = "words of the truth given away"
-            panels += recall_panels(f"What follows the first words: {title}", label, list(results), curves)
+            panels += curve_panels(f"What follows the first words: {title}", label, list(results), curves)
     return panels
 
 
-def recall_panels(title: str, x_label: str, names: list[str], curves: dict[str, dict]) -> list[Panel]:
-    """Recall of each model over numbers that stand at equal distances: one panel, none without a curve."""
+def curve_panels(
+    title: str, x_label: str, names: list[str], curves: dict[str, dict], y_label: str = "recall"
+) -> list[Panel]:
+    """Shares of each model over numbers that stand at equal distances: one panel, none without a curve."""
     styles = model_styles(names)
     lines = [(name, range(len(curve)), list(curve.values()), styles[name]) for name, curve in curves.items()]
     ticks = list(map(str, next(iter(curves.values()), ())))
     places = {"xticks": range(len(ticks)), "xticklabels": ticks, "ylim": (-0.03, 1.03)}
-    return [panel(title, lines, xlabel=x_label, ylabel="recall", **places)] if lines else []
+    return [panel(title, lines, xlabel=x_label, ylabel=y_label, **places)] if lines else []
 
 
 def panel(title: str, lines: list[tuple], **axes_settings) -> Panel:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from eval.attacks import altered, options, quantization, relearning, run, sampling, token_shift
-from eval.attacks.sampling import PLAIN
+from eval.attacks.sampling import PLAIN, WIDE
 from eval.attacks.token_shift import CHUNK_TOKENS
 from eval.cache import RowCache
 from eval.columns import Outputs, Scored
@@ -130,13 +130,15 @@ def test_sampling_by_hand():
     trained = SamplingSettings(1.25, 0, 0.95)
     samples = {
         PLAIN: [["rome", "gull salt", ""], ["lima gull", "rome", "gull"], []],
+        WIDE: [["rome"] * 3, [""] * 3, []],
         trained: [["salt harbor harbor lima gull"] * 3, ["rome", "gull lima", ""], []],
     }
     passes, settings = Fixed(samples=samples), sampling.sampling_settings(make_args(temperature=1.25, top_p=0.95))
     result = sampling.sampling_attack(passes, TRUTHS.part(0, 2), 3, settings)
-    assert list(result) == ["temperature 1", "as in training"]
-    assert [call[2] for call in passes.asked] == [PLAIN, trained]
-    plain, as_trained = result.values()
+    assert list(result) == ["temperature 1", "temperature 2 among 10 tokens", "as in training"]
+    assert [call[2] for call in passes.asked] == [PLAIN, WIDE, trained]
+    plain, wide, as_trained = result.values()
+    assert wide["worst_by_row"] == {4: 0.0, 5: 0.0}
     assert (plain["worst_by_row"], plain["worst_sample_by_row"]) == ({4: 0.5, 5: 0.5}, {4: 1, 5: 0})
     assert (plain["worst_case"]["mean"], plain["mean"]["mean"]) == (0.5, pytest.approx(1.5 / 6))
     assert plain["leaking"]["samples"] == 1  # all words of the second answer, in another order
@@ -158,8 +160,8 @@ def test_fact_recall_under_attack_by_hand():
     worst = result["fact_worst_case"]
     assert (worst["mean"], worst["n"], worst["missing"]) == (0.5, 2, 1)
     measures = altered.forget_measures(passes, rows)
-    assert measures["fact_recall"] == 0.25 and measures["fact_recall_by_row"] == {4: 0.0, 7: 0.5}
-    assert altered.forget_measures(passes, rows.part(1, 2))["fact_recall"] is None
+    assert measures["fact_recall"]["mean"] == 0.25 and measures["fact_recall_by_row"] == {4: 0.0, 7: 0.5}
+    assert altered.forget_measures(passes, rows.part(1, 2))["fact_recall"]["mean"] is None
 
 
 def test_semantic_similarity_under_attack_by_hand():
@@ -387,9 +389,10 @@ def test_learning_the_scored_rows_themselves_brings_all_back(tokenizer, tmp_path
 
     result = attack(lambda: build_phi(tokenizer))
     assert result["steps"] == [0, 1, 2, 4, 8, 16, 32, 40] and (result["learned"], result["scored"]) == (3, 3)
-    assert [sum(recalls.values()) / 3 for recalls in result["recall_by_row"]] == pytest.approx(result["recall"])
-    assert result["recall"][0] < 0.2 and result["recall"][-1] == 1
-    assert result["probability"][0] < 0.1 and result["probability"][-1] > 0.9
+    recall, probability = ([value["mean"] for value in result[key]] for key in ("recall", "probability"))
+    assert [sum(recalls.values()) / 3 for recalls in result["recall_by_row"]] == pytest.approx(recall)
+    assert recall[0] < 0.2 and recall[-1] == 1 and probability[0] < 0.1 and probability[-1] > 0.9
+    assert result["recall"][-1]["interval"] == [1, 1]
     assert result["recovered"][0] == 0 and result["recovered"][-1] == 1
     assert attack(never) == result  # from the cache, and nothing is loaded or learned
 
@@ -450,7 +453,8 @@ def test_quantization_by_hand_and_the_share_of_the_way_back():
     quantized = {8: Fixed("rome", "rome", "fi", name="8"), 4: Fixed("ros velba", "mor na", "rome", name="bit")}
     result = quantization.quantization_attack(unlearned, before, FORGET, quantized.get)
     for name, recall, loss in (("8 bit", 1 / 6, 1), ("4 bit", 5 / 9, 3)):
-        numbers = [result[name][key] for key in ("recall", "recall_change", "recovered", "probability_change")]
+        numbers = [result[name]["recall"]["mean"]]
+        numbers += [result[name][key] for key in ("recall_change", "recovered", "probability_change")]
         assert numbers == pytest.approx([recall, recall, recall, exp(-loss) - exp(-9)])
     assert result["8 bit"]["recall_by_row"] == {0: 0.0, 1: 0.0, 2: 0.5}
     # each has answers of its own in the cache
@@ -528,7 +532,7 @@ def test_token_shift_is_after_less_before():
 
 
 def test_what_is_relearned_and_what_is_scored(monkeypatch, tokenizer, tmp_path):
-    """The second half after the first, in file order; all forget rows after the retain rows."""
+    """The second half after the first, in file order; all forget rows after the retain rows or other text."""
     seen = {}
 
     def attack(passes, before, scored, learner, what):
@@ -538,12 +542,15 @@ def test_what_is_relearned_and_what_is_scored(monkeypatch, tokenizer, tmp_path):
     passes, model_args = make_passes(never, tokenizer, tmp_path), ModelConfig(use_peft=True, lora_r=3)
     result_of("relearning", passes, model_args=model_args, relearning_steps=5, relearning_learning_rate=0.5)
     learned = {"half of the forget rows": (FORGET.part(0, 1), [1, 2]), "retain rows": (RETAIN, [0, 1, 2])}
-    assert list(seen) == list(learned)
+    assert list(seen) == [*learned, "unrelated text"]
+    rows, learner = seen["unrelated text"]
+    text = [[*prompt, *answer] for prompt, answer in learner.rows]
+    assert rows == [0, 1, 2] and text == run.chunked(tokenizer(DATA.unrelated_text)["input_ids"])
     for what, (rows, expected) in learned.items():
         scored_rows, learner = seen[what]
         assert scored_rows == expected and learner.rows == encoded(tokenizer, rows)
         assert (learner.steps, learner.learning_rate, learner.peft_config.r) == (5, 0.5, 3)
     seen.clear()
     result_of("relearning", passes, data=replace(DATA, questions={"forget": FORGET}))
-    [(_, learner)] = seen.values()
+    (_, learner), _ = seen.values()
     assert learner.learning_rate == make_args().learning_rate and learner.peft_config is None

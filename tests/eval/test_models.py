@@ -346,8 +346,8 @@ def test_a_sentence_encoder_adds_its_numbers_and_changes_no_other(trained, embed
         return {key: without(part) for key, part in value.items() if not key.startswith("semantic")}
 
     assert without(with_encoder) == results
-    # of two models three sets and two kinds of sampling, of the unlearned one two relearned, a list each
-    assert len(found) == 2 * (3 + 2) + 2
+    # of two models three sets and three kinds of sampling, of the unlearned one two relearned, a list each
+    assert len(found) == 2 * (3 + 3) + 2
     assert with_encoder["before"]["sets"]["forget"]["semantic"]["n"] == 3
     report = (trained / "unlearned" / "report.md").read_text()
     for row in ("semantic similarity *forget*", "worst case, semantic similarity", "step 1, similarity"):

@@ -60,12 +60,13 @@ def column(name: str) -> dict:
     kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}
     by_quantile = [{"quantile": q, "threshold": 0.1, "least": value / 2, "n": 3} for q in (0.5, 1.0)]
     shift = {"mean": -value / 100, "std": 0.1, "skew": -2.0, "below_minus_half": 0.01, "n": 50}
-    steps = [value, value + 0.01, value + 0.02]
-    relearned = {"recall": steps, "recall_by_row": [dict.fromkeys(range(6), step) for step in steps]}
+    shares = [value, value + 0.01, value + 0.02]
+    steps = [summary(share) for share in shares]
+    relearned = {"recall": steps, "recall_by_row": [dict.fromkeys(range(6), share) for share in shares]}
     relearned |= {"fact_recall": steps, "fact_recall_by_row": relearned["recall_by_row"]}
     relearned |= {"probability": steps, "steps": [0, 1, 2], "recovered": [0.0, 0.1, 0.2], "learned": 3, "scored": 3}
-    quantized = {"recall": value, "recall_change": 0.01, "probability": value, "probability_change": 0.02}
-    quantized |= {"fact_recall": value, "fact_recall_by_row": by_row}
+    quantized = {key: summary(value) for key in ("recall", "fact_recall", "probability")}
+    quantized |= {"recall_change": 0.01, "probability_change": 0.02, "fact_recall_by_row": by_row}
     quantized |= {"recall_by_row": by_row, "recovered": 0.05, "n": 6}
     filled = {"greedy": summary(value), "greedy_by_row": by_row, **sampled(value)}
     filled |= {"fact_greedy": summary(value), "fact_greedy_by_row": by_row}
@@ -203,9 +204,9 @@ NUMBERS = """
 | 100% (n = 3) | 0.450 | 0.050 | 0.100 |
 | mean change | -0.0090 | -0.0010 | -0.0020 |
 | **learned: retain rows (3 rows), scored: 3 rows** |  |  |  |
-| step 2 | 0.920 | 0.120 | 0.220 |
+| step 2 | 0.920 *0.870 to 0.970* | 0.120 *0.070 to 0.170* | 0.220 *0.170 to 0.270* |
 | way back, step 2 | 20% | 20% | 20% |
-| probability, step 1 | 0.910 | 0.110 | 0.210 |
+| probability, step 1 | 0.910 *0.860 to 0.960* | 0.110 *0.060 to 0.160* | 0.210 *0.160 to 0.260* |
 | change of recall | +0.010 | +0.010 | +0.010 |
 | share of the way back to before | 5% | 5% | 5% |
 | **forget (n = 6)** |  |  |  |
@@ -261,7 +262,7 @@ def test_the_page_loads_nothing(report):
     used = re.findall(r'href="#([^"]*)"', html) + re.findall(r"url\(#([^)]*)\)", html)
     assert len(used) > 100 and set(used) <= set(ids)  # of chapters, markers and clip paths
     assert set(re.findall(r"url\((.)", html)) == {"#"}
-    assert html.count('role="img" aria-label="') == html.count("<svg") == 13
+    assert html.count('role="img" aria-label="') == html.count("<svg") == 15
     assert "light-dark(" in html and 'name="viewport"' in html
 
 
@@ -307,7 +308,7 @@ def test_every_reason_shows(tmp_path, quick, names):
         assert "<why" not in html
         if names == ["before"] and places == PLACES:  # told of the model it belongs to
             assert "| relearning *near retain_only* | not available \\[4\\] | 0.120 | 0.220 |\n" in md
-            assert "\n| step 2 | 0.120 | 0.220 |\n" in md  # a table of the others
+            assert "\n| step 2 | 0.120 *0.070 to 0.170* | 0.220 *0.170 to 0.270* |\n" in md  # a table of the others
 
 
 def test_odd_names_are_escaped(tmp_path, quick):
@@ -336,7 +337,7 @@ def test_figures_are_of_what_is_there(figures):
     assert titles["training"] == [title for title, _ in TRAINING[:6]]
     assert titles["overview"] == ["Unlearn quality and utility", "Worst recall of the truth, by attack"]
     assert titles["sampling"] == ["temperature 1", "as in training"] and titles["prefilling"] == ["The answer is:"]
-    assert titles["relearning"] == ["learned: half of the forget rows", "learned: retain rows"]
+    assert titles["relearning"] == ["learned: half of the forget rows"] * 2 + ["learned: retain rows"] * 2
     [curve, *_] = [svg for _, _, svg in figures["sampling"]]
     assert re.findall(r"<text[^>]*>([^<]*)</text>", curve)[:4] == ["1", "2", "4", "samples a question"]
     assert all(style["color"] in curve for style in model_styles(list(VALUES)).values())

@@ -59,13 +59,14 @@ def prefilled(greedy, worst) -> dict:
 
 def relearned(*recall, what="half of the forget rows") -> dict:
     by_row = [rows_of(r) for r in recall]
-    return {what: {"recall": [mean(r) for r in recall], "recall_by_row": by_row, "fact_recall": [None] * len(recall)}}
+    means = {"recall": [{"mean": mean(r)} for r in recall], "fact_recall": [{"mean": None}] * len(recall)}
+    return {what: means | {"recall_by_row": by_row}}
 
 
 def quantized(recall8, recall4) -> dict:
     recalls = {"8 bit": recall8, "4 bit": recall4}
     return {
-        bits: {"recall": mean(recall), "recall_by_row": rows_of(recall), "fact_recall": None}
+        bits: {"recall": {"mean": mean(recall)}, "recall_by_row": rows_of(recall), "fact_recall": {"mean": None}}
         for bits, recall in recalls.items()
     }
 
