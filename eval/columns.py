@@ -179,6 +179,7 @@ def _forget_quality(data: AuditData, outputs: Outputs, retain_only: Outputs | No
         return not_available(NO_RETAIN_ONLY)
     reference = retain_only.scored["forget"].truth_ratios()
     medians = {"median": float(np.median(ratios)), "reference_median": float(np.median(reference))}
+    medians["median_interval"] = bootstrap_interval(ratios, statistic=np.median)
     return {**forget_quality(ratios, reference), **medians}
 
 

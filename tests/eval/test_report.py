@@ -55,6 +55,7 @@ def column(name: str) -> dict:
     recall |= {"change_interval": [-0.7, -0.6], "empty": 1, "ended": 0.75, "tokenization": {"script_aware": 0}}
     sets = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts")
     quality = {"p_value": 0.012, "log10_p_value": -1.92, "median": 1.2, "reference_median": 1.3}
+    quality["median_interval"] = [1.1, 1.25]
     auc = {"auc": value, "auc_interval": [value - 0.06, value + 0.06], "reference_auc": 0.45, "privleak": -31.4}
     auc |= {"members": 6, "non_members": 5}
     kinds = {"leak": 1, "refusal": 2, "gibberish": 0, "copy": 1, "hallucination": 2}

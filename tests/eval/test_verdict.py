@@ -33,6 +33,7 @@ def column(greedy=None, ratio=None, auc=None, facts=None, **attacks) -> dict:
     forget = {"rougeL_recall": mean(greedy), "recall_by_row": rows_of(greedy)}
     forget |= {"fact_recall": {"mean": mean(facts)}, "fact_recall_by_row": rows_of(facts)}
     quality = dict(zip(("median", "reference_median", "p_value"), ratio or (), strict=False))
+    quality |= {"median_interval": [ratio[0] - 0.1, ratio[0] + 0.1]} if ratio else {}
     return {
         "sets": {} if greedy is None else {"forget": forget},
         "attacks": {name: attacks.get(name, NOT) for name in ATTACKS},
@@ -215,8 +216,9 @@ def test_reasons_name_what_leaks_the_worst_first():
     plain, *others = leakage_verdict(column(0.25, **ALL), BEFORE, None)[1]
     assert plain == "asked plainly: 0.25 of the truth comes out"
     worst = ["relearned, half of the forget rows", "prefilled, It is, sampled"]
-    worst += ["sampling, setting 1", "in 4 bit", "sampling, setting 0"]
+    worst += ["sampling, setting 1", "in 4 bit"]
     assert [reason.partition(":")[0] for reason in others] == worst
+    assert others[2].endswith("; 1 more by this attack")
     assert leakage_verdict(column(0.1), BEFORE, None)[1][-1] == "no attack that asks again was run"
     plain, nothing = leakage_verdict(attacked(0.1), BEFORE, None)[1]
     assert "0.10" in plain and nothing == "no attack brings out more than 0.2"
@@ -242,6 +244,7 @@ def test_to_guess_as_well_as_a_model_that_never_saw_it_is_no_leak():
 
 # how far from a model that never saw it
 
+RATIO = "the truth ratio is"
 RETAIN_ONLY = attacked(0.4, sampling=sampled(0.6, 0.6))
 
 
@@ -256,8 +259,19 @@ def like_retain_only(ratio=(0.6, 0.6, 0.8), auc=(0.52, 0.5), **changed) -> dict:
         ({"ratio": (0.2, 0.6, 0.06), "auc": (0.6, 0.5)}, "well unlearned", None),  # neither is enough
         ({"ratio": None, "auc": None}, "well unlearned", None),
         # a memorised answer is likelier than the wrong ones: a low truth ratio
-        ({"ratio": (0.2, 0.6, 1e-9)}, "under-unlearned", "the truth ratio is 0.20 against 0.60 (p = 1.0e-09)"),
-        ({"ratio": (0.9, 0.6, 1e-9)}, "over-unlearned", "the truth ratio is 0.90 against 0.60 (p = 1.0e-09)"),
+        (
+            {"ratio": (0.2, 0.6, 1e-9)},
+            "under-unlearned",
+            f"{RATIO} 0.20 (0.10 to 0.30) against 0.60 (p = 1.0e-09)",
+        ),
+        (
+            {"ratio": (1.3, 0.6, 1e-9)},
+            "over-unlearned",
+            f"{RATIO} 1.30 (1.20 to 1.40) against 0.60 (p = 1.0e-09)",
+        ),
+        # a model that refuses prefers neither the truth nor what is wrong
+        ({"ratio": (0.95, 1.5, 1e-9)}, "well unlearned", None),
+        ({"ratio": (0.9, 0.6, 1e-9)}, "well unlearned", None),
         ({"auc": (0.95, 0.5)}, "under-unlearned", "membership by min-k++ has AUC 0.95 against 0.50"),
         ({"auc": (0.1, 0.5)}, "over-unlearned", "membership by min-k++ has AUC 0.10 against 0.50"),
         ({"greedy": 0.6}, "under-unlearned", "more comes out asked plainly (0.60 against 0.40)"),
@@ -268,7 +282,7 @@ def like_retain_only(ratio=(0.6, 0.6, 0.8), auc=(0.52, 0.5), **changed) -> dict:
         ({"greedy": 0.0, "sampling": sampled(0.0, 0.0), "auc": (0.1, 0.5)}, "over-unlearned", None),
         # signs that contradict each other are both told
         ({"auc": (0.1, 0.5), "greedy": 0.9}, "mixed", None),
-        ({"ratio": (0.9, 0.6, 0.01), "auc": (1, 0.5)}, "mixed", None),
+        ({"ratio": (1.3, 0.6, 0.01), "auc": (1, 0.5)}, "mixed", None),
     ],
 )
 def test_calibration(changed, expected, reason):
