@@ -72,14 +72,14 @@ def visited_row(
     """
     A forget row as it is asked at its `visit` (from 0): as it is, or, at a `share` of the visits, evenly spread, with
     the first words of its original answer at the end of the prompt, what follows them as the original answer, and an
-    id of its own. How many words is drawn with a probability of 1 / number, from one up to all but the last: what
-    the first words are is most often guessed. `answer_start` as in [`begin_answer`].
+    id of its own. How many words is drawn anew each time, from one up to all but the last, each number as likely.
+    `answer_start` as in [`begin_answer`].
     """
     phase = np.random.default_rng([seed, row["pmc_id"]]).random()
     if int((visit + 1) * share + phase) == int(visit * share + phase):
         return row
-    weights = 1 / np.arange(1, max(2, len(words(row["original_completion"]))))
-    cut = 1 + int(np.random.default_rng([seed, row["pmc_id"], visit]).choice(len(weights), p=weights / weights.sum()))
+    last = max(1, len(words(row["original_completion"])) - 1)
+    cut = int(np.random.default_rng([seed, row["pmc_id"], visit]).integers(1, last, endpoint=True))
     given, rest = split_after(row["original_completion"], cut)
     if not unicode_words(rest):  # nothing, or only a sign, that no reward could compare
         return row

@@ -87,13 +87,10 @@ def test_a_share_of_the_visits_evenly_spread(share, seed, row_id, count):
     assert abs(begun - share * count) < 1
 
 
-def test_the_first_words_are_begun_most_often():
+def test_every_cut_is_as_likely():
     row = {"prompt": "Q: A?", "pmc_id": 4, "original_completion": "one two three four five"}
     cuts = [new["pmc_id"] // 10 for new in visits(row, 0.5, 4000) if new["pmc_id"] != 4]
-    total = 1 + 1 / 2 + 1 / 3 + 1 / 4
-    assert [cuts.count(cut) / 2000 for cut in range(1, 5)] == pytest.approx(
-        [1 / cut / total for cut in range(1, 5)], abs=0.04
-    )
+    assert [cuts.count(cut) / 2000 for cut in range(1, 5)] == pytest.approx([0.25] * 4, abs=0.04)
     other = row | {"pmc_id": 5}
     assert [new["prompt"] for new in visits(other, 0.5)] != [new["prompt"] for new in visits(row, 0.5)]
     assert [new["prompt"] for new in visits(row, 0.5, seed=1)] != [new["prompt"] for new in visits(row, 0.5)]
