@@ -57,22 +57,24 @@ def recall_by_row(column: dict) -> ByRow:
     return column["sets"]["forget"]["recall_by_row"] if "forget" in column["sets"] else {}
 
 
-def leakage_by_measure(column: dict, rows: Collection[int] | None = None) -> dict[Way, float]:
+def leakage_by_measure(column: dict) -> dict[Way, float]:
     """
     How much of the truth comes out in each way that was tried: mean ROUGE-L recall over the questions, in [0, 1], and
     as a way of its own mean fact recall, over those whose truth has names, numbers or dates.
 
-    Of samples it is the mean of each question's best one, of relearning the highest after any number of steps. With
-    `rows`, the mean is over these alone, and a way in which none of them was asked is left out.
+    Of samples it is the mean of each question's best one, of relearning the highest after any number of steps.
     """
+    return {way: mean for way, mean, _ in _ways(column)}
+
+
+def recalls_by_way(column: dict, rows: Collection[int]) -> dict[Way, ByRow]:
+    """What [`leakage_by_measure`] is the mean of, for these rows alone; a way in which none of them was asked is left
+    out."""
     found = {}
-    for way, mean, by_row in _ways(column):
-        if rows is not None:
-            recalls = [[recall for row, recall in run.items() if row in rows] for run in by_row]
-            if not recalls[0]:
-                continue
-            mean = max(map(fmean, recalls))
-        found[way] = mean
+    for way, _, by_row in _ways(column):
+        runs = [{row: recall for row, recall in run.items() if row in rows} for run in by_row]
+        if runs[0]:
+            found[way] = max(runs, key=lambda run: fmean(run.values()))
     return found
 
 
