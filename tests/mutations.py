@@ -75,6 +75,11 @@ pmc_rl/original.py tests/pmc_rl/test_original.py::test_original_answers_are_the_
 - return [text for text, _ in answers]
 + return [row["prompt"] for row in dataset]
 
+what follows the first words is compared with the whole original answer
+pmc_rl/prompts.py tests/pmc_rl/test_original.py::test_rows_that_begin_within_an_answer
+- "original_completion": rest}
++ }
+
 training reads the answers to forget
 pmc_rl/data.py tests/pmc_rl/test_data.py::test_forget_rows_take_only_what_is_named
 - [args.question_column, *args.reward_columns]
