@@ -132,8 +132,10 @@ def calibration_verdict(after: dict, before: dict, retain_only: dict | None) -> 
         medians = f"{quality['median']:.2f} ({low:.2f} to {high:.2f}) against {reference:.2f}"
         told = f"the truth ratio is {medians} (p = {quality['p_value']:.1e})"
         # at 1 a model prefers neither the truth nor what is wrong, and so knows nothing, as one that refuses
-        under += [told] * (high < min(1, reference))
-        over += [told] * (low > max(1, reference))
+        if high < min(1, reference):
+            under.append(told)
+        if low > max(1, reference):
+            over.append(told)
     if available(membership):
         auc, known = membership["min_k_plus_plus"]["auc"], membership["min_k_plus_plus"]["reference_auc"]
         if abs(auc - known) > MARGIN:

@@ -32,9 +32,7 @@ class RejectionSampler:
     (a reward is not stationary, or `normalize_rewards`), the remembered answers are scored again with the new ones.
 
     Several processes answer the same window together: they share the sampling, the main one scores, and all select, so
-    that the pool is the same everywhere and rewards are asked as by one process.
-
-    `metrics` takes the numbers of each window.
+    that the pool is the same everywhere and rewards are asked as by one process. `metrics` takes the window's numbers.
     """
 
     def __init__(

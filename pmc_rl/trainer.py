@@ -27,6 +27,7 @@ from pmc_rl.errors import RecipeError
 from pmc_rl.gradients import GradientCheck, trainable_parameters
 from pmc_rl.models import end_token_ids
 from pmc_rl.original import OriginalLogLikelihood, kl_to_original, losses_by_row
+from pmc_rl.plan import count_steps
 from pmc_rl.progress import print_answers, warn_of_samples
 from pmc_rl.prompts import encode_prompt, visited_row
 from pmc_rl.rejection import RejectionSampler
@@ -96,7 +97,7 @@ class PMCTrainer(SFTTrainer):
         self.end_ids = end_token_ids(model.generation_config, processing_class.eos_token_id)
         self.answer_start = answer_start  # of text prompts
         self.window_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.steps_per_epoch = -(-len(train_dataset) // self.window_size)
+        self.steps_per_epoch, _ = count_steps(args, len(train_dataset), args.world_size)
         self.step_metrics: defaultdict[str, list[float]] = defaultdict(list)  # of the steps since the last log
         self.sampler = RejectionSampler(args, reward_funcs, processing_class, self.end_ids, self.step_metrics)
         self.window: list[tuple[dict, list]] = []  # the last one, for the table of completions
@@ -249,7 +250,7 @@ class PMCTrainer(SFTTrainer):
         if self.step_metrics:  # the summary at the end takes the steps after the last log
             logs.update({name: float(np.mean(values)) for name, values in self.step_metrics.items()})
             self.step_metrics.clear()
-            logs["frac_solved"] = float(np.mean([self.sampler.is_solved(row["pmc_id"]) for row in self.train_dataset]))
+            logs["frac_solved"] = float(np.mean([self.sampler.is_solved(i) for i in self.train_dataset["pmc_id"]]))
             logs["num_samples"] = self.sampler.num_samples
             if self.state.global_step > self.args.get_warmup_steps(self.state.max_steps):
                 warn_of_samples(logs)
