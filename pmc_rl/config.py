@@ -13,6 +13,7 @@ warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is dep
 Names = str | list[str]  # one or several
 QuestionSet = Literal["forget", "forget_paraphrased", "retain", "retain_holdout", "real_authors", "world_facts"]
 Attack = Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]
+Method = Literal["gradient_difference", "npo", "simnpo", "dpo", "idk", "wga", "undial", "rmu"]
 
 
 def setting(default: Any, help: str, **limits: float) -> Any:
@@ -142,6 +143,8 @@ class EvalArguments:
     relearning_learning_rate: float | None = setting(None, "Its learning rate; null: learning_rate.", above=0)
     lm_eval_tasks: list[str] = setting([], "Tasks of lm-evaluation-harness, by name or by the path of a YAML file.")
     with_texts: bool = setting(False, "Write a second report with the worst leaking questions into private/.")
+    method: Method | None = setting(None, "What eval/baselines.py trains by; null: Partial Model Collapse.")
+    method_kwargs: dict[str, Any] = setting({}, "Keyword arguments of the method's loss.")
 
 
 def cpu_has_bf16() -> bool:

@@ -1,5 +1,7 @@
-"""Memory of a run by part, estimated from settings and the shapes of a model on the meta device; loads no weights."""
+"""Memory of a run: by part, estimated from settings and the shapes of a model on the meta device; and its peak."""
 
+import resource
+import sys
 from typing import NamedTuple
 
 import torch
@@ -143,6 +145,14 @@ def estimate_memory(
 def held_bytes(parts: dict[str, int]) -> int:
     """Bytes of [`estimate_memory`] that stay from step to step."""
     return sum(size for name, size in parts.items() if name not in IN_TURNS)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has needed at most: of tensors on an accelerator, on a CPU resident."""
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def accelerator_memory(device: torch.device) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ likely it finds an answer. All its answers are made here, before the trainer exi
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -151,6 +152,29 @@ class OriginalLogLikelihood:
             self.model.train(was_training)
 
 
+class Predictions(NamedTuple):
+    """What a model says at the target tokens of a batch, in order of its rows."""
+
+    log_probs: torch.Tensor  # (n, vocabulary)
+    targets: torch.Tensor  # (n,) the true tokens
+    rows: torch.Tensor  # (n,) the row that each stands in
+
+    @property
+    def target_log_probs(self) -> torch.Tensor:
+        """Log-probability of each true token, `(n,)`."""
+        return self.log_probs.gather(1, self.targets[:, None])[:, 0]
+
+
+def predict_targets(model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> Predictions:
+    """One forward pass over a batch of TRL's collator; logits are made from the end of the shortest prompt on."""
+    labels = inputs["labels"][:, 1:]
+    labels = labels[:, (labels != -100).any(0).int().argmax() :]
+    is_target = labels != -100
+    texts = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    logits = model(**texts, logits_to_keep=labels.shape[1] + 1, use_cache=False).logits[:, :-1][is_target]
+    return Predictions(logits.float().log_softmax(-1), labels[is_target], is_target.nonzero()[:, 0])
+
+
 def losses_by_row(
     model: PreTrainedModel | PeftModel,
     original: OriginalLogLikelihood,
@@ -164,22 +188,15 @@ def losses_by_row(
 
     Source: the retain loss "KL" of TOFU (https://huggingface.co/papers/2401.06121).
     """
-    labels = inputs["labels"][:, 1:]
-    labels = labels[:, (labels != -100).any(0).int().argmax() :]  # from the end of the shortest prompt on
-    is_target = labels != -100
-    row_of, targets = is_target.nonzero()[:, 0], labels[is_target]
-    texts = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    columns = {"logits_to_keep": labels.shape[1] + 1, "use_cache": False}
-    log_probs = model(**texts, **columns).logits[:, :-1][is_target].float().log_softmax(-1)
-    losses = -log_probs.gather(1, targets[:, None])[:, 0]
+    now = predict_targets(model, inputs)
+    losses = -now.target_log_probs
     if is_retained.any():
         with torch.no_grad(), original.before() as before:
-            logits = before(**{name: rows[is_retained] for name, rows in texts.items()}, **columns).logits
-        expected = logits[:, :-1][is_target[is_retained]].float().log_softmax(-1)
-        retained = is_retained[row_of]
-        divergence = (expected.exp() * (expected - log_probs[retained])).sum(-1)
+            expected = predict_targets(before, {name: rows[is_retained] for name, rows in inputs.items()}).log_probs
+        retained = is_retained[now.rows]
+        divergence = (expected.exp() * (expected - now.log_probs[retained])).sum(-1)
         losses = losses.masked_scatter(retained, divergence)
-    return losses.new_zeros(len(labels)).index_add(0, row_of, losses)
+    return losses.new_zeros(len(is_retained)).index_add(0, now.rows, losses)
 
 
 def kl_to_original(

@@ -12,6 +12,7 @@ from pmc_rl.checkpoints import check_resume, is_this_run, last_checkpoint, read_
 from pmc_rl.config import PMCConfig, RunConfig
 from pmc_rl.errors import RecipeError
 from pmc_rl.folders import temporary_folder
+from pmc_rl.memory import peak_memory
 from pmc_rl.models import merged_copy, training_dtype
 from pmc_rl.output import HOLDS_A_RUN, is_finished_run, remove_unfinished, save_run
 from pmc_rl.template_date import pinned_by
@@ -81,6 +82,7 @@ def finish(trainer: PMCTrainer, model_args: ModelConfig, tokenizer: PreTrainedTo
         return
     dtype = training_dtype(model_args, args)
     merged = merged_copy(trainer.model, model_args, dtype) if args.save_merged else None
+    trainer.state.log_history[-1]["peak_memory_gib"] = peak_memory(args.device)
     recipe, manifest = trainer.record["recipe"], {"stage": stage, "read": trainer.record["read"]}
     save_run(args, trainer.model, tokenizer, recipe, trainer.state.log_history, manifest, merged)
     left = f"{output_dir / 'private'} (hashes of the data, by which an audit knows it, and paths)"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from pmc_rl.errors import all_problems, exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.errors import RecipeError, all_problems, exit_on_recipe_error  # first: it switches telemetry off
 from pmc_rl.recipe import parse_recipe
 
 # isort: split
@@ -31,9 +31,16 @@ from pmc_rl.template_date import pin_date
 from pmc_rl.trainer import PMCTrainer
 
 
-def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, stage: str = "train") -> None:
-    """Recipe -> rewards, data -> model, its own answers -> PMCTrainer, or a control of it -> output folder."""
-    data_args, args, model_args, _ = parse_recipe(argv)
+def main(
+    argv: list[str],
+    make_trainer: Callable[..., PMCTrainer] = PMCTrainer,
+    stage: str = "train",
+    read_forget: Callable[..., tuple[list[dict], dict]] = read_forget_rows,
+) -> None:
+    """Recipe -> rewards, data -> model, its own answers -> PMCTrainer, or a baseline -> output folder."""
+    data_args, args, model_args, eval_args = parse_recipe(argv)
+    if eval_args.method and stage == "train":
+        raise RecipeError([f"method: {eval_args.method} reads answers to be forgotten; run eval/baselines.py"])
     checkpoint = checkpoint_to_resume(args)
     original = OriginalLogLikelihood()
     with all_problems() as check:
@@ -48,7 +55,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
             data_args.reward_columns,
         )
         tokenizer = check(load_tokenizer, model_args, data_args.tokenizer_name_or_path)
-        forget = check(read_forget_rows, data_args)
+        forget = check(read_forget, data_args)
         retain = check(read_retain_rows, data_args) if args.retain_weight > 0 else ([], None)
         parameter_counts = check(lambda: count_parameters(load_config(model_args), model_args))
         check(check_model, model_args, args)
@@ -98,7 +105,7 @@ def main(argv: list[str], make_trainer: Callable[..., PMCTrainer] = PMCTrainer, 
     answered_rows = answer_retain_rows(data_args, model, tokenizer, retain_rows, args)
     if answered_rows is not retain_rows:  # else they are checked
         check_rows(data_args, tokenizer, end_ids, retain_key, answered_rows, limits)
-    if stage == "train":  # a control compares with no original answer
+    if stage == "train":  # nothing else compares with original answers
         saved = read_state(checkpoint)["original_completions"] if checkpoint else None
         forget_prompts = with_original_answers(forget_prompts, model, tokenizer, args, saved)
     trainer = make_trainer(

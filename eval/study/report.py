@@ -19,10 +19,15 @@ from pmc_rl.output import write_text
 
 LABELS = {"unlearn_quality": "unlearn quality, %", "utility": "utility, %", "utility_change": "change of utility"}
 LABELS |= {"worst_leakage": "worst leakage", "prefilling_greedy": "prefilling, greedy", "train_seconds": "training, s"}
-LABELS |= {"extraction_strength": "extraction strength", "num_samples": "samples drawn"}
+LABELS |= {"extraction_strength": "extraction strength", "exact_memorization": "exact memorization"}
+LABELS |= {"forget_quality": "forget quality, p", "membership_auc": "membership, AUC of min-k"}
+LABELS |= {"forget_token_shift": "shift of forgotten tokens", "other_token_shift": "shift of other tokens"}
+LABELS |= {"peak_memory_gib": "peak memory, GiB", "num_samples": "samples drawn"}
 DIGITS = {"num_samples": 0, "train_seconds": 0, "unlearn_quality": 1, "utility": 1, "utility_change": 1}  # else 3
 HEADLINE = ("unlearn_quality", "utility", "utility_change", "worst_leakage", "sampling", "prefilling")
-HEADLINE += ("prefilling_greedy", "relearning", "quantization", "extraction_strength", "train_seconds", "num_samples")
+HEADLINE += ("prefilling_greedy", "relearning", "quantization", "train_seconds", "peak_memory_gib", "num_samples")
+PROBABILITIES = ("extraction_strength", "exact_memorization", "forget_quality", "membership_auc")
+PROBABILITIES += ("forget_token_shift", "other_token_shift")
 PRINTED = ("unlearn_quality", "utility", "worst_leakage", "fluent", "train_seconds")
 REFERENCES = {"retain_only": "retain-only model", "before": "before"}  # columns of an audit that do not compete
 
@@ -37,15 +42,17 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     ways = study.objectives.values()
     beaten = {name: by for name, by in dominators(means, ways).items() if by}
     searched = {run_of(trial).name: trial for trial in trials if run_of(trial).searched}
-    found = {name: trial.values for name, trial in searched.items()}
-    front = [name for name, by in dominators(found, ways).items() if not by]
+    values_found = {name: trial.values for name, trial in searched.items()}
+    front = [name for name, by in dominators(values_found, ways).items() if not by]
     [first] = [trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder]
     title = f"Study {Path(study.output_dir).name}"
+    likely = tuple(name for name in PROBABILITIES if any(own[name] for own in summary.values()))
     values = {
         "title": title,
         "study": study,
         "date": time.strftime("%Y-%m-%d"),
         "headline": means_table(summary, HEADLINE),
+        "probabilities": means_table(summary, likely) if likely else "",
         "kinds": means_table(summary, (*KINDS, "fluent", "distinct")),
         "beaten": beaten,
         "objectives": [LABELS.get(name, name) for name in study.objectives],

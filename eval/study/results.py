@@ -12,17 +12,19 @@ from pmc_rl.output import read_training_log
 Numbers = dict[str, float | None]
 Mean = tuple[float, float | None]  # and standard deviation, None of a single number
 NUMBERS = ("unlearn_quality", "utility", "utility_change", *KINDS, "fluent", "distinct", *ATTACKS, "prefilling_greedy")
-NUMBERS += ("worst_leakage", "extraction_strength", "train_seconds", "num_samples")
+NUMBERS += ("worst_leakage", "extraction_strength", "exact_memorization", "forget_quality", "membership_auc")
+NUMBERS += ("forget_token_shift", "other_token_shift", "train_seconds", "peak_memory_gib", "num_samples")
+OF_TRAINING = {"train_seconds": "train_runtime", "peak_memory_gib": "peak_memory_gib", "num_samples": "num_samples"}
 
 
 def trial_numbers(run: Path, controls: dict[str, Path]) -> dict[str, Numbers]:
     """The numbers of every column of a run's audit, with those of the trainings: `after` is the run itself."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    untrained = {"train_seconds": None, "num_samples": None}
+    untrained = dict.fromkeys(OF_TRAINING)
     numbers = {name: column_numbers(column, results["before"]) | untrained for name, column in results.items()}
     for name, folder in {"after": run, **controls}.items():
         last = {key: value for entry in read_training_log(folder) for key, value in entry.items()}
-        numbers[name] |= {"train_seconds": last["train_runtime"], "num_samples": last.get("num_samples")}
+        numbers[name] |= {number: last.get(logged) for number, logged in OF_TRAINING.items()}
     return numbers
 
 
@@ -45,7 +47,13 @@ def column_numbers(column: dict, before: dict) -> Numbers:
         if attack == "prefilling" and what.endswith("greedy")
     ]
     numbers["prefilling_greedy"] = max(greedy, default=None)
-    numbers["extraction_strength"] = column["memorization"].get("extraction_strength", {}).get("mean")
+    for name in ("extraction_strength", "exact_memorization"):
+        numbers[name] = column["memorization"].get(name, {}).get("mean")
+    numbers["forget_quality"] = column["tofu"]["forget_quality"].get("p_value")
+    numbers["membership_auc"] = column["membership"].get("min_k", {}).get("auc")
+    shift = column["attacks"].get("token_shift", {})
+    for tokens in ("forget", "other"):
+        numbers[f"{tokens}_token_shift"] = shift.get(f"{tokens}_tokens", {}).get("mean")
     return numbers
 
 

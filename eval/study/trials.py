@@ -212,7 +212,9 @@ class Trials:
         controls = control_folders(study, run)
         for place in (folder, *(self.root / control for control in controls.values())):
             shutil.rmtree(place, ignore_errors=True)  # what an attempt that was stopped has left
-        self._call(run.folder, ["pmc_rl/train.py", study.recipe, *option_words(run_overrides(study, run))], lock)
+        overrides = run_overrides(study, run)
+        script = "eval/baselines.py" if overrides.get("method") else "pmc_rl/train.py"
+        self._call(run.folder, [script, study.recipe, *option_words(overrides)], lock)
         made = f"{study.output_dir}/{run.folder}"
         for name, control in controls.items():
             words = ["eval/study/control.py", name.removeprefix("control_"), made, "--output_dir", control]

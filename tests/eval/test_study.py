@@ -79,6 +79,7 @@ if kind == "run":
         return {"unlearn_quality": 20 + 80 * value, "utility": 100 - 10 * value, "attacks": attacks,
                 "sets": {"forget": {"rougeL_recall": value, "fact_recall": summary}},
                 "answer_kinds": {"forget": kinds}, "memorization": {"extraction_strength": summary},
+                "membership": {"not_available": "SECRET"}, "tofu": {"forget_quality": {"not_available": "SECRET"}},
                 "general_ability": {"not_available": "SECRET"}}
     (run / "private" / "cache").mkdir(parents=True, exist_ok=True)
     (run / "private" / "cache" / "rows.sqlite").write_text("SECRET")
@@ -100,7 +101,8 @@ def quick(monkeypatch):
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A repository of fake scripts."""
-    for name in ("pmc_rl/train.py", "pmc_rl/finetune.py", "eval/study/control.py", "eval/run.py", "setup.py"):
+    scripts = "pmc_rl/train.py", "pmc_rl/finetune.py", "eval/baselines.py", "eval/study/control.py", "eval/run.py"
+    for name in (*scripts, "setup.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(FAKE)
     return tmp_path
@@ -303,6 +305,15 @@ def test_a_study_from_start_to_end(root, capsys, monkeypatch):
     assert (out / "study.csv").read_text() == first
 
 
+def test_a_variant_with_a_method_is_a_baseline(root):
+    variants = {"pmc": {}, "npo": {"method": "npo", "method_kwargs": {"beta": 1.0}}}
+    assert start(root, **SMALL | {"variants": variants}) == 0
+    made = ["train out/seed0/pmc", "run out/seed0/pmc", "baselines out/seed0/npo", "run out/seed0/npo"]
+    assert calls(root) == made
+    text = (root / "out" / "study.md").read_text()
+    assert "train on the answers to be forgotten, Partial Model Collapse reads none: npo.\n" in text
+
+
 def test_a_failed_study_goes_on_and_grows(root, capfd, monkeypatch):
     monkeypatch.setenv("FAKE_FAIL", "train out/seed0/hot")
     variants = SMALL["variants"] | {"cold": {"temperature": 0.5}}
@@ -427,13 +438,16 @@ def test_numbers_of_a_column_of_a_real_audit():
     expected = {"unlearn_quality": 90, "utility": 80.5, "utility_change": -8.3, "distinct": 0.75, "fluent": 4 / 6}
     expected |= {"leak": 1 / 6, "refusal": 2 / 6, "gibberish": 0, "copy": 1 / 6, "hallucination": 2 / 6}
     expected |= {"sampling": 0.13, "prefilling": 0.13, "prefilling_greedy": 0.1, "extraction_strength": 0.1}
-    expected |= {"relearning": 0.12, "quantization": 0.1, "worst_leakage": 0.13}
+    expected |= {"relearning": 0.12, "quantization": 0.1, "worst_leakage": 0.13, "exact_memorization": 0.1}
+    expected |= {"forget_quality": 0.012, "membership_auc": 0.1}
+    expected |= {"forget_token_shift": -0.001, "other_token_shift": -0.001}
     assert column_numbers(after, before) == pytest.approx(expected)
 
 
 def test_what_an_audit_does_not_have_is_none():
     absent = {"not_available": "why"}
     audited = {"unlearn_quality": None, "utility": 90.0, "answer_kinds": {}, "sets": {}, "memorization": absent}
+    audited |= {"membership": absent, "tofu": {"forget_quality": absent}}
     audited["attacks"] = {"sampling": absent, "prefilling": {"a": absent}}
     numbers = column_numbers(audited, {"utility": 95.0})
     known = {name: value for name, value in numbers.items() if value is not None}
