@@ -14,10 +14,11 @@ from eval.metrics.semantic import Similarity, semantic_numbers
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, ModelPasses, TokenScores
 from eval.results import available
+from eval.tofu_logs import Reference
 
-NO_RETAIN_ONLY = (
+NO_REFERENCE = (
     "needs a retain-only model: fine-tune the model before on the retain rows alone with pmc_rl/finetune.py and give "
-    "its folder with retain_only_model"
+    "its folder with retain_only_model, or open-unlearning's log of one with retain_logs_path"
 )
 
 
@@ -121,7 +122,17 @@ def _mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
 
 
-def tofu_numbers(data: AuditData, outputs: Outputs, retain_only: Outputs | None) -> dict:
+def reference_of(data: AuditData, retain_only: Outputs) -> Reference:
+    """What the other models are compared with, of a retain-only one."""
+    ratios = retain_only.scored["forget"].truth_ratios() if "forget" in retain_only.scored else None
+    if not {"forget", "holdout"} <= retain_only.scored.keys():
+        return Reference(ratios, {})
+    known, unknown = (_membership_scores(data, retain_only, name) for name in ("forget", "holdout"))
+    aucs = {attack: membership.membership_auc(known[attack], unknown[attack]) for attack in known if known[attack]}
+    return Reference(ratios, aucs)
+
+
+def tofu_numbers(data: AuditData, outputs: Outputs, reference: Reference | None) -> dict:
     """TOFU's probability and truth ratio of each set, model utility and forget quality."""
     sets = {}
     for name, scored in outputs.scored.items():
@@ -143,10 +154,16 @@ def tofu_numbers(data: AuditData, outputs: Outputs, retain_only: Outputs | None)
         else:
             ratio = summary([max(0.0, 1 - value) for value in ratios])
         sets[name] = {"probability": probabilities, "truth_ratio": ratio}
+        if scored.paraphrases is not None and name not in FACT_SETS:
+            sets[name]["paraphrase_probability"] = summary([probability(row.loss) for row in scored.paraphrases])
+        if scored.wrong is not None:
+            sets[name]["wrong_probability"] = summary(
+                [fmean(probability(option.loss) for option in row) for row in scored.wrong]
+            )
     return {
         "sets": sets,
         "model_utility": _model_utility(data, outputs, sets),
-        "forget_quality": _forget_quality(data, outputs, retain_only),
+        "forget_quality": _forget_quality(data, outputs, reference),
     }
 
 
@@ -169,18 +186,17 @@ def _model_utility(data: AuditData, outputs: Outputs, sets: dict) -> dict:
     return {"value": model_utility(nine)}
 
 
-def _forget_quality(data: AuditData, outputs: Outputs, retain_only: Outputs | None) -> dict:
+def _forget_quality(data: AuditData, outputs: Outputs, reference: Reference | None) -> dict:
     if "forget" in data.missing:
         return not_available(data.missing["forget"])
     ratios = outputs.scored["forget"].truth_ratios()
     if ratios is None:
         return not_available("the forget rows have no paraphrased and wrong answers")
-    if retain_only is None:
-        return not_available(NO_RETAIN_ONLY)
-    reference = retain_only.scored["forget"].truth_ratios()
-    medians = {"median": float(np.median(ratios)), "reference_median": float(np.median(reference))}
+    if reference is None:
+        return not_available(NO_REFERENCE)
+    medians = {"median": float(np.median(ratios)), "reference_median": float(np.median(reference.ratios))}
     medians["median_interval"] = bootstrap_interval(ratios, statistic=np.median)
-    return {**forget_quality(ratios, reference), **medians}
+    return {**forget_quality(ratios, reference.ratios), **medians}
 
 
 def memorization_numbers(data: AuditData, outputs: Outputs) -> dict:
@@ -214,7 +230,7 @@ def _membership_scores(data: AuditData, outputs: Outputs, name: str) -> dict[str
     return scores
 
 
-def membership_numbers(data: AuditData, outputs: Outputs, retain_only: Outputs | None) -> dict:
+def membership_numbers(data: AuditData, outputs: Outputs, reference: Reference | None) -> dict:
     """AUC and privleak of each membership attack: forget answers are members, holdout answers non-members."""
     absent = [f"{name}: {data.missing[name]}" for name in ("forget", "holdout") if name in data.missing]
     if absent:
@@ -222,20 +238,17 @@ def membership_numbers(data: AuditData, outputs: Outputs, retain_only: Outputs |
     members, others = (_membership_scores(data, outputs, name) for name in ("forget", "holdout"))
     if not members["loss"] or not others["loss"]:
         return not_available("no forget or no holdout answer has a token")
-    references = dict.fromkeys(members, 0.5)
-    if retain_only is not None:
-        known, unknown = (_membership_scores(data, retain_only, name) for name in ("forget", "holdout"))
-        references = {attack: membership.membership_auc(known[attack], unknown[attack]) for attack in known}
+    references = dict.fromkeys(members, 0.5) | ({} if reference is None else reference.aucs)
     numbers = {}
-    for attack, reference in references.items():
+    for attack, reference_auc in references.items():
         auc = membership.membership_auc(members[attack], others[attack])
-        leak = not_available(f"the reference model's AUC is {reference:.3f}: it knows the forget rows itself")
-        if reference <= membership.LARGEST_REFERENCE_AUC:
-            leak = membership.privleak(auc, reference)
+        leak = not_available(f"the reference model's AUC is {reference_auc:.3f}: it knows the forget rows itself")
+        if reference_auc <= membership.LARGEST_REFERENCE_AUC:
+            leak = membership.privleak(auc, reference_auc)
         numbers[attack] = {
             "auc": auc,
             "auc_interval": membership.auc_interval(members[attack], others[attack]),
-            "reference_auc": reference,
+            "reference_auc": reference_auc,
             "privleak": leak,
             "members": len(members[attack]),
             "non_members": len(others[attack]),

@@ -10,7 +10,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from pmc_rl.errors import all_problems, exit_on_recipe_error  # first: no telemetry
+from pmc_rl.errors import RecipeError, all_problems, exit_on_recipe_error  # first: no telemetry
 from pmc_rl.recipe import parse_recipe
 
 # isort: split
@@ -25,6 +25,7 @@ from eval.columns import (
     membership_numbers,
     memorization_numbers,
     perplexity_limit,
+    reference_of,
     tofu_numbers,
     unlearning_numbers,
 )
@@ -36,6 +37,7 @@ from eval.models import Recipe, check_data, check_prompts, check_retain_only, ch
 from eval.report.report import write_report
 from eval.results import forget_rows, recall_by_row, without_rows, worst_texts
 from eval.tables import data_lines, examples_markdown, print_examples, print_outcome
+from eval.tofu_logs import read_retain_logs, tofu_summary
 from eval.verdict import known_rows, verdict
 from pmc_rl.models import training_dtype
 from pmc_rl.output import (
@@ -86,16 +88,21 @@ def main(argv: list[str]) -> None:
         PartialState().print("\n".join(data_lines(load_data(script_args, eval_args))))
         return
     check_run(recipe)
-    encoder = None
+    encoder, reference = None, None
     with all_problems() as check:
         data = check(load_data, script_args, eval_args)
         columns = check(load_columns, recipe)
         if eval_args.lm_eval_tasks:
             check(check_tasks, eval_args.lm_eval_tasks)
+        if eval_args.retain_logs_path:
+            reference = check(read_retain_logs, eval_args.retain_logs_path)
         if eval_args.sentence_encoder:
             encoder = check(load_sentence_encoder, eval_args.sentence_encoder, str(training_args.device))
     data.left_out += check_data(recipe, data.read["questions"])
     data.left_out += check_retain_only(recipe, columns, data.forget_questions)
+    if reference and "forget" in data.options and len(reference.ratios) != (n := len(data.options["forget"].answers)):
+        what = f"{len(reference.ratios)} forget rows, the data {n} with all answers"
+        raise RecipeError([f"retain_logs_path: {eval_args.retain_logs_path!r} is of {what}; it must be of the same"])
     log = read_training_log(output_dir)
     with all_problems() as check:
         for column in columns:
@@ -116,6 +123,8 @@ def main(argv: list[str]) -> None:
         seconds[name] = time.perf_counter() - started
 
     retain_only = outputs.get("retain_only")
+    if retain_only:
+        reference = reference_of(data, retain_only)
     judge, limit = None, None
     if "holdout" in data.options:  # gibberish is told by the perplexity under a model that no reward saw
         judge_name = "retain_only" if retain_only else "before"
@@ -123,9 +132,9 @@ def main(argv: list[str]) -> None:
     results = {
         name: {
             **unlearning_numbers(data, output, None if name == "before" else outputs["before"], similarity),
-            "tofu": tofu_numbers(data, output, retain_only),
+            "tofu": tofu_numbers(data, output, reference),
             "memorization": memorization_numbers(data, output),
-            "membership": membership_numbers(data, output, retain_only),
+            "membership": membership_numbers(data, output, reference),
             "answer_kinds": kind_numbers(data, output, judge, limit, script_args.reward_kwargs),
             "attacks": attacked[name],
         }
@@ -169,6 +178,7 @@ def main(argv: list[str]) -> None:
     write_private(output_dir, "rows.json", json.dumps(rows, indent=2) + "\n")
     write_private(output_dir, "examples.md", examples_markdown(data.questions, answers))
     write_text(output_dir / "audit.json", json.dumps(audit, indent=2) + "\n")
+    write_text(output_dir / "TOFU_SUMMARY.json", json.dumps(tofu_summary(results["after"]), indent=4) + "\n")
     # last: an audit that has it is complete
     write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     if training_args.log_completions and "forget" in data.questions:

@@ -122,6 +122,9 @@ class EvalArguments:
 
     eval_sets: list[QuestionSet] | None = setting(None, "Question sets to audit; null: every set the data has.")
     retain_only_model: str | None = setting(None, "Run of finetune.py without the forget rows, to compare with.")
+    retain_logs_path: str | None = setting(
+        None, "In its place a TOFU_EVAL.json of such a model by open-unlearning, for forget quality and membership."
+    )
     also: list[str] = setting([], "Further models to compare with, as NAME=FOLDER.")
     holdout_file: str | None = setting(None, "Rows no model saw; null: dataset_name's holdout config.")
     sentence_encoder: str | None = setting(

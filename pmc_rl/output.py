@@ -28,7 +28,7 @@ TRAINING_LOG = "training_log.jsonl"
 MERGED = "merged"
 RECORD = "record.json"  # in private/
 UNDO = "undo.json"  # in a temporary folder: what to remove if a run was killed while its files were moved up
-AUDIT_FILES = ("results.json", "audit.json", "report.html", "report.md")
+AUDIT_FILES = ("results.json", "audit.json", "TOFU_SUMMARY.json", "report.html", "report.md")
 CARD_MARK = "pmc_rl, audited on"  # stands in every model card of ours
 PRIVATE = """\
 PRIVATE: the files of this folder hold what is to be forgotten, or would tell a guess about it right or wrong:

@@ -44,6 +44,8 @@ def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig,
     _check_run(reader)
     _check_source(reader, "forget_config", "forget_file", "forget_split")
     _check_source(reader, "retain_config", "retain_file", "retain_split", required=reader.get("retain_weight") > 0)
+    both = reader.get("retain_logs_path") and reader.get("retain_only_model")
+    reader.complain_if(both, "given together with retain_only_model; keep one of them", "retain_logs_path")
     _check_rewards(reader)
     _check_selection(reader)
     return reader.finish()
