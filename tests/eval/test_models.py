@@ -408,7 +408,13 @@ def test_audit_of_other_data_or_settings_than_the_run_had_does_not_start(trained
     for known in ("forget.jsonl", "retain.jsonl"):
         [line] = errors_of(eval_run.main, [*recipe, "--holdout_file", str(trained / known)])
         assert "to be forgotten or retained; no model may know them" in line
+    log = trained / "TOFU_EVAL.json"
+    log.write_text(json.dumps({"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}}}}))
+    [line] = errors_of(eval_run.main, [*recipe, "--retain_logs_path", str(log)])
+    assert line.endswith("is of 1 forget rows, the data 3 with all answers; it must be of the same")
     wrong = finetuned(trained, "wrong", {"wrong.jsonl": FORGET})
+    both = [*recipe, "--retain_logs_path", str(log), "--retain_only_model", wrong]
+    assert "given together with retain_only_model" in errors_of(eval_run.main, both)[0]
     assert "3 of the 3 questions to forget" in errors_of(eval_run.main, [*recipe, "--retain_only_model", wrong])[-1]
     assert sorted((trained / "unlearned").iterdir()) == before
 
