@@ -32,7 +32,7 @@ from pmc_rl.template_date import date_variable
 
 # keys that a run and its audit must have in common, beside those of DataArguments
 DATA = ("forget_config", "forget_split", "forget_file", "retain_config", "retain_split", "retain_file")
-DATA += ("retain_question_column", "retain_holdout")
+DATA += ("retain_question_column", "retain_own_answers", "retain_holdout")
 SAMPLING = ("temperature", "top_k", "top_p")  # the sampling attack runs as training did
 LOADING = ("model_name_or_path", "model_revision")
 LOADING += ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")

@@ -93,6 +93,9 @@ class PMCArguments(DataArguments):
     retain_file: Names | None = setting(None, "File(s) with the rows to retain, in place of retain_config.")
     retain_question_column: str | None = setting(None, "Column with the questions to retain; null: question_column.")
     retain_answer_column: str | None = setting(None, "Column with their answers; null: answer_column.")
+    retain_own_answers: bool = setting(
+        False, "Retain what the model itself answers, whatever the data has; the audit reads what the data has."
+    )
     retain_holdout: float = setting(0.0, "Share of retain rows kept for the audit alone.", at_least=0, below=1)
     reward_columns: list[str] = setting([], "Further columns of the forget rows that a reward may see.")
     reward_funcs: list[str] = setting(

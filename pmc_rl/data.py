@@ -64,10 +64,11 @@ def retain_columns(args: PMCArguments) -> tuple[str, str | None]:
 def read_retain_rows(args: PMCArguments) -> tuple[list[dict], dict]:
     """
     Rows to retain, less those of `retain_holdout`, under the names of the forget rows' columns; the answer is None
-    where it is missing or blank, and left out where no column is named.
+    where it is missing or blank, and left out where no column is named, or `retain_own_answers` wants none.
     """
     key = "retain_file" if args.retain_file else "retain_config"
     question, answer = retain_columns(args)
+    answer = None if args.retain_own_answers else answer
     names = {question: args.question_column} | ({answer: args.answer_column or "answer"} if answer else {})
     rows, record = read_columns(
         key, args.retain_file, args.dataset_name, args.retain_config, list(names), [], args.retain_split

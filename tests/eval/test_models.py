@@ -356,6 +356,17 @@ def test_a_sentence_encoder_adds_its_numbers_and_changes_no_other(trained, embed
         eval_run.main([*settings, "--sentence_encoder", "nowhere"])
 
 
+def test_a_run_that_retains_its_own_answers_is_audited_with_the_true_ones(trained, capsys):
+    """By one recipe: training reads no answer of a row to retain, the audit reads them."""
+    own = ["--retain_own_answers", "true", "--output_dir", str(trained / "own")]
+    train.main([str(trained / "unlearned.yaml"), *own])
+    assert "5 retain rows had no answer and got the model's own; " in capsys.readouterr().out
+    assert read(trained / "own", "manifest.json")["read"]["retain"]["columns"] == ["question"]
+    recipe = [str(trained / "own" / "recipe.yaml"), "--attacks", "[]"]
+    eval_run.main([*recipe, "--retain_only_model", str(trained / "retain_only")])
+    assert read(trained / "own", "results.json")["before"]["sets"]["retain"]["rougeL_recall"] > 0.5
+
+
 def test_an_audit_goes_on_without_a_row_that_has_no_answer(trained):
     write_jsonl(trained / "forget.jsonl", [FORGET[0], {**FORGET[1], "answer": "\u2014 ..."}, FORGET[2]])
     try:

@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -178,9 +179,10 @@ def test_retain_rows_have_columns_of_their_own_and_may_lack_answers(tmp_path):
     assert list(record["columns"]) == ["question", "reply"]  # as the file names them
     args.answer_column = None  # of the forget rows no answer is known
     assert read_retain_rows(args)[0] == read
-    # null: no answer is read, whatever is there
-    read, record = read_retain_rows(PMCArguments(retain_file=path, answer_column=None))
-    assert read == [{"question": f"{letter}?"} for letter in "ABCD"] and list(record["columns"]) == ["question"]
+    # no answer is read, whatever is there
+    for none in (PMCArguments(answer_column=None), PMCArguments(**columns, retain_own_answers=True)):
+        read, record = read_retain_rows(replace(none, retain_file=path))
+        assert read == [{"question": f"{letter}?"} for letter in "ABCD"] and list(record["columns"]) == ["question"]
 
 
 def test_splits_of_a_config(tmp_path):
