@@ -94,6 +94,11 @@ the audit takes precision for recall
 eval/metrics/unlearning.py tests/eval/test_scripts.py::test_one_letter_of_another_script_decides
 - rouge_l_recall(reference, prediction)
 + rouge_l_recall(prediction, reference)
+
+a baseline compares with the model as it is now
+eval/baselines.py tests/eval/test_baselines.py
+- before = read(original, inputs)
++ before = read(model, inputs)
 """
 
 

@@ -174,6 +174,54 @@ def test_train_py_trains_by_no_baseline_and_baselines_by_no_unknown_setting(tmp_
     assert error.startswith("method: missing; one of gradient_difference, idk, ")
 
 
+@pytest.mark.parametrize("method", ["npo", "gradient_difference", "rmu"])
+def test_a_step_compares_with_the_model_before_and_is_a_mean_over_its_window(tmp_path, tokenizer, taught, method):
+    """Windows of 4 and 3 questions in micro-batches of 2: losses, computed again with the weights of that step."""
+    targets = [[[5 + i] * (i % 3 + 1) + [1]] for i in range(7)]
+    seen = []
+
+    class Watched(BaselineTrainer):
+        def forget_loss(self, model, inputs, weights):
+            loss = super().forget_loss(model, inputs, weights)
+            seen.append(
+                (self.state.global_step, copy.deepcopy(model.state_dict()), dict(inputs), float(loss.detach()))
+            )
+            return loss
+
+    settings = SETTINGS | BRIEF | {"num_train_epochs": 1, "learning_rate": 1e-2, "max_grad_norm": 0.0}
+    own = {"npo": {"beta": 0.5}, "rmu": {"steering": 3.0}}.get(method, {})
+    layer = 0 if method == "rmu" else None
+    make = partial(Watched, method=method, targets=targets, layer=layer, settings=own)
+    trainer = make_trainer(tmp_path, copy.deepcopy(taught), tokenizer, make=make, **settings)
+    trainer.train()
+    assert [step for step, *_ in seen] == [0, 0, 1, 1]
+    windows = {0: 4, 1: 3}
+    tokens = {step: sum(int((x["labels"] != -100).sum()) for s, _, x, _ in seen if s == step) for step in windows}
+    for step, state, inputs, loss in seen:
+        now, before = copy.deepcopy(taught).eval(), copy.deepcopy(taught).eval()
+        now.load_state_dict(state)
+        expected = 0.0
+        for ids, mask, labels in zip(*(inputs[key] for key in ("input_ids", "attention_mask", "labels")), strict=True):
+            ids, labels = ids[mask == 1][None], labels[mask == 1]
+            answer = (labels != -100).nonzero()[:, 0]
+            with torch.no_grad():
+                said = [model(ids, output_hidden_states=True) for model in (now, before)]
+            if method == "rmu":
+                states = said[0].hidden_states[1][0, answer]
+                direction = torch.rand(states.shape[1], generator=torch.Generator().manual_seed(trainer.args.seed))
+                target = 3.0 * direction / direction.norm()
+                expected += float((states - target).square().mean(1).sum()) / tokens[step]
+                continue
+            log_p = [x.logits[0].log_softmax(-1)[answer - 1, labels[answer]].sum() for x in said]
+            if method == "npo":
+                expected += (
+                    float(-2 / 0.5 * torch.nn.functional.logsigmoid(0.5 * (log_p[1] - log_p[0]))) / windows[step]
+                )
+            else:
+                expected += float(log_p[0]) / tokens[step]
+        assert loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_stopped_baseline_goes_on_to_the_same_weights(tmp_path, tokenizer, taught):
     targets = [[[5, 6, 1], [7, 1]]] * 7
     make = partial(BaselineTrainer, method="dpo", targets=targets, layer=None, settings={})
