@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pmc_rl.errors import RecipeError, did_you_mean, exit_on_recipe_error  # first: it switches telemetry off
+from pmc_rl.errors import RecipeError, did_you_mean, exit_on_recipe_error, show  # first: it switches telemetry off
 from pmc_rl.recipe import parse_recipe
 
 # isort: split
@@ -194,6 +194,11 @@ def main(argv: list[str]) -> None:
         if name not in known:
             advice = did_you_mean(name, known) or f" It has {', '.join(sorted(known)) or 'none'}"
             raise RecipeError([f"method_kwargs: {method} has no {name!r}.{advice}"])
+        value = eval_args.method_kwargs[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise RecipeError([f"method_kwargs: {name}: {show(value)} is no number from 0 on"])
+        if value == 0 and name == "beta" and method in OF_QUESTIONS:
+            raise RecipeError([f"method_kwargs: beta: 0, by which {method} divides or multiplies all; above 0"])
     refuses, reads_answer = REFUSES.get(method, (False, True))
     if layer is not None:
         depth = load_config(model_args).get_text_config().num_hidden_layers

@@ -168,6 +168,9 @@ def test_train_py_trains_by_no_baseline_and_baselines_by_no_unknown_setting(tmp_
     assert error == "method: npo reads answers to be forgotten; run eval/baselines.py"
     [error] = errors_of(baselines.main, [recipe, "--method_kwargs", '{"betta": 1}'])
     assert error.startswith("method_kwargs: npo has no 'betta'.") and "beta" in error
+    for value, problem in (('"1"', '"1" is no number from 0 on'), ("-1", "-1 is no number from 0 on"), ("0", "0, by")):
+        [error] = errors_of(baselines.main, [recipe, "--method_kwargs", f'{{"beta": {value}}}'])
+        assert error.startswith(f"method_kwargs: beta: {problem}")
     [error] = errors_of(baselines.main, [recipe, "--method", "rmu", "--method_kwargs", '{"layer": 7}'])
     assert error == "method_kwargs: layer: 7, but the model has 2 layers, counted from 0"
     [error] = errors_of(baselines.main, [recipe, "--method", "null"])
