@@ -59,6 +59,7 @@ SETTINGS = {"num_train_epochs": 4, "per_device_train_batch_size": 2, "gradient_a
 BRIEF = {"max_completion_length": 8, "allow_unfinished": True}
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+TIMES += ("peak_memory_gib",)
 
 
 def forget_prompts(count: int = 7) -> Dataset:
@@ -199,7 +200,7 @@ class StopAt(TrainerCallback):
 
 
 def timeless(logs: list[dict]) -> list[dict]:
-    """What was logged, but for seconds."""
+    """What was logged, but for seconds and memory."""
     return [{key: log[key] for key in log if not key.startswith("time/") and key not in TIMES} for log in logs]
 
 
