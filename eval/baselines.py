@@ -95,7 +95,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     loss.__name__: loss for loss in (gradient_difference, idk, wga, undial, npo, simnpo, dpo, rmu)
 }
 OF_QUESTIONS = {"npo", "simnpo", "dpo"}  # the others are means over tokens
-REFUSES = {"idk": (True, False), "dpo": (True, True)}  # whether a refusal is learned, and the answer read
+REFUSES = {"idk", "dpo"}  # a refusal is learned; idk alone reads no answer
 USES_BEFORE = {"undial", "npo", "dpo", "rmu"}
 
 
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> None:
             raise RecipeError([f"method_kwargs: {name}: {show(value)} is no number from 0 on"])
         if value == 0 and name == "beta" and method in OF_QUESTIONS:
             raise RecipeError([f"method_kwargs: beta: 0, by which {method} divides or multiplies all; above 0"])
-    refuses, reads_answer = REFUSES.get(method, (False, True))
+    refuses, reads_answer = method in REFUSES, method != "idk"
     if layer is not None:
         depth = load_config(model_args).get_text_config().num_hidden_layers
         if layer not in range(depth):

@@ -42,8 +42,8 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     ways = study.objectives.values()
     beaten = {name: by for name, by in dominators(means, ways).items() if by}
     searched = {run_of(trial).name: trial for trial in trials if run_of(trial).searched}
-    values_found = {name: trial.values for name, trial in searched.items()}
-    front = [name for name, by in dominators(values_found, ways).items() if not by]
+    found = {name: trial.values for name, trial in searched.items()}
+    front = [name for name, by in dominators(found, ways).items() if not by]
     [first] = [trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder]
     title = f"Study {Path(study.output_dir).name}"
     likely = tuple(name for name in PROBABILITIES if any(own[name] for own in summary.values()))
