@@ -173,7 +173,11 @@ class Reader:
         if name == "retain_holdout" and self.args.retain_holdout == 0:
             raise NotThere("retain_holdout is 0")
         paraphrased = name == "forget_paraphrased"
-        source = self.source(name.removesuffix("_paraphrased").removesuffix("_holdout"), paraphrased)
+        if name in self.eval_args.more_sets:
+            columns = self.args.question_column, self.args.answer_column or "answer"
+            source = Source(f"more_sets, {name}", (self.eval_args.more_sets[name],), (), (), *columns)
+        else:
+            source = self.source(name.removesuffix("_paraphrased").removesuffix("_holdout"), paraphrased)
         question, answer = source.question, source.answer
         if paraphrased:
             question, answer = "paraphrased_question", "paraphrased_answer"
@@ -222,7 +226,12 @@ def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
     # rows held out of training are a set only where the recipe holds some out
     by_default = [name for name in QUESTION_SETS if name != "retain_holdout" or args.retain_holdout]
     wanted = by_default if asked is None else [name for name in QUESTION_SETS if name in asked]
-    errors: list[str] = []
+    wanted += eval_args.more_sets
+    errors = [
+        f"more_sets: {name!r} is a set that every audit may have; choose another name"
+        for name in eval_args.more_sets
+        if name in QUESTION_SETS
+    ]
     for kind, names, read, sets, reasons in (
         ("questions", wanted, reader.question_set, data.questions, absent),
         ("options", OPTION_SETS, reader.option_set, data.options, data.missing),
@@ -236,7 +245,8 @@ def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
                 errors += error.errors
     lines = [f"{name}: {reason}" for name, reason in absent.items()]
     if asked is not None:
-        errors += [f"eval_sets: {line}" for line in lines]
+        errors += [f"eval_sets: {line}" for line in lines if line.partition(":")[0] not in eval_args.more_sets]
+    errors += [f"more_sets: {name}: {absent[name]}" for name in eval_args.more_sets if name in absent]
     if not data.questions and not errors:
         errors.append(f"no question set can be audited ({'; '.join(lines)})")
     try:

@@ -124,6 +124,9 @@ class EvalArguments:
     """Keys of the audit; training only checks them."""
 
     eval_sets: list[QuestionSet] | None = setting(None, "Question sets to audit; null: every set the data has.")
+    more_sets: dict[str, str] = setting(
+        {}, "Files of further questions with answers by name, such as ones that training never asked, to be asked too."
+    )
     retain_only_model: str | None = setting(None, "Run of finetune.py without the forget rows, to compare with.")
     retain_logs_path: str | None = setting(
         None, "In its place a TOFU_EVAL.json of such a model by open-unlearning, for forget quality and membership."

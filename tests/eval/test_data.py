@@ -82,6 +82,18 @@ def test_sets_of_a_recipe_with_files(files):
     assert data.questions["forget"].questions[2] == "f2?" and left_out(data) == NO_FACTS
 
 
+def test_more_sets_are_asked_and_count_nowhere_else(files, tmp_path):
+    own = write_jsonl(tmp_path / "own.jsonl", numbered("o", 2))
+    data = load_data(files, EvalArguments(eval_sets=["forget"], more_sets={"own": own}))
+    assert list(data.questions) == ["forget", "own"] and "own" not in data.options
+    assert data.questions["own"] == QuestionSet(["o0?", "o1?"], ["o0.", "o1."], [0, 1])
+    unusable = write_jsonl(tmp_path / "unusable.jsonl", [{"question": "o?", "answer": None}])
+    sets = {"own": str(tmp_path / "absent.jsonl"), "none": unusable, "retain": own}
+    errors = errors_of(load_data, files, EvalArguments(more_sets=sets))
+    assert errors[0] == "more_sets: 'retain' is a set that every audit may have; choose another name"
+    assert errors[1].startswith("more_sets, own: ") and errors[2:] == ["more_sets: none: no row has an answer"]
+
+
 def test_why_a_set_is_left_out(files):
     files.answer_column = None
     [nothing] = errors_of(load, files)  # here no set is left at all
