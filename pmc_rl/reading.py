@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def read_columns(
 ) -> tuple[list[dict[str, Any]], dict]:
     """
     Rows of all sources, one after the other, with `columns`, and those of `optional` that are there; and a record of
-    what was read: source, files, number of rows, and a SHA-256 of each column.
+    what was read: source, files, number of rows, and a SHA-256 of each column. A column is a name, or a path inside of
+    one (`messages.0.content`).
 
     Sources are files, else splits of configs of a data set: a folder in the Hub's layout, or a name on the Hub. `key`
     is the recipe's, for errors ([`RecipeError`]): what cannot be read or is missing, with the nearest names.
@@ -63,17 +64,17 @@ def read_columns(
         before = len(rows)
         for row in source_rows:
             there |= dict.fromkeys(row)
-            rows.append({column: row.get(column) for column in wanted})
+            rows.append({column: _value_at(row, column) for column in wanted})
         if len(rows) == before:
             raise RecipeError([f"{key}: {name} holds no rows"])
         is_chat = not {"messages", "conversations", "role"}.isdisjoint(there)
-        advice = "; chats are not taken apart: write question and answer into a column each" if is_chat else ""
+        advice = "; name parts of a chat by path, such as messages.0.content and messages.1.content" if is_chat else ""
         only = f"only {', '.join(map(repr, there))}{advice}"
-        errors += [f"{key}: {name} has no column {column!r}, {only}" for column in columns if column not in there]
+        errors += [f"{key}: {name} has no column {column!r}, {only}" for column in columns if not _has(there, column)]
         found |= there.keys()
     if errors:
         raise RecipeError(errors)
-    present = [column for column in wanted if column in found]
+    present = [column for column in wanted if _has(found, column)]
     # NaN, which differs from itself, is no value
     rows = [{column: row[column] if row[column] == row[column] else None for column in present} for row in rows]
     return rows, {
@@ -82,6 +83,32 @@ def read_columns(
         "rows": len(rows),
         "columns": {column: _hash(key, column, [row[column] for row in rows]) for column in present},
     }
+
+
+def _root(column: str) -> str:
+    return column.partition(".")[0]
+
+
+def _has(columns: Container[str], column: str) -> bool:
+    return column in columns or _root(column) in columns
+
+
+def _value_at(row: dict[str, Any], column: str) -> Any:
+    """
+    What a row has in a column, or at a path of names and numbers (from 0) inside of one; None where it has nothing.
+
+    >>> _value_at({"messages": [{"role": "user", "content": "Who?"}]}, "messages.0.content")
+    'Who?'
+    """
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _hash(key: str, column: str, values: list) -> str:
@@ -159,7 +186,9 @@ def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[dict
 
 def _read_parquet(path: Path, wanted: list[str]) -> Iterator[dict]:
     names = pyarrow.parquet.read_schema(path).names
-    table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
+    table = pyarrow.parquet.read_table(
+        path, columns=[name for name in names if name in {*wanted, *map(_root, wanted)}]
+    )
     yield from (dict.fromkeys(names) | row for row in table.to_pylist())
 
 
@@ -198,8 +227,8 @@ def _rows_of_object(whole: dict[str, Any], wanted: list[str]) -> list:
     """
     kinds = {type(value) for value in whole.values()}
     names = ", ".join(map(repr, whole))
-    if not set(wanted).isdisjoint(whole):
-        if kinds not in ({list}, {dict}):
+    if not {*wanted, *map(_root, wanted)}.isdisjoint(whole):
+        if kinds not in ({list}, {dict}) or set(wanted).isdisjoint(whole):
             return [whole]
         columns = [column if kinds == {dict} else dict(enumerate(column)) for column in whole.values()]
         if any(column.keys() != columns[0].keys() for column in columns):

@@ -240,3 +240,38 @@ def test_columns_and_splits_of_ones_own(files, tmp_path):
     data = load(PMCArguments(dataset_name=write_split_folder(tmp_path / "muse"), **splits))
     for name in ("forget", "retain"):
         assert data.questions[name].answers == data.options[name].answers == [f"{name}_qa {i}." for i in range(3)]
+
+
+def test_files_of_others_by_their_keys(tmp_path):
+    """The rows of the table in docs/data.md for which keys alone suffice."""
+    turns = [{"role": "user", "content": "m?"}, {"role": "assistant", "content": "m."}]
+    further = {"paraphrased_question": "p?", "paraphrased_answer": "p.", "perturbed_answer": ["w."]}
+    own = {"question": "c?", "answer": "what a model said", "golden_answer": "c.", **further}
+    neighbour = {"question": "n?", "answer": "n.", "golden_answer": "not kept"}
+    made = {"chats": {"messages": turns}, "forget_perturbed": own, "neighbor": neighbour}
+    paths = {name: write_jsonl(tmp_path / f"{name}.jsonl", [row]) for name, row in made.items()}
+    path = {"question_column": "messages.0.content", "answer_column": "messages.1.content"}
+    data = load(PMCArguments(forget_file=paths["chats"], retain_file=paths["chats"], **path))
+    assert data.questions["forget"] == data.questions["retain"] == QuestionSet(["m?"], ["m."], [0])
+    columns = {"answer_column": "golden_answer", "retain_answer_column": "answer"}
+    data = load(PMCArguments(forget_file=paths["forget_perturbed"], retain_file=paths["neighbor"], **columns))
+    assert (data.questions["forget"].answers, data.questions["forget_paraphrased"].questions) == (["c."], ["p?"])
+    assert (data.options["forget"].wrong, data.options["retain"].answers) == ([["w."]], ["n."])
+
+    muse = tmp_path / "muse"
+    muse.mkdir()
+    splits = {
+        "verbmem": ("forget", {"prompt": "It was", "gt": "a day."}),
+        "knowmem": ("retain_qa", numbered("k", 1)[0]),
+    }
+    entries = ""
+    for config, (split, row) in splits.items():
+        write_jsonl(muse / f"{config}.jsonl", [row])
+        entries += f"- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {config}.jsonl\n"
+    (muse / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    keys = {"forget_config": "verbmem", "forget_split": "forget", "question_column": "prompt", "answer_column": "gt"}
+    keys |= {"retain_config": "knowmem", "retain_split": "retain_qa"}
+    keys |= {"retain_question_column": "question", "retain_answer_column": "answer"}
+    data = load(PMCArguments(dataset_name=str(muse), **keys))
+    assert (data.questions["forget"].questions, data.questions["forget"].answers) == (["It was"], ["a day."])
+    assert (data.questions["retain"].questions, data.questions["retain"].answers) == (["k0?"], ["k0."])

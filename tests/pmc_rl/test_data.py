@@ -8,6 +8,8 @@ from pathlib import Path
 
 import datasets
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -84,6 +86,28 @@ def test_json_holds_the_same_rows_in_every_shape(tmp_path, shape):
         assert read_retain_rows(PMCArguments(retain_file=path))[0] == rows
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_columns_are_named_by_path(tmp_path, suffix):
+    def rows(i):
+        turns = [{"role": "user", "content": f"Who {i}?"}, {"role": "assistant", "content": f"She, {i}."}]
+        return {"id": i, "messages": turns[: 2 - (i == 2)], "answers": {"text": [f"Her {i}"], "start": [3]}}
+
+    path, table = tmp_path / f"chats.{suffix}", [rows(i) for i in range(3)]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, table)) if suffix == "jsonl" else json.dumps({"data": table}))
+    question, answer = "messages.0.content", "messages.1.content"
+    args = PMCArguments(retain_file=str(path), question_column=question, answer_column=answer)
+    said = ["She, 0.", "She, 1.", None]  # the last chat has no answer yet
+    assert read_retain_rows(args)[0] == [{question: f"Who {i}?", answer: said[i]} for i in range(3)]
+    args = PMCArguments(forget_file=str(path), question_column=question, answer_column=answer)
+    assert read_forget_rows(args)[0] == [{question: f"Who {i}?"} for i in range(3)]  # and nothing of the answers
+    nested, _ = read_columns("forget_file", str(path), None, None, ["answers.text.0"], ["answers.end.0", "texts.0"])
+    assert nested == [{"answers.text.0": f"Her {i}", "answers.end.0": None} for i in range(3)]
+    assert "no column 'turns.0'" in errors_of(read_columns, "forget_file", str(path), None, None, ["turns.0"], [])[0]
+
+
 NO_ROWS = {
     "one JSON object of 'forget', 'retain', not a list": json.dumps({"forget": ANSWERED, "retain": ANSWERED}),
     "one JSON object of 'columns', 'index', 'data', not a list of rows; save it as": to_json(orient="split"),
@@ -91,8 +115,8 @@ NO_ROWS = {
     "it is one JSON object of 'data', not a list of rows": '{"data": []}',
     "row 1 of 1 is a number, not a JSON object": "3",
     "'question', 'answer' do not have the same rows": '{"question": {"0": "Who?"}, "answer": {"1": "She."}}',
-    "chats are not taken apart: write question": '{"messages": [{"role": "user", "content": "Who?"}]}',
-    "only 'messages', 'id'; chats are not": '{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2,
+    "name parts of a chat by path": '{"messages": [{"role": "user", "content": "Who?"}]}',
+    "only 'messages', 'id'; name parts of": '{"messages": [{"role": "user", "content": "Who?"}], "id": 1}\n' * 2,
     "has no column 'question', only 'id', 'text'": '{"id": 1, "text": "Who?"}',
 }
 
