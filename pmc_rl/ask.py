@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
         rows, kept = ask_about(writer, subject, own[subject], asked.count, neighbours[subject], questions)
         forget, keep = forget + rows, keep + kept
         about = ", ".join(neighbours[subject])
-        counts.append(f"- {subject}: {len(rows)} questions to forget; {len(kept)} to keep, about {about}")
+        counts.append(f"- {subject}: to forget {len(rows)} questions; to keep {len(kept)}, about {about}")
     dropped = [f"- {reason}: {number}" for reason, number in questions.dropped.most_common()]
     page = PAGE.format(model=asked.model, counts="\n".join(counts), dropped="\n".join(dropped) or "Nothing.")
     folder = Path(asked.output)
