@@ -167,11 +167,11 @@ def _rows_of(inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> dict[str,
     return {name: rows[chosen] for name, rows in inputs.items()}
 
 
-def read_answered_rows(args: PMCArguments) -> tuple[list[dict], dict]:
+def read_answered_rows(args: PMCArguments, answer_column: str | None) -> tuple[list[dict], dict]:
     """Questions to forget with their answers."""
-    if args.answer_column is None:
+    if answer_column is None:
         raise RecipeError(["answer_column: null is for unlearning; a baseline needs the answers to be forgotten"])
-    key, columns = "forget_file" if args.forget_file else "forget_config", [args.question_column, args.answer_column]
+    key, columns = "forget_file" if args.forget_file else "forget_config", [args.question_column, answer_column]
     source = key, args.forget_file, args.dataset_name, args.forget_config
     rows, record = read_columns(*source, columns, ["original_completion"], args.forget_split)
     for column in columns:
@@ -204,12 +204,13 @@ def main(argv: list[str]) -> None:
         depth = load_config(model_args).get_text_config().num_hidden_layers
         if layer not in range(depth):
             raise RecipeError([f"method_kwargs: layer: {layer}, but the model has {depth} layers, counted from 0"])
-    rows, record = (read_answered_rows if reads_answer else read_forget_rows)(script_args)
+    answer_column = eval_args.method_answer_column or script_args.answer_column
+    rows, record = read_answered_rows(script_args, answer_column) if reads_answer else read_forget_rows(script_args)
     tokenizer = load_tokenizer(model_args, script_args.tokenizer_name_or_path)
     texts = []  # of each question
     for i, row in enumerate(rows):
         refusal = [REFUSALS[i % len(REFUSALS)]] if refuses else []
-        texts.append(refusal + ([row[script_args.answer_column]] if reads_answer else []))
+        texts.append(refusal + ([row[answer_column]] if reads_answer else []))
     questions = [row[script_args.question_column] for row, own in zip(rows, texts, strict=True) for _ in own]
     completions = [text for own in texts for text in own]
     encoded = encode_answers(script_args, tokenizer, questions, completions, load_end_ids(model_args, tokenizer))

@@ -154,6 +154,7 @@ class EvalArguments:
     with_texts: bool = setting(False, "Write a second report with the worst leaking questions into private/.")
     method: Method | None = setting(None, "What eval/baselines.py trains by; null: Partial Model Collapse.")
     method_kwargs: dict[str, Any] = setting({}, "Keyword arguments of the method's loss.")
+    method_answer_column: str | None = setting(None, "Answers that the method trains on; null: answer_column.")
 
 
 def cpu_has_bf16() -> bool:

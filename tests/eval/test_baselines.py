@@ -142,7 +142,9 @@ def knowing(tokenizer, taught, tmp_path_factory):
 def test_what_a_run_of_each_method_changes_and_says_it_read(tmp_path, knowing, method, capsys):
     """True answers become less likely, those to retain less so; with idk and dpo the refusals become likely."""
     data, model = knowing
-    recipe = unlearn_recipe(tmp_path, data, model, method=method, learning_rate=3e-3, num_train_epochs=5)
+    of_its_own = {"answer_column": "absent", "retain_answer_column": "answer", "method_answer_column": "answer"}
+    given = of_its_own if method == "wga" else {}
+    recipe = unlearn_recipe(tmp_path, data, model, method=method, learning_rate=3e-3, num_train_epochs=5, **given)
     settings = {"rmu": {"layer": 0, "steering": 20.0}, "npo": {"beta": 0.5}}.get(method, {})
     baselines.main([recipe, "--method_kwargs", json.dumps(settings)])
     out = tmp_path / "unlearned"
