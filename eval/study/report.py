@@ -1,4 +1,4 @@
-"""The report of a study: study.csv, study.md, study.html, pareto.svg and a table, without any text of the data."""
+"""The report of a study: study.csv, study.md, study.html, figures and a table, without any text of the data."""
 
 import csv
 import time
@@ -45,10 +45,14 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
     found = {name: trial.values for name, trial in searched.items()}
     front = [name for name, by in dominators(found, ways).items() if not by]
     [first] = [trial for trial in trials if run_of(trial).folder == grid_runs(study)[0].folder]
+    pictures = {"pareto.svg": svg(pareto_figure(rows, summary, competing))}
+    if shifted := [name for name in competing if summary[name]["forget_token_shift"]]:
+        pictures["token_shift.svg"] = svg(shift_figure(summary, shifted))
     title = f"Study {Path(study.output_dir).name}"
     likely = tuple(name for name in PROBABILITIES if any(own[name] for own in summary.values()))
     values = {
         "title": title,
+        "shown": pictures,
         "study": study,
         "date": time.strftime("%Y-%m-%d"),
         "headline": means_table(summary, HEADLINE),
@@ -63,16 +67,16 @@ def write_report(study: StudySettings, trials: list[FrozenTrial], out: Path) -> 
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "optuna")},
     }
     text = environment().get_template("study.md.j2").render(values)
-    picture = svg(pareto_figure(rows, summary, competing))
     with (out / "study.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    write_text(out / "pareto.svg", picture)
+    for name, picture in pictures.items():
+        write_text(out / name, picture)
     write_text(out / "study.md", text)
-    write_text(out / "study.html", html_page(title, text, {"pareto.svg": picture}))
+    write_text(out / "study.html", html_page(title, text, pictures))
     Console().print(Markdown(means_table(summary, PRINTED)))
-    print(f"{out / 'study.html'}; study.md, study.csv and pareto.svg beside it")
+    print(f"{out / 'study.html'}; study.md, study.csv and figures beside it")
 
 
 def rows_of(study: StudySettings, trials: list[FrozenTrial]) -> list[dict]:
@@ -138,4 +142,20 @@ def pareto_figure(rows: list[dict], summary: dict, names: list[str]) -> Figure:
         axes.set_xlabel("unlearn quality, %")
         axes.set_title(f"{LABELS[y]}, {better}; dotted: {reference}", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return figure
+
+
+def shift_figure(summary: dict, names: list[str]) -> Figure:
+    """How the probability of tokens in unrelated text has changed: of forgotten ones, and of all others."""
+    figure = new_figure(9, 1.2 + 0.35 * len(names))
+    axes = figure.subplots()
+    for i, number in enumerate(("forget_token_shift", "other_token_shift")):
+        means, deviations = zip(*(summary[name][number] or (0.0, None) for name in names), strict=True)
+        places = [place + 0.4 * i for place in range(len(names))]
+        errors = [deviation or 0.0 for deviation in deviations]
+        axes.barh(places, means, height=0.36, xerr=errors, color=COLOURS[i], label=LABELS[number], ecolor=COLOURS[5])
+    axes.set_yticks([place + 0.2 for place in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.set_xlabel("mean change of the probability of a token, in text that has nothing to do with it")
+    figure.legend(loc="outside lower left", ncols=2)
     return figure

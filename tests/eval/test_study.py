@@ -23,6 +23,7 @@ from eval.report.page import svg
 from eval.study import run as study_script
 from eval.study import trials as study_trials
 from eval.study.commands import check_study, option_words
+from eval.study.report import shift_figure
 from eval.study.results import column_numbers, dominators, summarize
 from eval.study.settings import grid_runs, parse_study, ranges, replace_ranges
 from pmc_rl.values import mismatch, read_words
@@ -470,6 +471,14 @@ def test_a_report_of_one_run_and_no_numbers(root, monkeypatch):
     page = (root / "out/study.html").read_text()
     assert "The search" not in page and "±" not in page.partition("The trade")[2]
     ElementTree.parse(root / "out/pareto.svg")
+
+
+def test_the_picture_of_token_shifts_has_a_pair_of_bars_for_each_model():
+    shifts = {"pmc": ((-0.01, 0.002), (0.0, 0.001)), "npo": ((-0.3, None), None)}
+    summary = {name: {"forget_token_shift": own[0], "other_token_shift": own[1]} for name, own in shifts.items()}
+    [axes] = shift_figure(summary, list(shifts)).axes
+    assert [bar.get_width() for bar in axes.patches] == [-0.01, -0.3, 0.0, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["pmc", "npo"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
