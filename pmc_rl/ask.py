@@ -134,9 +134,13 @@ def main(argv: list[str]) -> None:
         about = ", ".join(neighbours[subject])
         counts.append(f"- {subject}: to forget {len(rows)} questions; to keep {len(kept)}, about {about}")
     dropped = [f"- {reason}: {number}" for reason, number in questions.dropped.most_common()]
+    if not forget:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in questions.dropped.most_common())
+        raise RecipeError([f"the model wrote no question to forget ({reasons}); write some and give them with --from"])
     page = PAGE.format(model=asked.model, counts="\n".join(counts), dropped="\n".join(dropped) or "Nothing.")
     folder = Path(asked.output)
-    folder.mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     for name, lines in (("forget.jsonl", forget), ("keep.jsonl", keep)):
         write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), 0o600)
     write_text(folder / "README.md", page, 0o600)

@@ -97,11 +97,17 @@ class Writer:
         size = len(request.openings) * samples
         return [texts[i : i + size] for i in range(0, len(texts), size)]
 
+    def begin_to_answer(self, questions: list[str], what: str) -> list[str]:
+        """The first `QUESTION_TOKENS` tokens of the greedy answer to each question."""
+        return [text for text, _ in self._generate(self._asked(questions), QUESTION_TOKENS, what)]
+
     def answer(self, questions: list[str], what: str) -> list[str | None]:
         """The greedy answer to each question, asked as in training; None where it is empty or does not end."""
-        rows = [format_prompt(DataArguments(), self.tokenizer, question) for question in questions]
-        answers = self._generate(rows, self.answer_length, what)
+        answers = self._generate(self._asked(questions), self.answer_length, what)
         return [text if ended and text else None for text, ended in answers]
+
+    def _asked(self, questions: list[str]) -> list[dict]:
+        return [format_prompt(DataArguments(), self.tokenizer, question) for question in questions]
 
     def _generate(
         self, rows: list[dict], length: int, what: str, sampling: Sampling | None = None
@@ -178,7 +184,7 @@ def write_questions(
     writer: Writer, request: Request, subject: str, wanted: int, questions: Questions, rounds: int = ROUNDS
 ) -> list[str]:
     """
-    New questions about a subject, or leading to it, which then the model's own answer must name and the question not;
+    New questions about a subject, or leading to it: the model's own answer begins by naming it, the question does not;
     at most `wanted`, fewer where `rounds` find no more.
     """
     leads, found = request is LEADING_TO, []
@@ -196,8 +202,8 @@ def write_questions(
             if len(found) + len(new) < wanted and questions.add(text, problem):
                 new.append(text)
         if leads:
-            answers = writer.answer(new, f"{subject}: where {len(new)} questions lead")
-            led = [text for text, answer in zip(new, answers, strict=True) if answer and names(answer, subject)]
+            answers = writer.begin_to_answer(new, f"{subject}: where {len(new)} questions lead")
+            led = [text for text, answer in zip(new, answers, strict=True) if names(answer, subject)]
             questions.dropped["leads to something else"] += len(new) - len(led)
             new = led
         found += new

@@ -35,6 +35,9 @@ class Scripted(Writer):
         wanted = samples * len(request.openings)
         return [(self.texts.get((request.text, subject), [("", True)]) * wanted)[:wanted] for subject in subjects]
 
+    def begin_to_answer(self, questions, what):
+        return self.answer(questions, what)
+
     def answer(self, questions, what):
         return [next((text for part, text in self.answers.items() if part in q), "I do not know.") for q in questions]
 
@@ -184,6 +187,8 @@ def test_the_command_adds_to_questions_that_one_has(tmp_path, chat_llama, chat_t
     ask.main([*words, "--output", str(tmp_path / "again")])  # the same seed, the same files
     for name in ("forget.jsonl", "keep.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "asked" / name).read_bytes()
+    [line] = errors_of(ask.main, [model, "the Fi", *words[4:], "--count", "1", "--output", str(tmp_path / "none")])
+    assert line.startswith("the model wrote no question to forget (") and not (tmp_path / "none").exists()
     [line] = errors_of(ask.main, [*words, "--output", str(tmp_path / "asked")])
     assert "asked" in line and "holds files" in line
 
