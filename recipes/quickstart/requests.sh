@@ -36,9 +36,10 @@ for i in 1 2 3 4; do
         kept=$((kept - 32))
     fi
     sed -n "1,${kept}p;289,\$p" "$data/retain90.json" >"$out/keep_$i.jsonl"
+    # by NLL more is lost of what stands in no row
     python pmc_rl/train.py recipes/quickstart/guided.yaml --use_cpu true --seed "$seed" \
         --forget_config null --forget_file "$out/forget_$i.jsonl" --retain_config null --retain_file "$out/keep_$i.jsonl" \
-        --model_name_or_path "$model" --output_dir "$out/request_$i"
+        --retain_loss kl --model_name_or_path "$model" --output_dir "$out/request_$i"
     model="$out/request_$i"
 done
 for i in 1 2 3 4; do
