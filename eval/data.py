@@ -244,9 +244,10 @@ def load_data(args: PMCArguments, eval_args: EvalArguments) -> AuditData:
             except RecipeError as error:
                 errors += error.errors
     lines = [f"{name}: {reason}" for name, reason in absent.items()]
-    if asked is not None:
-        errors += [f"eval_sets: {line}" for line in lines if line.partition(":")[0] not in eval_args.more_sets]
-    errors += [f"more_sets: {name}: {absent[name]}" for name in eval_args.more_sets if name in absent]
+    for name, reason in absent.items():
+        if name in eval_args.more_sets or asked is not None:
+            key = "more_sets" if name in eval_args.more_sets else "eval_sets"
+            errors.append(f"{key}: {name}: {reason}")
     if not data.questions and not errors:
         errors.append(f"no question set can be audited ({'; '.join(lines)})")
     try:

@@ -68,6 +68,7 @@ NAMINGS, MOST_NEIGHBOURS, LEAST_NEIGHBOURS = 96, 20, 3
 PHRASINGS_TRIED = 4
 KEPT_PER_QUESTION = 2  # neighbours that each question is asked about
 QUESTION_TOKENS = 32
+APOSTROPHES = ("'", "’")  # what they begin goes on without a space
 WORDS = (4, 25)  # of a question
 MEANING = 0.05  # 1 - cosine below which two questions are the same
 
@@ -86,12 +87,10 @@ class Writer:
         """Texts about each subject, those of one opening beside each other, and whether they ended; `what` names the
         progress bar and the stream of random numbers."""
         rows = [_chat(request, subject, opening) for subject in subjects for opening in request.openings]
-        seeds = sample_seeds(self.args.seed, f"ask {what}", list(range(len(rows))), samples)
-        sampling = Sampling(TEMPERATURE, top_k=0, top_p=0.95, seeds=seeds)
-        written = self._generate([row for row in rows for _ in range(samples)], QUESTION_TOKENS, what, sampling)
+        written = self._generate(rows, QUESTION_TOKENS, what, samples)
         openings = [opening for _ in subjects for opening in request.openings for _ in range(samples)]
         texts = [
-            (text if not opening else opening + text if text.startswith(("'", "’")) else f"{opening} {text}", ended)
+            (f"{opening}{'' if text.startswith(APOSTROPHES) else ' '}{text}".strip(), ended)
             for opening, (text, ended) in zip(openings, written, strict=True)
         ]
         size = len(request.openings) * samples
@@ -109,11 +108,12 @@ class Writer:
     def _asked(self, questions: list[str]) -> list[dict]:
         return [format_prompt(DataArguments(), self.tokenizer, question) for question in questions]
 
-    def _generate(
-        self, rows: list[dict], length: int, what: str, sampling: Sampling | None = None
-    ) -> list[tuple[str, bool]]:
+    def _generate(self, rows: list[dict], length: int, what: str, samples: int = 0) -> list[tuple[str, bool]]:
+        """Of each row its `samples`, beside each other, or the greedy answer alone; and whether they ended."""
         self.args.max_completion_length = length
-        prompt_ids = [encode_prompt(self.tokenizer, row) for row in rows]
+        prompt_ids = [ids for ids in (encode_prompt(self.tokenizer, row) for row in rows) for _ in range(samples or 1)]
+        seeds = sample_seeds(self.args.seed, f"ask {what}", list(range(len(rows))), samples)
+        sampling = Sampling(TEMPERATURE, top_k=0, top_p=0.95, seeds=seeds) if samples else None
         completions = generate_together(self.model, prompt_ids, self.args, self.end_ids, sampling, what)
         return [(decode_completion(self.tokenizer, ids), ids[-1] in self.end_ids) for ids in completions]
 

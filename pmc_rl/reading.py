@@ -186,9 +186,8 @@ def _read_files(key: str, paths: list[Path], wanted: list[str]) -> Iterator[dict
 
 def _read_parquet(path: Path, wanted: list[str]) -> Iterator[dict]:
     names = pyarrow.parquet.read_schema(path).names
-    table = pyarrow.parquet.read_table(
-        path, columns=[name for name in names if name in {*wanted, *map(_root, wanted)}]
-    )
+    needed = {*wanted, *map(_root, wanted)}
+    table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in needed])
     yield from (dict.fromkeys(names) | row for row in table.to_pylist())
 
 
@@ -227,7 +226,7 @@ def _rows_of_object(whole: dict[str, Any], wanted: list[str]) -> list:
     """
     kinds = {type(value) for value in whole.values()}
     names = ", ".join(map(repr, whole))
-    if not {*wanted, *map(_root, wanted)}.isdisjoint(whole):
+    if any(_has(whole, column) for column in wanted):
         if kinds not in ({list}, {dict}) or set(wanted).isdisjoint(whole):
             return [whole]
         columns = [column if kinds == {dict} else dict(enumerate(column)) for column in whole.values()]
