@@ -1,7 +1,7 @@
 """From a name to data: `python pmc_rl/ask.py MODEL SUBJECT ... --output FOLDER`. The model is asked, in English.
 
-It writes questions about each subject, other phrasings of them, and the same questions about neighbours, whose answers
-are to be kept: forget.jsonl and keep.jsonl, to be read and edited before train.py gets them.
+It writes questions about each subject and other phrasings of them; to be kept, the same questions about neighbours,
+and some about everyday topics: forget.jsonl and keep.jsonl, to be read and edited before train.py gets them.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from trl import ModelConfig
 from pmc_rl.config import PMCConfig
 from pmc_rl.models import check_model, load_end_ids, load_model_to_train, load_tokenizer
 from pmc_rl.output import check_output_dir, write_text
-from pmc_rl.questions import Questions, Writer, ask_about, find_neighbours, names, without_article
+from pmc_rl.questions import Questions, ask_about, ask_about_anything, find_neighbours, names, without_article
 from pmc_rl.reading import read_columns
 from pmc_rl.values import construct, read_yaml
+from pmc_rl.writer import Writer
 from rewards.text import script_aware_tokens
 
 PAGE = """\
@@ -133,10 +134,13 @@ def main(argv: list[str]) -> None:
         forget, keep = forget + rows, keep + kept
         about = ", ".join(neighbours[subject])
         counts.append(f"- {subject}: to forget {len(rows)} questions; to keep {len(kept)}, about {about}")
-    dropped = [f"- {reason}: {number}" for reason, number in questions.dropped.most_common()]
     if not forget:
         reasons = ", ".join(f"{number} {reason}" for reason, number in questions.dropped.most_common())
         raise RecipeError([f"the model wrote no question to forget ({reasons}); write some and give them with --from"])
+    others = ask_about_anything(writer, len(forget) // 2, asked.subjects, questions)
+    keep += others
+    counts.append(f"- anything else: to keep {len(others)}")
+    dropped = [f"- {reason}: {number}" for reason, number in questions.dropped.most_common()]
     page = PAGE.format(model=asked.model, counts="\n".join(counts), dropped="\n".join(dropped) or "Nothing.")
     folder = Path(asked.output)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

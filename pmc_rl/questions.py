@@ -1,130 +1,24 @@
-"""What ask.py asks a model and which of its texts are kept: questions, other phrasings, neighbours, answers."""
+"""Which texts of a model ask.py keeps: questions, other phrasings, neighbours, anything else, and their answers."""
 
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import NamedTuple
+from random import Random
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pmc_rl.config import DataArguments, PMCConfig
 from pmc_rl.errors import RecipeError
-from pmc_rl.generation import Sampling, generate_together, sample_seeds
-from pmc_rl.prompts import begin_answer, decode_completion, encode_prompt, format_prompt
 from pmc_rl.reward_loading import load_reward_functions
+from pmc_rl.writer import ABOUT, LEADING_TO, NEIGHBOUR, PHRASING, Request, Writer
 from rewards.text import script_aware_tokens
 
-
-class Request(NamedTuple):
-    """What a model is asked to write, in a text with {} for the subject; examples, and first words given to it."""
-
-    text: str
-    examples: dict[str, str]
-    openings: tuple[str, ...] = ("",)
-
-
-# A small model writes questions only after examples, and many different ones only where it is given the first words.
-ABOUT = Request(
-    "Write a short question about {}, to which there is one right answer.",
-    {
-        "Marie Curie": "In which year did Marie Curie win her first Nobel Prize?",
-        "the Eiffel Tower": "How tall is the Eiffel Tower?",
-        "Nelson Mandela": "Where was Nelson Mandela born?",
-        "the Apollo programme": "When did the Apollo programme end?",
-    },
-    ("Who", "What", "When", "Where", "Which", "How many", "In which year", "What is the name of", "Why", "How", ""),
-)
-LEADING_TO = Request(
-    "Write a short question to which the answer is {}.",
-    {
-        "Marie Curie": "Who discovered radium?",
-        "the Eiffel Tower": "Which tower in Paris is made of iron?",
-        "Nelson Mandela": "Which president of South Africa had been in prison for 27 years?",
-        "the Apollo programme": "By what was the first man brought to the moon?",
-    },
-    ("Who", "Which", "What is the name of", ""),
-)
-PHRASING = Request(
-    "Ask this in other words: {}",
-    {
-        "Where was Nelson Mandela born?": "What is the birthplace of Nelson Mandela?",
-        "How tall is the Eiffel Tower?": "Can you tell me the height of the Eiffel Tower?",
-        "Who wrote Hamlet?": "Which author is Hamlet by?",
-        "When did the Apollo programme end?": "In which year was the Apollo programme over?",
-    },
-)
-NEIGHBOUR = Request(
-    "Name something or somebody of the same kind as {}.",
-    {
-        "Marie Curie": "Albert Einstein",
-        "the Eiffel Tower": "the Colosseum",
-        "Mozart": "Johann Sebastian Bach",
-        "the Apollo programme": "the Manhattan Project",
-    },
-)
-TEMPERATURE = 0.7
 ROUNDS, SAMPLES = 12, 8  # of each opening in a round
 NAMINGS, MOST_NEIGHBOURS, LEAST_NEIGHBOURS = 96, 20, 3
 PHRASINGS_TRIED = 4
 KEPT_PER_QUESTION = 2  # neighbours that each question is asked about
-QUESTION_TOKENS = 32
-APOSTROPHES = ("'", "’")  # what they begin goes on without a space
 WORDS = (4, 25)  # of a question
 MEANING = 0.05  # 1 - cosine below which two questions are the same
-
-
-@dataclass
-class Writer:
-    """The model that is asked. `args` hold batch size and seed; `answer_length` is in tokens, of its own answers."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
-    args: PMCConfig
-    answer_length: int
-
-    def write(self, request: Request, subjects: list[str], samples: int, what: str) -> list[list[tuple[str, bool]]]:
-        """Texts about each subject, those of one opening beside each other, and whether they ended; `what` names the
-        progress bar and the stream of random numbers."""
-        rows = [_chat(request, subject, opening) for subject in subjects for opening in request.openings]
-        written = self._generate(rows, QUESTION_TOKENS, what, samples)
-        openings = [opening for _ in subjects for opening in request.openings for _ in range(samples)]
-        texts = [
-            (f"{opening}{'' if text.startswith(APOSTROPHES) else ' '}{text}".strip(), ended)
-            for opening, (text, ended) in zip(openings, written, strict=True)
-        ]
-        size = len(request.openings) * samples
-        return [texts[i : i + size] for i in range(0, len(texts), size)]
-
-    def begin_to_answer(self, questions: list[str], what: str) -> list[str]:
-        """The first `QUESTION_TOKENS` tokens of the greedy answer to each question."""
-        return [text for text, _ in self._generate(self._asked(questions), QUESTION_TOKENS, what)]
-
-    def answer(self, questions: list[str], what: str) -> list[str | None]:
-        """The greedy answer to each question, asked as in training; None where it is empty or does not end."""
-        answers = self._generate(self._asked(questions), self.answer_length, what)
-        return [text if ended and text else None for text, ended in answers]
-
-    def _asked(self, questions: list[str]) -> list[dict]:
-        return [format_prompt(DataArguments(), self.tokenizer, question) for question in questions]
-
-    def _generate(self, rows: list[dict], length: int, what: str, samples: int = 0) -> list[tuple[str, bool]]:
-        """Of each row its `samples`, beside each other, or the greedy answer alone; and whether they ended."""
-        self.args.max_completion_length = length
-        prompt_ids = [ids for ids in (encode_prompt(self.tokenizer, row) for row in rows) for _ in range(samples or 1)]
-        seeds = sample_seeds(self.args.seed, f"ask {what}", list(range(len(rows))), samples)
-        sampling = Sampling(TEMPERATURE, top_k=0, top_p=0.95, seeds=seeds) if samples else None
-        completions = generate_together(self.model, prompt_ids, self.args, self.end_ids, sampling, what)
-        return [(decode_completion(self.tokenizer, ids), ids[-1] in self.end_ids) for ids in completions]
-
-
-def _chat(request: Request, subject: str, opening: str) -> dict:
-    """A prompt in which the examples were asked for and answered, then the subject is."""
-    messages = []
-    for name, answer in request.examples.items():
-        messages += [{"role": "user", "content": request.text.format(name)}, {"role": "assistant", "content": answer}]
-    row = {"prompt": [*messages, {"role": "user", "content": request.text.format(subject)}]}
-    return begin_answer(row, opening, "") if opening else row
+# What no row is about fades with what is forgotten, so everyday knowledge is kept as well.
+TOPICS = ["geography", "animals", "plants", "physics", "chemistry", "mathematics"]
+TOPICS += ["medicine", "computers", "history", "sports", "music", "cooking"]
+TOPIC_SAMPLES = 2  # of each opening
 
 
 def without_article(name: str) -> str:
@@ -269,10 +163,10 @@ def ask_about(
     writer: Writer, subject: str, given: list[str], count: int, neighbours: list[str], questions: Questions
 ) -> tuple[list[dict], list[dict]]:
     """
-    Rows to forget and rows to keep: question, answer, and whom it is about. A third of the `count` questions lead to
-    the subject, as far as the model writes such.
+    Rows to forget and rows to keep: question, answer, and whom it is about. Half of the `count` questions lead to the
+    subject, as far as the model writes such.
     """
-    leading = write_questions(writer, LEADING_TO, subject, count // 3, questions)
+    leading = write_questions(writer, LEADING_TO, subject, count // 2, questions)
     about = write_questions(writer, ABOUT, subject, count - len(leading), questions)
     texts = [*given, *about, *leading]
     texts += write_phrasings(writer, subject, texts, questions)
@@ -284,13 +178,33 @@ def ask_about(
     wanted = -(-KEPT_PER_QUESTION * len(leading) // len(neighbours))
     for name in neighbours:
         pairs += [(text, name) for text in write_questions(writer, LEADING_TO, name, wanted, questions, rounds=1)]
+    return forget, answered(writer, pairs, [subject], f"{subject}: answers about neighbours", questions)
+
+
+def ask_about_anything(writer: Writer, count: int, subjects: list[str], questions: Questions) -> list[dict]:
+    """At most `count` rows to keep about everyday topics."""
+    written = writer.write(ABOUT, TOPICS, TOPIC_SAMPLES, "questions about anything else")
+    texts = [(topic, *text) for topic, of_topic in zip(TOPICS, written, strict=True) for text in of_topic]
+    Random(0).shuffle(texts)  # so that `count` leaves out no topic and no first words
+    pairs: list[tuple[str, str]] = []
+    for topic, text, ended in texts:
+        problem = "names a subject" if any(names(text, name) for name in subjects) else problem_of(text, ended)
+        if len(pairs) < count and questions.add(text, problem):
+            pairs.append((text, topic))
+    return answered(writer, pairs, subjects, "answers about anything else", questions)
+
+
+def answered(
+    writer: Writer, pairs: list[tuple[str, str]], subjects: list[str], what: str, questions: Questions
+) -> list[dict]:
+    """Rows to keep of questions and what they are about: those whose answers end and name no subject."""
     keep = []
-    answers = writer.answer([text for text, _ in pairs], f"{subject}: answers about neighbours")
+    answers = writer.answer([text for text, _ in pairs], what)
     for (text, name), answer in zip(pairs, answers, strict=True):
         if answer is None:
             questions.dropped["to keep: its answer is empty or does not end"] += 1
-        elif names(answer, subject):
+        elif any(names(answer, subject) for subject in subjects):
             questions.dropped["to keep: its answer names the subject"] += 1
         else:
             keep.append({"question": text, "answer": answer, "subject": name})
-    return forget, keep
+    return keep

@@ -6,13 +6,11 @@ from collections import Counter
 
 from pmc_rl import ask
 from pmc_rl.questions import (
-    ABOUT,
-    LEADING_TO,
-    NEIGHBOUR,
-    PHRASING,
+    TOPIC_SAMPLES,
+    TOPICS,
     Questions,
-    Writer,
     ask_about,
+    ask_about_anything,
     ask_of_neighbours,
     find_neighbours,
     names,
@@ -20,6 +18,7 @@ from pmc_rl.questions import (
     write_phrasings,
     write_questions,
 )
+from pmc_rl.writer import ABOUT, LEADING_TO, NEIGHBOUR, PHRASING, Writer
 from tests.conftest import build_llama, errors_of, write_jsonl
 from tests.training import save_model
 
@@ -167,6 +166,21 @@ def test_rows_of_a_subject():
     assert ("Which ship met the Hawke?", "The Olympic.", "Olympic") in {tuple(row.values()) for row in keep}
     assert not any("Titanic" in row["question"] + row["answer"] for row in keep)
     assert questions.dropped["to keep: its answer names the subject"] == 3  # all but the one about sinking
+
+
+def test_rows_about_anything_else_are_of_all_topics_and_name_no_subject():
+    texts = {(ABOUT.text, topic): ended(f"What is known of {topic}?", "Who was Ada Byron?") for topic in TOPICS}
+    texts[ABOUT.text, "music"] = ended("Who wrote music like Ada Byron?")
+    questions, writer = Questions(None), Scripted(texts, {"sports": "Ask Ada Byron.", "plants": None})
+    keep = ask_about_anything(writer, 99, ["Ada Byron"], questions)
+    kept = [topic for topic in TOPICS if topic not in ("music", "sports", "plants")]
+    rows = {(row["question"], row["answer"], row["subject"]) for row in keep}
+    assert rows == {(f"What is known of {topic}?", "I do not know.", topic) for topic in kept}
+    written = TOPIC_SAMPLES * len(ABOUT.openings)
+    assert questions.dropped["names a subject"] == (len(TOPICS) - 1) * written // 2 + written
+
+    few = ask_about_anything(writer, 5, [], Questions(None))
+    assert len(few) <= 5 and len({row["subject"] for row in few}) > 2
 
 
 def test_the_command_adds_to_questions_that_one_has(tmp_path, chat_llama, chat_tokenizer, capsys):
