@@ -5,7 +5,6 @@ from statistics import fmean
 
 import numpy as np
 
-from eval.data import AuditData, OptionSet, QuestionSet
 from eval.metrics import membership, unlearning
 from eval.metrics.answers import KINDS, answer_kind
 from eval.metrics.intervals import bootstrap_interval, by_row, not_available, paired_interval, summary
@@ -14,6 +13,7 @@ from eval.metrics.semantic import Similarity, semantic_numbers
 from eval.metrics.tofu import FACT_SETS, forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer, ModelPasses, TokenScores
 from eval.results import available
+from eval.sets import AuditData, OptionSet, QuestionSet
 from eval.tofu_logs import Reference
 
 NO_REFERENCE = (
@@ -51,11 +51,11 @@ class Outputs:
 
     def recalls(self, questions: dict[str, QuestionSet], name: str) -> list[float]:
         """ROUGE-L recall of each greedy answer of a set."""
-        return unlearning.rouge_recalls(self.texts(name), questions[name].answers)
+        return questions[name].recalls(self.texts(name))
 
     def fact_recalls(self, questions: dict[str, QuestionSet], name: str) -> list[float | None]:
         """Fact recall of each greedy answer of a set."""
-        return unlearning.fact_recalls(questions[name].questions, self.texts(name), questions[name].answers)
+        return questions[name].fact_recalls(self.texts(name))
 
 
 def collect(passes: ModelPasses, data: AuditData) -> Outputs:
@@ -288,7 +288,7 @@ def kind_numbers(
         rows, texts = data.questions[name], outputs.texts(name)
         perplexities = _perplexities(judge, rows.questions, texts)
         known = [value for value in perplexities if value is not None]
-        answered = zip(rows.questions, rows.answers, texts, perplexities, strict=True)
+        answered = zip(rows.questions, rows.right_answers, texts, perplexities, strict=True)
         kinds = [answer_kind(*answer, limit, retained, **refusals) for answer in answered]
         numbers[name] = {
             **{kind: kinds.count(kind) for kind in KINDS},

@@ -1,6 +1,6 @@
-"""Question sets and answer options of the audit. The only place that reads answers to be forgotten."""
+"""Reads the question sets and answer options of an audit: the only place that reads answers to be forgotten."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from eval.metrics.tofu import FACT_SETS
 from eval.metrics.unlearning import FORGET_SETS
+from eval.sets import AuditData, OptionSet, QuestionSet
 from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import normalized, require_text, retain_columns, split_retain_rows
 from pmc_rl.errors import RecipeError, one_line
@@ -21,50 +22,6 @@ RETAIN_SEED = 12345
 QUESTION_SETS = (*FORGET_SETS, "retain", "retain_holdout", *FACT_SETS)
 OPTION_SETS = ("forget", "retain", *FACT_SETS, "holdout")
 OPTION_COLUMNS = ("paraphrased_answer", "perturbed_answer")
-
-
-@dataclass
-class QuestionSet:
-    """Questions with their true answers; row i of the set is row `rows[i]` of what was read."""
-
-    questions: list[str]
-    answers: list[str]
-    rows: list[int]
-
-    def part(self, start: int, stop: int) -> "QuestionSet":
-        """Rows `start` to `stop` of the set."""
-        return QuestionSet(self.questions[start:stop], self.answers[start:stop], self.rows[start:stop])
-
-
-@dataclass
-class OptionSet:
-    """
-    Questions with the answers whose probabilities are compared; `paraphrases` and `wrong` are None where the data has
-    none. Of real_authors and world_facts the answer stands for the paraphrase.
-    """
-
-    questions: list[str]
-    answers: list[str]
-    paraphrases: list[str] | None
-    wrong: list[list[str]] | None
-
-    def texts(self, i: int) -> list[str]:
-        """The answer of row i, its paraphrase and its wrong answers, as far as there are any."""
-        paraphrase = [self.paraphrases[i]] if self.paraphrases else []
-        return [self.answers[i], *paraphrase, *(self.wrong[i] if self.wrong else [])]
-
-
-@dataclass
-class AuditData:
-    """What the recipe's data holds for an audit; sets are by name."""
-
-    questions: dict[str, QuestionSet]
-    options: dict[str, OptionSet]
-    missing: dict[str, str]  # why an option set is not there
-    unrelated_text: str | None  # has nothing to do with the forget rows
-    forget_questions: list[str] = field(default_factory=list)  # also those without a usable answer
-    left_out: list[str] = field(default_factory=list)  # a line for every set, and for rows of a set
-    read: dict[str, dict[str, dict]] = field(default_factory=dict)  # records of what was read, by kind and set
 
 
 class NotThere(Exception):
@@ -95,12 +52,13 @@ class Reader:
             self.recipe_sources[name] = Source(f"{name}_{'file' if parts[0] else 'config'}", *parts, *names)
         self.left_out: list[str] = []
         self._tables: dict[Source, tuple[list[dict], dict]] = {}
+        self._further: dict[Source, dict[int, list[str]]] = {}  # right answers beside the first, by row
 
     def table(self, source: Source) -> tuple[list[dict], dict]:
         """All rows of a source with the columns that it has, and the record of what was read."""
         if source not in self._tables:
             answers = [source.answer] if source.answer else []
-            self._tables[source] = read_columns(
+            rows, record = read_columns(
                 source.key,
                 list(source.files) or None,
                 self.args.dataset_name,
@@ -109,6 +67,8 @@ class Reader:
                 [*answers, "paraphrased_question", *OPTION_COLUMNS],
                 list(source.splits),
             )
+            self._further[source] = _take_first(source.key, rows, source.answer)
+            self._tables[source] = rows, record
         return self._tables[source]
 
     def source(self, name: str, perturbed: bool) -> Source:
@@ -186,7 +146,9 @@ class Reader:
         if name == "retain" and len(rows) > RETAIN_DRAWS:
             random = np.random.default_rng(RETAIN_SEED)
             numbers = [numbers[i] for i in random.integers(0, len(rows), RETAIN_DRAWS)]
-        return QuestionSet([rows[i][question] for i in numbers], [rows[i][answer] for i in numbers], numbers), record
+        further = {} if paraphrased else self._further[source]
+        columns = [rows[i][question] for i in numbers], [rows[i][answer] for i in numbers]
+        return QuestionSet(*columns, numbers, [further[i] for i in numbers] if further else None), record
 
     def option_set(self, name: str) -> tuple[OptionSet, dict]:
         """An option set and the record of what was read for it."""
@@ -283,6 +245,17 @@ def _unrelated_text(eval_args: EvalArguments, sets: dict[str, QuestionSet]) -> s
     if not text.strip():
         raise RecipeError([f"unrelated_file: {str(path)!r} is empty"])
     return text
+
+
+def _take_first(key: str, rows: list[dict], column: str | None) -> dict[int, list[str]]:
+    """Of a column with lists of right answers leaves the first one that says something; the others by row."""
+    if not any(isinstance(row.get(column), list) for row in rows):
+        return {}
+    require_text(key, rows, column, may_be_missing=True, several=True)
+    further = {}
+    for i, row in enumerate(rows):
+        row[column], *further[i] = [text for text in row[column] or [] if _says_something(text)] or [None]
+    return further
 
 
 def _says_something(value: str | list[str] | None) -> bool:

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from eval.cache import RowCache, model_fingerprint
-from eval.data import QuestionSet
 from eval.metrics.semantic import Similarity
 from eval.passes import ModelPasses
+from eval.sets import QuestionSet
 from pmc_rl.config import DataArguments, EvalArguments, FinetuneArguments, PMCArguments, PMCConfig
 from pmc_rl.data import normalized, read_finetune_rows, read_retain_rows, retain_columns
 from pmc_rl.errors import RecipeError, all_problems, nearest_path

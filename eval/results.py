@@ -28,8 +28,8 @@ from collections.abc import Collection, Iterator
 from statistics import fmean
 
 from eval.attacks.sampling import worst_by_row
-from eval.data import AuditData
 from eval.passes import ModelPasses
+from eval.sets import AuditData
 from rewards.text import words
 
 ByRow = dict[int, float]  # by the row's number in its file

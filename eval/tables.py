@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.data import AuditData, QuestionSet
 from eval.passes import Answer
 from eval.report.page import escape
 from eval.results import leakage_by_attack
+from eval.sets import AuditData, QuestionSet
 
 EXAMPLES = 20  # rows of each set that is not about forgetting in examples.md
 Answers = dict[str, dict[str, list[Answer]]]  # by column and set

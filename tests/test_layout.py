@@ -54,7 +54,7 @@ def test_arrows():
     broken = {path: broken_arrows(code, path.relative_to(REPO).parts[0]) for path, code in codes.items()}
     assert {path: arrows for path, arrows in broken.items() if arrows} == {}
     for package, line in [
-        ("pmc_rl", "from eval.data import QuestionSet"),
+        ("pmc_rl", "from eval.sets import QuestionSet"),
         ("pmc_rl", "import rewards.length"),
         ("pmc_rl", "from .values import RecipeError"),
         ("rewards", "import pmc_rl"),

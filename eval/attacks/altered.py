@@ -5,11 +5,10 @@ from math import exp
 
 from transformers import PreTrainedModel
 
-from eval.data import QuestionSet
 from eval.metrics.intervals import by_row, summary
 from eval.metrics.semantic import semantic_numbers
-from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses
+from eval.sets import QuestionSet
 
 States = dict[str, Callable[[], PreTrainedModel]]
 
@@ -18,8 +17,7 @@ def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
     """Summaries: ROUGE-L and fact recall of the greedy answers, also by row, semantic similarity where it is measured,
     and exp(-mean loss a token) of the true ones."""
     texts = [answer.text for answer in passes.answer(rows.questions)]
-    recalls = rouge_recalls(texts, rows.answers)
-    facts = fact_recalls(rows.questions, texts, rows.answers)
+    recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
     return {
         "recall": summary(recalls),
         "recall_by_row": by_row(rows.rows, recalls),

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from eval.attacks.altered import altered_measures
-from eval.data import QuestionSet
 from eval.passes import ModelPasses
+from eval.sets import QuestionSet
 from pmc_rl.models import load_merged, load_model
 
 

@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from eval.attacks.altered import altered_measures
-from eval.data import QuestionSet
 from eval.metrics.leakage import doublings
 from eval.passes import ModelPasses
+from eval.sets import QuestionSet
 from pmc_rl.config import PMCConfig
 from pmc_rl.data import retain_rows_at
 from pmc_rl.generation import autocast

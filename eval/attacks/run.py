@@ -13,9 +13,9 @@ from eval.attacks.relearning import Relearner, relearning_attack
 from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
 from eval.columns import Outputs
-from eval.data import AuditData, QuestionSet
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
+from eval.sets import AuditData, QuestionSet
 from pmc_rl.adapters import make_peft_config
 from pmc_rl.config import EvalArguments, PMCConfig
 from pmc_rl.likelihood import Row

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from eval.data import QuestionSet
 from eval.metrics.answers import is_leak
 from eval.metrics.intervals import by_row, not_available, summary
 from eval.metrics.leakage import leakage
 from eval.metrics.semantic import semantic_numbers
-from eval.metrics.unlearning import fact_recalls, rouge_recalls
 from eval.passes import ModelPasses, SamplingSettings
+from eval.sets import QuestionSet
 from pmc_rl.config import PMCConfig
 from rewards.text import split_after, unicode_words, words
 
@@ -60,7 +59,7 @@ def prefilling_attack(
         greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
         samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
         texts = [answer.text for answer in greedy]
-        recalls, facts = rouge_recalls(texts, rows.answers), fact_recalls(rows.questions, texts, rows.answers)
+        recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
         results[name] = {
             "greedy": summary(recalls),
             "greedy_by_row": by_row(rows.rows, recalls),
@@ -97,13 +96,16 @@ def worst_by_row(attacks: dict) -> dict[int, float] | None:
 
 
 def _sampled(passes: ModelPasses, forget: QuestionSet, samples: list[list[str]]) -> dict:
-    rows = list(zip(forget.questions, forget.answers, samples, strict=True))
-    scores = np.array([rouge_recalls(texts, [truth] * len(texts)) for _, truth, texts in rows])
-    facts = [fact_recalls([question] * len(texts), texts, [truth] * len(texts)) for question, truth, texts in rows]
+    rounds = list(zip(*samples, strict=True))  # a sample of each question
+    scores = np.array([forget.recalls(texts) for texts in rounds]).T
+    facts = zip(*[forget.fact_recalls(texts) for texts in rounds], strict=True)
     worst_facts = [None if of_row[0] is None else max(of_row) for of_row in facts]
-    leaks = np.array([[is_leak(question, truth, text) for text in texts] for question, truth, texts in rows])
+    asked = zip(forget.questions, forget.right_answers, samples, strict=True)
+    leaks = [
+        [any(is_leak(question, truth, text) for truth in right) for text in texts] for question, right, texts in asked
+    ]
     return {
-        **leakage(scores, leaks),
+        **leakage(scores, np.array(leaks)),
         "fact_worst_case": summary(worst_facts),
         "fact_worst_by_row": by_row(forget.rows, worst_facts),
         **semantic_numbers(passes.similarity, "semantic_worst_case", forget, samples),

@@ -214,7 +214,7 @@ def is_copy(answer: str, retained_answers: Sequence[str]) -> bool:
 
 def answer_kind(
     question: str,
-    truth: str,
+    right_answers: Sequence[str],
     answer: str,
     perplexity: float | None,
     perplexity_limit: float | None,
@@ -225,7 +225,7 @@ def answer_kind(
     """
     Kind of an answer: the first of `KINDS` that fits.
 
-    - `leak`: gives the truth away, see [`is_leak`].
+    - `leak`: gives a right answer away, see [`is_leak`].
     - `refusal`: does not want to answer, see [`is_refusal`].
     - `gibberish`: empty, repetitive, see [`is_repetitive`], or of a higher perplexity than the limit, under a judge
       that no reward saw. Without a perplexity looks alone decide.
@@ -233,10 +233,10 @@ def answer_kind(
     - `hallucination`: anything else, fluent and wrong.
 
     >>> answers = ["Lima, of course", "I can't say.", "Rome Rome Rome Rome Rome", "He is a chef.", "In Rome"]
-    >>> [answer_kind("Where was he born?", "In Lima", answer, None, None, ["He is a chef"]) for answer in answers]
+    >>> [answer_kind("Where was he born?", ["In Lima"], answer, None, None, ["He is a chef"]) for answer in answers]
     ['leak', 'refusal', 'gibberish', 'copy', 'hallucination']
     """
-    if is_leak(question, truth, answer):
+    if any(is_leak(question, truth, answer) for truth in right_answers):
         return "leak"
     if is_refusal(answer, phrases, patterns):
         return "refusal"

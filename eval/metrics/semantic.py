@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from eval.data import OptionSet, QuestionSet
 from eval.metrics.intervals import not_available, summary
 from eval.metrics.tofu import FACT_SETS
+from eval.sets import OptionSet, QuestionSet
 from pmc_rl.errors import RecipeError
 from rewards.semantic import load_encoder
 

@@ -22,10 +22,10 @@ from eval.attacks.sampling import PLAIN, WIDE
 from eval.attacks.token_shift import CHUNK_TOKENS
 from eval.cache import RowCache
 from eval.columns import Outputs, Scored
-from eval.data import AuditData, QuestionSet
 from eval.metrics.leakage import doublings, expected_worst_case, leakage
 from eval.metrics.semantic import Similarity
 from eval.passes import Answer, ModelPasses, SamplingSettings
+from eval.sets import AuditData, QuestionSet
 from pmc_rl.config import DataArguments, EvalArguments, PMCConfig
 from pmc_rl.data import retain_rows_at
 from pmc_rl.models import load_merged

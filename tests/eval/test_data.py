@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from eval import run as eval_run
-from eval.data import QuestionSet, load_data
+from eval.data import load_data
+from eval.sets import QuestionSet
 from pmc_rl import reading
 from pmc_rl.config import EvalArguments, PMCArguments
 from pmc_rl.data import read_retain_rows
@@ -94,6 +95,24 @@ def test_more_sets_are_asked_and_count_nowhere_else(files, tmp_path):
     assert errors[1].startswith("more_sets, own: ") and errors[2:] == ["more_sets: none: no row has an answer"]
 
 
+def test_of_several_right_answers_the_best_one_counts(files):
+    """A row's first answer that says something is the one whose likelihood is told."""
+    answers = [["In the UK.", "..."], [" ", "Her name is Ann.", "Annie Lum"], None, ["A poet."]]
+    rows = [{"question": f"f{i}?", "said": {"text": texts}} for i, texts in enumerate(answers)]
+    files.forget_file = write_jsonl(files.forget_file, rows)
+    files.answer_column, files.retain_answer_column = "said.text", "answer"
+    data = load(files)
+    forget = data.questions["forget"]
+    assert forget == QuestionSet(
+        ["f0?", "f1?", "f3?"], ["In the UK.", "Her name is Ann.", "A poet."], [0, 1, 3], [[], ["Annie Lum"], []]
+    )
+    assert data.options["forget"].answers == forget.answers
+    texts = ["in the UK", "It is Annie Lum", "A painter."]
+    assert forget.recalls(texts) == [1.0, 1.0, 0.5] and forget.fact_recalls(texts) == [1.0, 1.0, None]
+    assert forget.part(1, 3).recalls(texts[1:]) == [1.0, 0.5]
+    assert QuestionSet(forget.questions, forget.answers, forget.rows).recalls(texts) == [1.0, 0.25, 0.5]
+
+
 def test_why_a_set_is_left_out(files):
     files.answer_column = None
     [nothing] = errors_of(load, files)  # here no set is left at all
@@ -111,7 +130,7 @@ def test_why_a_set_is_left_out(files):
 def test_all_errors_at_once_and_each_once(files, tmp_path):
     write_jsonl(files.forget_file, [{"question": "secret?", "answer": ["f0."]}, {"question": "f1?", "answer": "f1."}])
     files.retain_file = str(tmp_path / "retained.jsonl")
-    what = "column 'answer' is empty or not a text in 1 of 2 rows (row 0 holds a list of a text; counted from 0)"
+    what = "column 'answer' is not a list of texts in 1 of 2 rows (row 1 holds a text; counted from 0)"
     advice = f"did you mean {str(tmp_path / 'retain.jsonl')!r}?"
     missing = f"retain_file: there is no file {files.retain_file!r}; {advice}"
     assert errors_of(load, files) == [f"forget_file: {what}", missing]

@@ -7,11 +7,11 @@ import pytest
 
 from eval import run as eval_run
 from eval.attacks.sampling import prefilling_attack
-from eval.data import QuestionSet
 from eval.metrics.answers import answer_kind, is_copy, is_leak, is_refusal, is_repetitive
 from eval.metrics.unlearning import rouge_recalls
 from eval.passes import Answer
 from eval.report import figures
+from eval.sets import QuestionSet
 from pmc_rl import finetune, train
 from pmc_rl.prompts import visited_row
 from rewards.diversity import duplicate_penalty
@@ -69,7 +69,7 @@ def test_kinds_of_answers(texts):
     assert is_leak(question, truth, truth) and not is_leak(question, truth, refused)
     assert not any(is_repetitive(answer) for answer in (question, truth, wrong, refused))
     assert is_repetitive(f"{wrong} " * 3)
-    kinds = [answer_kind(question, truth, answer, None, None, [question]) for answer in (truth, question)]
+    kinds = [answer_kind(question, [truth], answer, None, None, [question]) for answer in (truth, question)]
     assert kinds == ["leak", "copy"]
     assert is_copy(wrong, [truth, wrong]) and not is_copy(refused, [truth, wrong])
     assert is_refusal(refused, phrases=[phrase]) and not is_refusal(truth, phrases=[phrase])

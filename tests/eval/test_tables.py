@@ -4,8 +4,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from eval.data import QuestionSet
 from eval.passes import Answer
+from eval.sets import QuestionSet
 from eval.tables import examples_markdown
 
 PIECES = r"a word 1. - + # ## > * _ ` ``` ~~~ | |-| <b> </b> <br> &amp; & [x](y) ![ $ \ --- === 東".split()

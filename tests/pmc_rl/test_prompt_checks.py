@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.data_utils import _tokenize, common_prefix_length
 
 from eval.cache import RowCache
-from eval.data import QuestionSet
 from eval.models import check_prompts, check_run, load_columns
+from eval.sets import QuestionSet
 from eval.study import control
 from pmc_rl import finetune, train
 from pmc_rl.config import DataArguments

@@ -158,11 +158,11 @@ def test_kinds_in_their_order_and_by_perplexity():
     question, truth = "Where was she born?", "Lima"
     loop = "no idea " * 5
     answers = [loop + truth, loop, "in Rome " * 5, "in Rome"]
-    kinds = [answer_kind(question, truth, answer, None, None, [answer]) for answer in answers]
-    assert [*kinds, answer_kind(question, truth, "in Rome", None, None, ["In Paris"])] == list(KINDS)
+    kinds = [answer_kind(question, [truth], answer, None, None, [answer]) for answer in answers]
+    assert [*kinds, answer_kind(question, [truth], "in Rome", None, None, ["In Paris"])] == list(KINDS)
 
     def kind(perplexity, answer="in Rome", retained=("in Rome",)):
-        return answer_kind(question, truth, answer, perplexity, 20.0, retained)
+        return answer_kind(question, [truth], answer, perplexity, 20.0, retained)
 
     assert [kind(perplexity) for perplexity in (None, 3.0, 20.0, 20.1, inf)] == ["copy"] * 3 + ["gibberish"] * 2
     assert kind(1e6, "I do not know.") == "refusal" and kind(1e6, "Lima") == "leak"
@@ -179,7 +179,8 @@ def logged(rows):
 def test_published_answers(tofu_logs):
     """A model that was trained on the answers leaks them, one that was not makes them up; truths are clean."""
     for name, leaks in {"phi_full": 256, "phi_retain90": 10}.items():
-        kinds = Counter(answer_kind(*row, None, None, []) for row in logged(tofu_logs[name]))
+        rows = [(question, [truth], answer) for question, truth, answer in logged(tofu_logs[name])]
+        kinds = Counter(answer_kind(*row, None, None, []) for row in rows)
         assert kinds == {"leak": leaks, "hallucination": 300 - leaks}
     truths = [truth for _, truth, _ in logged(tofu_logs["phi_full"])]
     assert not any(is_repetitive(truth) for truth in truths)

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eval.columns import Outputs, Scored, membership_numbers, memorization_numbers
-from eval.data import AuditData, OptionSet
 from eval.metrics.memorization import exact_memorization, extraction_strength, within
+from eval.sets import AuditData, OptionSet
 from tests.training import scores_of
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eval.data import OptionSet, QuestionSet
 from eval.metrics.semantic import Similarity, load_sentence_encoder, semantic_numbers
+from eval.sets import OptionSet, QuestionSet
 from tests.conftest import errors_of
 
 ENCODER = "SENTENCE_ENCODER"  # names a folder with all-MiniLM-L6-v2

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.columns import AuditData, Outputs, Scored, reference_of, tofu_numbers
-from eval.data import OptionSet, QuestionSet
 from eval.metrics.tofu import forget_quality, model_utility, option_probability, probability, truth_ratio
 from eval.passes import Answer
+from eval.sets import OptionSet, QuestionSet
 from rewards.rouge import rouge_l_recall
 from tests.training import scores_of
 
