@@ -15,9 +15,9 @@ row (`*_by_row`, by the row's number in its file) are private: results.json is w
 - `membership`, by score: `auc`, `auc_interval`, `reference_auc`, `privleak`, `members`, `non_members`.
 - `answer_kinds`, by forget set: counts of `KINDS`, share of `distinct` texts, median `perplexity`, `kind_by_row`.
 - `attacks`, by attack and below it by what was done: `sampling` (what `leakage` returns, `worst_by_row`,
-  `worst_sample_by_row`); `prefilling` (the same, and `greedy`, `greedy_by_row`); `relearning` (`learned`, `scored`,
-  and lists with an entry for each of `steps`, the first before any: summaries `recall` and `probability`,
-  `recall_by_row`, `recovered`); `quantization` (summaries `recall` and `probability`, `recall_by_row`,
+  `worst_sample_by_row`); `prefilling` and `rewording` (the same, and `greedy`, `greedy_by_row`); `relearning`
+  (`learned`, `scored`, and lists with an entry for each of `steps`, the first before any: summaries `recall` and
+  `probability`, `recall_by_row`, `recovered`); `quantization` (summaries `recall` and `probability`, `recall_by_row`,
   `recall_change`, `probability_change`, `recovered`, `n`), each with what it has by fact recall, by the same names
   after `fact_`, and with `semantic_worst_case`, `semantic_greedy`, `semantic`; `options` and `token_shift`, as their
   functions return them.
@@ -34,7 +34,7 @@ from rewards.text import words
 
 ByRow = dict[int, float]  # by the row's number in its file
 Way = tuple[str, str]  # an attack, or `greedy` for asking plainly, and what was done
-ATTACKS = ("sampling", "prefilling", "relearning", "quantization")  # that bring out the truth
+ATTACKS = ("sampling", "prefilling", "rewording", "relearning", "quantization")  # that bring out the truth
 BY_FACTS = ", by names and numbers"  # of a way that is measured by fact recall
 
 
@@ -100,10 +100,11 @@ def _ways(column: dict) -> Iterator[tuple[Way, float, list[ByRow | None]]]:
         for what, run in attacks.get("sampling", {}).items():
             worst = [run[f"{facts}worst_case"]["mean"]], [run.get(f"{facts}worst_by_row")]
             yield from _way("sampling", f"sampling, {what}{ending}", *worst)
-        for what, run in attacks.get("prefilling", {}).items():
-            for kind, key in (("greedy", "greedy"), ("sampled", "worst_case")) if available(run) else ():
-                rows = run.get(f"{facts}{key.removesuffix('_case')}_by_row")
-                yield from _way("prefilling", f"prefilled, {what}, {kind}{ending}", [run[facts + key]["mean"]], [rows])
+        for attack, done in (("prefilling", "prefilled"), ("rewording", "reworded")):
+            for what, run in attacks.get(attack, {}).items():
+                for kind, key in (("greedy", "greedy"), ("sampled", "worst_case")) if available(run) else ():
+                    rows = run.get(f"{facts}{key.removesuffix('_case')}_by_row")
+                    yield from _way(attack, f"{done}, {what}, {kind}{ending}", [run[facts + key]["mean"]], [rows])
         for what, run in attacks.get("relearning", {}).items():
             rows = run.get(f"{facts}recall_by_row", [])[1:]
             means = [value["mean"] for value in run[f"{facts}recall"][1:]]

@@ -17,7 +17,7 @@ from pmc_rl.recipe import parse_recipe
 from accelerate import PartialState
 
 from eval.attacks.run import Attacks
-from eval.attacks.sampling import sampling_settings
+from eval.attacks.sampling import check_wordings, sampling_settings
 from eval.cache import RowCache
 from eval.columns import (
     collect,
@@ -63,6 +63,7 @@ def describe(recipe: Recipe) -> dict:
         "sampling": {name: settings._asdict() for name, settings in sampling_settings(training_args).items()},
         "prefixes": eval_args.prefixes,
         "first_words": eval_args.first_words,
+        "wordings": eval_args.wordings,
         "unrelated_text": eval_args.unrelated_file or "questions and answers of real_authors and world_facts",
         "relearning_steps": eval_args.relearning_steps,
         "relearning_learning_rate": eval_args.relearning_learning_rate or training_args.learning_rate,
@@ -90,6 +91,7 @@ def main(argv: list[str]) -> None:
     check_run(recipe)
     encoder, reference = None, None
     with all_problems() as check:
+        check(check_wordings, eval_args.wordings)
         data = check(load_data, script_args, eval_args)
         columns = check(load_columns, recipe)
         if eval_args.lm_eval_tasks:

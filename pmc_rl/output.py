@@ -37,7 +37,7 @@ PRIVATE: the files of this folder hold what is to be forgotten, or would tell a 
 the model is published; an audit after that can no longer tell whether the data is the same.
 """
 # keys of a recipe with texts, of which none is a path
-TEXTS = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs", "prefixes")
+TEXTS = ("prompt_template", "completion_template", "system_prompt", "chat_template_kwargs", "prefixes", "wordings")
 # an absolute path inside a sentence; in quotes it may have spaces
 PATH = re.compile(r"(?<=')/[^']+(?=')|(?<![\w.:/~…])/[^\s'\",;:()]+(?:/[^\s'\",;:()]+)+")
 HOLDS_A_RUN = "holds a run; choose another folder or say --overwrite true to replace it"

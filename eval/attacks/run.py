@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from trl import ModelConfig
@@ -10,19 +11,19 @@ from trl import ModelConfig
 from eval.attacks.options import options_attack
 from eval.attacks.quantization import load_quantized, quantization_attack
 from eval.attacks.relearning import Relearner, relearning_attack
-from eval.attacks.sampling import prefilling_attack, sampling_attack, sampling_settings
+from eval.attacks.sampling import prefilling_attack, rewording_attack, sampling_attack, sampling_settings
 from eval.attacks.token_shift import chunked, token_shift_attack
 from eval.columns import Outputs
 from eval.metrics.intervals import not_available
 from eval.passes import ModelPasses
 from eval.sets import AuditData, QuestionSet
 from pmc_rl.adapters import make_peft_config
-from pmc_rl.config import EvalArguments, PMCConfig
+from pmc_rl.config import Attack, EvalArguments, PMCConfig
 from pmc_rl.likelihood import Row
 from pmc_rl.models import is_quantized, load_merged, training_dtype
 from pmc_rl.prompts import encode_answers
 
-ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
+ATTACKS = get_args(Attack)
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Attacks:
         attacks = {
             "sampling": lambda: sampling_attack(passes, forget, count, settings),
             "prefilling": lambda: prefilling_attack(passes, forget, count, args.prefixes, args.first_words),
+            "rewording": lambda: rewording_attack(passes, forget, count, args.wordings),
             "options": lambda: self._options(said),
             "token_shift": lambda: self._token_shift(passes),
             "relearning": lambda: self._relearning(passes, model_args),

@@ -1,4 +1,6 @@
-"""Sampling and prefilling attacks: the same question many times, also with the beginning of the answer forced."""
+"""The same question many times: as it is (sampling), with an answer begun (prefilling), in other words (rewording)."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from eval.metrics.semantic import semantic_numbers
 from eval.passes import ModelPasses, SamplingSettings
 from eval.sets import QuestionSet
 from pmc_rl.config import PMCConfig
+from pmc_rl.errors import RecipeError
 from rewards.text import split_after, unicode_words, words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
@@ -56,18 +59,20 @@ def prefilling_attack(
         if not rows.questions:
             results[name] = not_available("no answer has more words")
             continue
-        greedy = passes.answer(rows.questions, forced, f"prefilled, {name}")
-        samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, prefilled, {name}")
-        texts = [answer.text for answer in greedy]
-        recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
-        results[name] = {
-            "greedy": summary(recalls),
-            "greedy_by_row": by_row(rows.rows, recalls),
-            "fact_greedy": summary(facts),
-            "fact_greedy_by_row": by_row(rows.rows, facts),
-            **semantic_numbers(passes.similarity, "semantic_greedy", rows, [[text] for text in texts]),
-            **_sampled(passes, rows, samples),
-        }
+        results[name] = _greedy_and_sampled(passes, rows, count, forced, f"prefilled, {name}")
+    return results
+
+
+def rewording_attack(passes: ModelPasses, forget: QuestionSet, count: int, wordings: list[str]) -> dict:
+    """
+    Leakage, `greedy` and in samples at temperature 1, of answers to the questions within other words: by each of the
+    `wordings`, texts with {question} in them, such as a role or another language to answer in.
+    """
+    results = {}
+    for wording in wordings:
+        questions = [wording.replace("{question}", question) for question in forget.questions]
+        rows = replace(forget, questions=questions)
+        results[wording] = _greedy_and_sampled(passes, rows, count, None, f"reworded, {wording}")
     return results
 
 
@@ -93,6 +98,29 @@ def worst_by_row(attacks: dict) -> dict[int, float] | None:
         return None
     runs = [run["worst_by_row"] for run in attacks["sampling"].values()]
     return {row: max(run[row] for run in runs) for row in runs[0]}
+
+
+def check_wordings(wordings: list[str]) -> None:
+    """Refuses a wording without the question."""
+    errors = [f"wordings: {wording!r} has no {{question}}" for wording in wordings if "{question}" not in wording]
+    if errors:
+        raise RecipeError(errors)
+
+
+def _greedy_and_sampled(
+    passes: ModelPasses, rows: QuestionSet, count: int, forced: list[str] | None, what: str
+) -> dict:
+    texts = [answer.text for answer in passes.answer(rows.questions, forced, what)]
+    samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, {what}")
+    recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
+    return {
+        "greedy": summary(recalls),
+        "greedy_by_row": by_row(rows.rows, recalls),
+        "fact_greedy": summary(facts),
+        "fact_greedy_by_row": by_row(rows.rows, facts),
+        **semantic_numbers(passes.similarity, "semantic_greedy", rows, [[text] for text in texts]),
+        **_sampled(passes, rows, samples),
+    }
 
 
 def _sampled(passes: ModelPasses, forget: QuestionSet, samples: list[list[str]]) -> dict:

@@ -10,7 +10,7 @@ Results = dict[str, dict]
 # a row of a label alone is the heading of those below.
 Row = tuple
 NO_SET = "no set of this group has true answers"
-NOTHING_TRIED = "no beginning of an answer was given"
+NOTHING_TRIED = "no beginning of an answer, or no wording, was given"
 LABELS = {"min_k": "min-k", "min_k_plus_plus": "min-k++"}
 LABELS |= {"forget_tokens": "tokens of the forget answers", "other_tokens": "other tokens"}
 SAMPLED = [
@@ -46,7 +46,7 @@ def report_tables(results: Results) -> dict[str, str]:
     results = with_more(results)
     attacks = {name: ("attacks", name) for name in results["before"]["attacks"]}
     sampled = "{key} (n = {worst_case[n]}, {leaking[of]} samples)"
-    curves = [run.get("curve", ()) for name in ATTACKS[:2] for run in first_found(results, attacks[name]).values()]
+    curves = [run.get("curve", ()) for name in ATTACKS[:3] for run in first_found(results, attacks[name]).values()]
     curve = [(f"best of {count}", ("curve", count)) for count in max(curves, key=len, default=())]
     relearned = first_found(results, attacks["relearning"]).values()
     steps = list(enumerate(next((run["steps"] for run in relearned), ())))
@@ -62,6 +62,7 @@ def report_tables(results: Results) -> dict[str, str]:
         ("sampling_curve", attacks["sampling"], "{key}", curve),
         ("prefilling", attacks["prefilling"], sampled, SAMPLED),
         ("prefilling_curve", attacks["prefilling"], "{key}", curve),
+        ("rewording", attacks["rewording"], sampled, SAMPLED),
         ("token_shift", attacks["token_shift"], "{key}", SHIFTED),
         ("relearning", attacks["relearning"], learned, after_steps),
         ("way_back", attacks["relearning"], learned, way_back),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from eval.study.results import NUMBERS
-from pmc_rl.config import DataArguments, setting
+from pmc_rl.config import Attack, DataArguments, setting
 from pmc_rl.errors import RecipeError, did_you_mean, show
 from pmc_rl.recipe import OF_REWARDS, StrictReader
 
@@ -52,9 +52,7 @@ class StudySettings:
     objectives: dict[str, Literal["maximize", "minimize"]] = setting(
         {"unlearn_quality": "maximize", "utility": "maximize", "worst_leakage": "minimize"}, "What the search is for."
     )
-    attacks: list[Literal["sampling", "prefilling", "options", "token_shift", "relearning", "quantization"]] = setting(
-        ["sampling", "prefilling"], "Attacks of the audit."
-    )
+    attacks: list[Attack] = setting(["sampling", "prefilling"], "Attacks of the audit.")
     attack_samples: int = setting(25, "Answers a question that the attacks draw.", at_least=1)
     parallel_runs: int = setting(1, "Trials at the same time; their seconds are then no measurements.", at_least=1)
 

@@ -48,6 +48,11 @@ def encoded(tokenizer, rows: QuestionSet):
     return encode_answers(DataArguments(), tokenizer, rows.questions, rows.answers, [tokenizer.eos_token_id])
 
 
+def plain(question):
+    """The question within other words."""
+    return next(known for known in QUESTIONS if known in question)
+
+
 class Fixed:
     """Passes that give fixed texts in the order of QUESTIONS, and the length of their name as each loss."""
 
@@ -60,12 +65,12 @@ class Fixed:
 
     def answer(self, questions, prefixes=None, what="greedy"):
         self.asked.append((questions, prefixes))
-        return [Answer(self.greedy[question], True) for question in questions]
+        return [Answer(self.greedy[plain(question)], True) for question in questions]
 
     def sample(self, questions, count, settings, prefixes=None, what="sampling"):
         self.asked.append((questions, prefixes, settings))
         texts = dict(zip(QUESTIONS, self.samples[settings], strict=True))
-        return [texts[question][:count] for question in questions]
+        return [texts[plain(question)][:count] for question in questions]
 
     def score(self, questions, answers, what="teacher-forced"):
         return [scores_of(len(self.name)) for _ in questions]
@@ -202,6 +207,19 @@ def test_prefilling_scores_only_what_was_not_forced():
     four = sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[4])
     assert four == {"the answer's first 4 words": {"not_available": "no answer has more words"}}
     assert sampling.prefilling_attack(passes, TRUTHS, 1, [], first_words=[]) == {}
+
+
+def test_rewording_asks_in_other_words_and_scores_as_ever():
+    samples = {PLAIN: [["lima harbor", "salt harbor"], ["rome"] * 2, ["", "salt"]]}
+    passes = Fixed("gull salt", "lima", "salt", samples=samples)
+    result = sampling.rewording_attack(passes, TRUTHS, 2, ["As a {role}: {question}"])
+    reworded = [f"As a {{role}}: {question}" for question in QUESTIONS]
+    assert passes.asked == [(reworded, None), (reworded, None, PLAIN)]
+    [asked] = result.values()
+    assert asked["greedy_by_row"] == {4: 0.5, 5: 0.5, 7: 1.0} and asked["worst_by_row"] == {4: 0.5, 5: 0.0, 7: 1.0}
+    assert sampling.rewording_attack(passes, TRUTHS, 2, []) == {}
+    sampling.check_wordings(list(result))
+    assert errors_of(sampling.check_wordings, ["{question}", "Say it."]) == ["wordings: 'Say it.' has no {question}"]
 
 
 # options

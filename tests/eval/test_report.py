@@ -87,6 +87,7 @@ def column(name: str) -> dict:
         "attacks": {
             "sampling": {"temperature 1": sampled(value), "as in training": sampled(value / 2)},
             "prefilling": {"The answer is:": filled},
+            "rewording": {"You are a librarian. {question}": filled},
             "options": {"least": value, "most": 0.3, "options": 4, "n": 6, "by_quantile": by_quantile},
             "token_shift": {"forget_tokens": shift, "other_tokens": dict(shift)},
             "relearning": {"half of the forget rows": relearned, "retain rows": dict(relearned)},
@@ -308,7 +309,7 @@ def test_every_reason_shows(tmp_path, quick, names):
             assert reason in told and escape(reason) in md, place
         assert "<why" not in html
         if names == ["before"] and places == PLACES:  # told of the model it belongs to
-            assert "| relearning *near retain_only* | not available \\[4\\] | 0.120 | 0.220 |\n" in md
+            assert "| relearning *near retain_only* | not available \\[5\\] | 0.120 | 0.220 |\n" in md
             assert "\n| step 2 | 0.120 *0.070 to 0.170* | 0.220 *0.170 to 0.270* |\n" in md  # a table of the others
 
 
@@ -416,7 +417,7 @@ def test_own_data_with_a_forget_set_only(tmp_path, quick):
     assert ["nothing *retain*", "–", "–", "–"] in md_rows(md)
     for line in (
         "- \\[1\\] not available: no set of this group has true answers\n",
-        "- **before, after**: not available: no beginning of an answer was given\n",
+        "- **before, after**: not available: no beginning of an answer, or no wording, was given\n",
         "before: not available: its folder has no manifest",
         "There is no retain_only model in this audit",
         "Without a retain-only model nothing says",

@@ -438,9 +438,9 @@ def test_numbers_of_a_column_of_a_real_audit():
     after["utility"] = 80.5
     expected = {"unlearn_quality": 90, "utility": 80.5, "utility_change": -8.3, "distinct": 0.75, "fluent": 4 / 6}
     expected |= {"leak": 1 / 6, "refusal": 2 / 6, "gibberish": 0, "copy": 1 / 6, "hallucination": 2 / 6}
-    expected |= {"sampling": 0.13, "prefilling": 0.13, "prefilling_greedy": 0.1, "extraction_strength": 0.1}
+    expected |= {"sampling": 0.13, "prefilling": 0.13, "prefilling_greedy": 0.1, "rewording": 0.13}
     expected |= {"relearning": 0.12, "quantization": 0.1, "worst_leakage": 0.13, "exact_memorization": 0.1}
-    expected |= {"forget_quality": 0.012, "membership_auc": 0.1}
+    expected |= {"forget_quality": 0.012, "membership_auc": 0.1, "extraction_strength": 0.1}
     expected |= {"forget_token_shift": -0.001, "other_token_shift": -0.001}
     assert column_numbers(after, before) == pytest.approx(expected)
 

@@ -10,7 +10,7 @@ from eval.results import leakage_by_attack, leakage_by_measure, recalls_by_way, 
 from eval.verdict import NOTHING_KNOWN, calibration_verdict, known_rows, leakage_verdict, verdict
 
 NOT = {"not_available": "attacks does not name it"}
-ATTACKS = ("sampling", "prefilling", "options", "token_shift", "relearning", "quantization")
+ATTACKS = ("sampling", "prefilling", "rewording", "options", "token_shift", "relearning", "quantization")
 FORGOTTEN = "forgotten, as far as these attacks tell"
 
 
@@ -74,7 +74,7 @@ def quantized(recall8, recall4) -> dict:
 
 def attacked(greedy=0.1, **changed) -> dict:
     """A column under all attacks that can leak, none of which brings out more than a tenth."""
-    harmless = {"sampling": sampled(0.1, 0.1), "prefilling": prefilled(0.1, 0.1)}
+    harmless = {"sampling": sampled(0.1, 0.1), "prefilling": prefilled(0.1, 0.1), "rewording": prefilled(0.1, 0.1)}
     harmless |= {"relearning": relearned(0.1, 0.1), "quantization": quantized(0.1, 0.1)}
     return column(greedy, **harmless | changed)
 
@@ -82,6 +82,7 @@ def attacked(greedy=0.1, **changed) -> dict:
 ALL = {
     "sampling": sampled(0.3, 0.4),
     "prefilling": {**prefilled(0.2, 0.5), "the answer's first word": NOT},
+    "rewording": prefilled(0.15, 0.45),
     "relearning": relearned(0.1, 0.7, 0.6) | relearned(0.1, 0.15, what="retain rows"),
     "quantization": quantized(0.12, 0.35),
     "options": {"least": 0.9, "most": 0.9},  # shares of rows, and no text
@@ -102,6 +103,8 @@ def test_leakage_by_measure_and_by_attack():
         ("sampling", "sampling, setting 1"): 0.4,
         ("prefilling", "prefilled, It is, greedy"): 0.2,
         ("prefilling", "prefilled, It is, sampled"): 0.5,
+        ("rewording", "reworded, It is, greedy"): 0.15,
+        ("rewording", "reworded, It is, sampled"): 0.45,
         ("relearning", "relearned, half of the forget rows"): 0.7,
         ("relearning", "relearned, retain rows"): 0.15,
         ("quantization", "in 8 bit"): 0.12,
@@ -110,7 +113,8 @@ def test_leakage_by_measure_and_by_attack():
     assert leakage_by_measure(values) == measures
     assert leakage_by_measure(without_rows(values)) == measures  # as published
     assert means(values, [1, 2]) == pytest.approx(measures)
-    highest = {"greedy": 0.25, "sampling": 0.4, "prefilling": 0.5, "relearning": 0.7, "quantization": 0.35}
+    highest = {"greedy": 0.25, "sampling": 0.4, "prefilling": 0.5, "rewording": 0.45}
+    highest |= {"relearning": 0.7, "quantization": 0.35}
     assert leakage_by_attack(values) == highest
     assert leakage_by_measure(column()) == {}
     # rows without a fact count by recall alone
@@ -196,6 +200,7 @@ def test_a_run_that_changed_nothing_has_forgotten_nothing(recalls):
         (attacked(0.1, sampling=sampled(0.1, 0.5)), "hidden, not forgotten"),
         (attacked(0.1, prefilling=prefilled(0.6, 0.1)), "hidden, not forgotten"),
         (attacked(0.1, prefilling=prefilled(0.1, 0.6)), "hidden, not forgotten"),
+        (attacked(0.1, rewording=prefilled(0.1, 0.6)), "hidden, not forgotten"),
         (attacked(0.1, relearning=relearned(0.1, 0.8, 0.1)), "hidden, not forgotten"),
         (attacked(0.1, quantization=quantized(0.1, 0.8)), "hidden, not forgotten"),
         (attacked(0.1, sampling=sampled(0.3, 0.1)), "partly hidden"),
@@ -220,9 +225,9 @@ def test_reasons_name_what_leaks_the_worst_first():
     plain, *others = leakage_verdict(column(0.25, **ALL), BEFORE, None)[1]
     assert plain == "asked plainly: 0.25 of the truth comes out"
     worst = ["relearned, half of the forget rows", "prefilled, It is, sampled"]
-    worst += ["sampling, setting 1", "in 4 bit"]
+    worst += ["reworded, It is, sampled", "sampling, setting 1", "in 4 bit"]
     assert [reason.partition(":")[0] for reason in others] == worst
-    assert others[2].endswith("; 1 more by this attack")
+    assert others[3].endswith("; 1 more by this attack")
     assert leakage_verdict(column(0.1), BEFORE, None)[1][-1] == "no attack that asks again was run"
     plain, nothing = leakage_verdict(attacked(0.1), BEFORE, None)[1]
     assert "0.10" in plain and nothing == "no attack brings out more than 0.2"
@@ -301,6 +306,7 @@ def test_both_verdicts_of_one_column():
     found = verdict(values, BEFORE, RETAIN_ONLY)
     parts = [(found[part], found[f"{part}_reasons"]) for part in ("forgetting", "calibration")]
     assert parts == [of(values, BEFORE, RETAIN_ONLY) for of in (leakage_verdict, calibration_verdict)]
-    highest = {"greedy": 0.4, "sampling": 0.6, "prefilling": 0.1, "relearning": 0.1, "quantization": 0.1}
+    highest = {"greedy": 0.4, "sampling": 0.6, "prefilling": 0.1, "rewording": 0.1}
+    highest |= {"relearning": 0.1, "quantization": 0.1}
     assert parts[0][0] == FORGOTTEN and parts[1][0] == "under-unlearned" and found["leakage"] == highest
     assert calibration_verdict(column(), column(), column())[0] == "unknown"  # nothing can be compared
