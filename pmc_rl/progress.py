@@ -35,10 +35,10 @@ def warn_of_samples(logs: dict[str, float]) -> None:
             "Over half of the samples hit max_completion_length: the model learns not to end its answers. Add "
             "rewards.length.unfinished_penalty or raise max_completion_length."
         )
-    if logs.get("frac_passed") == 0:
+    if logs.get("frac_passed", 1) < 0.5:
         logger.warning_once(
-            "No sample passes reward_floors, so nothing is forgotten: lower a floor, or raise temperature or "
-            "num_generations."
+            "Over half of the questions have no sample that passes reward_floors, and are not forgotten: raise "
+            "num_generations, lower a floor, or change temperature: down where samples are not fluent, else up."
         )
 
 

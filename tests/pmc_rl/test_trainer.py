@@ -160,12 +160,12 @@ def test_samples_that_teach_nothing_or_no_end_are_warned_of(monkeypatch):
     said = []
     monkeypatch.setattr(progress, "logger", SimpleNamespace(warning_once=said.append))
     progress.warn_of_samples({"loss": 1.0})  # nothing was sampled: all is solved
-    progress.warn_of_samples({"completions/clipped_ratio": 0.5, "frac_passed": 0.1})
+    progress.warn_of_samples({"completions/clipped_ratio": 0.5, "frac_passed": 0.5})
     assert not said
-    progress.warn_of_samples({"completions/clipped_ratio": 0.6, "frac_passed": 0.0})
+    progress.warn_of_samples({"completions/clipped_ratio": 0.6, "frac_passed": 0.4})
     assert [line.split(":")[0] for line in said] == [
         "Over half of the samples hit max_completion_length",
-        "No sample passes reward_floors, so nothing is forgotten",
+        "Over half of the questions have no sample that passes reward_floors, and are not forgotten",
     ]
 
 
