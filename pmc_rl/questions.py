@@ -7,12 +7,12 @@ from random import Random
 from pmc_rl.errors import RecipeError
 from pmc_rl.reward_loading import load_reward_functions
 from pmc_rl.writer import ABOUT, LEADING_TO, NEIGHBOUR, PHRASING, Request, Writer
-from rewards.text import script_aware_tokens
+from rewards.text import key_content, script_aware_tokens
 
 ROUNDS, SAMPLES = 12, 8  # of each opening in a round
 NAMINGS, MOST_NEIGHBOURS, LEAST_NEIGHBOURS = 96, 20, 3
 PHRASINGS_TRIED = 4
-KEPT_PER_QUESTION = 2  # neighbours that each question is asked about
+KEPT_PER_QUESTION = 3  # neighbours that each question is asked about
 WORDS = (4, 25)  # of a question
 MEANING = 0.05  # 1 - cosine below which two questions are the same
 # What no row is about fades with what is forgotten, so everyday knowledge is kept as well.
@@ -145,14 +145,16 @@ def find_neighbours(writer: Writer, subject: str) -> list[str]:
 
 def ask_of_neighbours(asked: list[str], subject: str, neighbours: list[str]) -> list[tuple[str, str]]:
     """
-    The questions with neighbours' names in place of the subject's, and those names, in turn.
+    The questions with neighbours' names in place of the subject's, and those names, in turn. A question with further
+    names or numbers is left out: they are the subject's own, such as a title.
 
-    >>> ask_of_neighbours(["Where did the Titanic sink?"], "the Titanic", ["the Lusitania", "the Britannic"])
+    >>> asked = ["Where did the Titanic sink?", "Did Jack Dawson sail on the Titanic?"]
+    >>> ask_of_neighbours(asked, "the Titanic", ["the Lusitania", "the Britannic"])
     [('Where did the Lusitania sink?', 'the Lusitania'), ('Where did the Britannic sink?', 'the Britannic')]
     """
     place = re.compile(re.escape(without_article(subject)), re.IGNORECASE)
     rows = []
-    for question in filter(place.search, asked):
+    for question in (text for text in asked if place.search(text) and not key_content(place.sub("it", text))):
         for _ in range(min(KEPT_PER_QUESTION, len(neighbours))):
             name = neighbours[len(rows) % len(neighbours)]
             rows.append((place.sub(lambda _, name=name: without_article(name), question), name))

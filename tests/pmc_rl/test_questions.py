@@ -128,12 +128,16 @@ def test_neighbours_are_named_twice():
 
 def test_neighbours_take_turns():
     asked = ["Where did the Titanic sink?", "Which ship met an iceberg?", "Was Titanic a fast ship?"]
-    rows = ask_of_neighbours(asked, "the Titanic", ["the Lusitania", "Olympic", "the Britannic"])
+    asked += ["Did the Titanic sink in 1912?", "Did Jack draw Rose on the Titanic?"]  # its own year and people
+    names = ["the Lusitania", "Olympic", "the Britannic", "the Andrea Doria"]
+    rows = ask_of_neighbours(asked, "the Titanic", names)
     assert rows == [
         ("Where did the Lusitania sink?", "the Lusitania"),
         ("Where did the Olympic sink?", "Olympic"),
-        ("Was Britannic a fast ship?", "the Britannic"),
+        ("Where did the Britannic sink?", "the Britannic"),
+        ("Was Andrea Doria a fast ship?", "the Andrea Doria"),
         ("Was Lusitania a fast ship?", "the Lusitania"),
+        ("Was Olympic a fast ship?", "Olympic"),
     ]
 
 
