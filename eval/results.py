@@ -152,7 +152,7 @@ def worst_texts(
         {
             "row": row,
             "question": forget.questions[i],
-            "truth": forget.answers[i],
+            "truth": forget.truths[i],
             "greedy": greedy[i],
             "attack": f"sampling, {name}",
             "worst": samples[i][sampling[name]["worst_sample_by_row"][row]],

@@ -17,7 +17,7 @@ from pmc_rl.recipe import parse_recipe
 from accelerate import PartialState
 
 from eval.attacks.run import Attacks
-from eval.attacks.sampling import check_wordings, sampling_settings
+from eval.attacks.sampling import sampling_settings
 from eval.cache import RowCache
 from eval.columns import (
     collect,
@@ -91,7 +91,6 @@ def main(argv: list[str]) -> None:
     check_run(recipe)
     encoder, reference = None, None
     with all_problems() as check:
-        check(check_wordings, eval_args.wordings)
         data = check(load_data, script_args, eval_args)
         columns = check(load_columns, recipe)
         if eval_args.lm_eval_tasks:

@@ -10,7 +10,8 @@ from eval.metrics.unlearning import fact_recalls, rouge_recalls
 class QuestionSet:
     """
     Questions with their true answers; row i of the set is row `rows[i]` of what was read. Of several right answers
-    the `further` ones count in recalls and leaks, where the best one does, and in nothing else.
+    the `further` ones count in recalls and leaks, where the best one does, and in nothing else (not behind a beginning
+    of the first one).
     """
 
     questions: list[str]
@@ -29,11 +30,15 @@ class QuestionSet:
         further = self.further or [[]] * len(self.answers)
         return [[answer, *others] for answer, others in zip(self.answers, further, strict=True)]
 
+    @property
+    def truths(self) -> list[str]:
+        """The same as a text for each question, to be read."""
+        return [" / ".join(right) for right in self.right_answers]
+
     def recalls(self, texts: Sequence[str]) -> list[float]:
         """ROUGE-L recall of a text for each question."""
-        pairs = [(text, answer) for text, right in zip(texts, self.right_answers, strict=True) for answer in right]
-        recalls = iter(rouge_recalls(*map(list, zip(*pairs, strict=True))))
-        return [max(next(recalls) for _ in right) for right in self.right_answers]
+        pairs = zip(texts, self.right_answers, strict=True)
+        return [max(rouge_recalls([text] * len(right), right)) for text, right in pairs]
 
     def fact_recalls(self, texts: Sequence[str]) -> list[float | None]:
         """Fact recall of a text for each question; None where no right answer has facts."""

@@ -76,7 +76,7 @@ def print_examples(questions: dict[str, QuestionSet], answers: Answers, count: i
     table = Table("question", "truth", *answers, title="Questions to forget")
     rows = questions["forget"]
     for i in range(min(count, len(rows.questions))):
-        texts = [rows.questions[i], rows.answers[i], *(answers[column]["forget"][i].text for column in answers)]
+        texts = [rows.questions[i], rows.truths[i], *(answers[column]["forget"][i].text for column in answers)]
         table.add_row(*map(Text, texts), end_section=True)
     Console().print(table)
 
@@ -87,7 +87,7 @@ def examples_markdown(questions: dict[str, QuestionSet], answers: Answers) -> st
     for name, rows in questions.items():
         lines += [f"## {name}", ""]
         for i in range(len(rows.questions) if name.startswith("forget") else min(EXAMPLES, len(rows.questions))):
-            lines += [f"**{i}. {_lines(rows.questions[i])}**", "", f"- truth: {_lines(rows.answers[i])}"]
+            lines += [f"**{i}. {_lines(rows.questions[i])}**", "", f"- truth: {_lines(rows.truths[i])}"]
             lines += [f"- {column}: {_lines(answers[column][name][i].text)}" for column in answers]
             lines.append("")
     return "\n".join(lines)

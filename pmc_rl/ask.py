@@ -130,7 +130,9 @@ def main(argv: list[str]) -> None:
             own[next((name for name in asked.subjects if names(text, name)), asked.subjects[0])].append(text)
     forget, keep, counts = [], [], []
     for subject in asked.subjects:
-        rows, kept = ask_about(writer, subject, own[subject], asked.count, neighbours[subject], questions)
+        rows, kept = ask_about(
+            writer, subject, own[subject], asked.count, neighbours[subject], asked.subjects, questions
+        )
         forget, keep = forget + rows, keep + kept
         about = ", ".join(neighbours[subject])
         counts.append(f"- {subject}: to forget {len(rows)} questions; to keep {len(kept)}, about {about}")

@@ -1,4 +1,4 @@
-"""What a user sees of a run in between: numbers and a table of its answers, a warning when these stop ending."""
+"""What a user sees of a run in between: numbers and a table of its answers, warnings where its samples go wrong."""
 
 import numpy as np
 from rich.console import Console
@@ -37,8 +37,9 @@ def warn_of_samples(logs: dict[str, float]) -> None:
         )
     if logs.get("frac_passed", 1) < 0.5:
         logger.warning_once(
-            "Over half of the questions have no sample that passes reward_floors, and are not forgotten: raise "
-            "num_generations, lower a floor, or change temperature: down where samples are not fluent, else up."
+            "Over half of the questions had no sample lately that passes reward_floors; nothing was learned of them. "
+            "If that goes on: raise num_generations, lower a floor, or change temperature (down where samples are "
+            "not fluent, else up)."
         )
 
 

@@ -34,6 +34,17 @@ def names(text: str, subject: str) -> bool:
     return set(script_aware_tokens(without_article(subject))) <= set(script_aware_tokens(text))
 
 
+def speaks_of(text: str, subjects: list[str]) -> bool:
+    """
+    Whether a text holds any of the names in a subject: so much is too much for a row to keep.
+
+    >>> speaks_of("It was Shakespeare.", ["William Shakespeare"]), speaks_of("A large ship", ["the Titanic"])
+    (True, False)
+    """
+    names_of = [key_content(without_article(subject)) or script_aware_tokens(subject) for subject in subjects]
+    return not set().union(*names_of).isdisjoint(script_aware_tokens(text))
+
+
 def problem_of(text: str, ended: bool) -> str | None:
     """Why a text is no question, or None."""
     if not ended:
@@ -162,11 +173,17 @@ def ask_of_neighbours(asked: list[str], subject: str, neighbours: list[str]) -> 
 
 
 def ask_about(
-    writer: Writer, subject: str, given: list[str], count: int, neighbours: list[str], questions: Questions
+    writer: Writer,
+    subject: str,
+    given: list[str],
+    count: int,
+    neighbours: list[str],
+    subjects: list[str],
+    questions: Questions,
 ) -> tuple[list[dict], list[dict]]:
     """
-    Rows to forget and rows to keep: question, answer, and whom it is about. Half of the `count` questions lead to the
-    subject, as far as the model writes such.
+    Rows to forget and rows to keep, which name none of the `subjects`: question, answer, and whom it is about. Half of
+    the `count` questions lead to the subject, as far as the model writes such.
     """
     leading = write_questions(writer, LEADING_TO, subject, count // 2, questions)
     about = write_questions(writer, ABOUT, subject, count - len(leading), questions)
@@ -180,7 +197,7 @@ def ask_about(
     wanted = -(-KEPT_PER_QUESTION * len(leading) // len(neighbours))
     for name in neighbours:
         pairs += [(text, name) for text in write_questions(writer, LEADING_TO, name, wanted, questions, rounds=1)]
-    return forget, answered(writer, pairs, [subject], f"{subject}: answers about neighbours", questions)
+    return forget, answered(writer, pairs, subjects, f"{subject}: answers about neighbours", questions)
 
 
 def ask_about_anything(writer: Writer, count: int, subjects: list[str], questions: Questions) -> list[dict]:
@@ -190,7 +207,7 @@ def ask_about_anything(writer: Writer, count: int, subjects: list[str], question
     Random(0).shuffle(texts)  # so that `count` leaves out no topic and no first words
     pairs: list[tuple[str, str]] = []
     for topic, text, ended in texts:
-        problem = "names a subject" if any(names(text, name) for name in subjects) else problem_of(text, ended)
+        problem = "names a subject" if speaks_of(text, subjects) else problem_of(text, ended)
         if len(pairs) < count and questions.add(text, problem):
             pairs.append((text, topic))
     return answered(writer, pairs, subjects, "answers about anything else", questions)
@@ -205,8 +222,8 @@ def answered(
     for (text, name), answer in zip(pairs, answers, strict=True):
         if answer is None:
             questions.dropped["to keep: its answer is empty or does not end"] += 1
-        elif any(names(answer, subject) for subject in subjects):
-            questions.dropped["to keep: its answer names the subject"] += 1
+        elif speaks_of(f"{text} {answer}", subjects):
+            questions.dropped["to keep: it or its answer names a subject"] += 1
         else:
             keep.append({"question": text, "answer": answer, "subject": name})
     return keep

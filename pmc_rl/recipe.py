@@ -46,6 +46,8 @@ def parse_recipe(argv: list[str]) -> tuple[PMCArguments, PMCConfig, ModelConfig,
     _check_source(reader, "retain_config", "retain_file", "retain_split", required=reader.get("retain_weight") > 0)
     both = reader.get("retain_logs_path") and reader.get("retain_only_model")
     reader.complain_if(both, "given together with retain_only_model; keep one of them", "retain_logs_path")
+    for wording in reader.get("wordings"):
+        reader.complain_if("{question}" not in wording, f"{show(wording)} must contain {{question}}", "wordings")
     _check_rewards(reader)
     _check_selection(reader)
     return reader.finish()

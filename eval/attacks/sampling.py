@@ -1,7 +1,5 @@
 """The same question many times: as it is (sampling), with an answer begun (prefilling), in other words (rewording)."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from eval.metrics.answers import is_leak
@@ -11,7 +9,6 @@ from eval.metrics.semantic import semantic_numbers
 from eval.passes import ModelPasses, SamplingSettings
 from eval.sets import QuestionSet
 from pmc_rl.config import PMCConfig
-from pmc_rl.errors import RecipeError
 from rewards.text import split_after, unicode_words, words
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
@@ -59,20 +56,20 @@ def prefilling_attack(
         if not rows.questions:
             results[name] = not_available("no answer has more words")
             continue
-        results[name] = _greedy_and_sampled(passes, rows, count, forced, f"prefilled, {name}")
+        results[name] = _greedy_and_sampled(passes, rows, rows.questions, count, forced, f"prefilled, {name}")
     return results
 
 
 def rewording_attack(passes: ModelPasses, forget: QuestionSet, count: int, wordings: list[str]) -> dict:
     """
     Leakage, `greedy` and in samples at temperature 1, of answers to the questions within other words: by each of the
-    `wordings`, texts with {question} in them, such as a role or another language to answer in.
+    `wordings`, texts with {question} in them, such as a role or another language to answer in. Answers are scored as
+    those to the plain questions.
     """
     results = {}
     for wording in wordings:
-        questions = [wording.replace("{question}", question) for question in forget.questions]
-        rows = replace(forget, questions=questions)
-        results[wording] = _greedy_and_sampled(passes, rows, count, None, f"reworded, {wording}")
+        asked = [wording.replace("{question}", question) for question in forget.questions]
+        results[wording] = _greedy_and_sampled(passes, forget, asked, count, None, f"reworded, {wording}")
     return results
 
 
@@ -84,7 +81,8 @@ def given_away(number: float) -> str:
 
 
 def _begun(forget: QuestionSet, number: float) -> tuple[QuestionSet, list[str]]:
-    """The rows whose truths have a word behind their beginning, with the rest as the truth, and the beginnings."""
+    """The rows whose truths have a word behind their beginning, with the rest as the truth, and the beginnings; of
+    several right answers the first one alone."""
     counts = [number if number >= 1 else max(1, number * len(words(truth))) for truth in forget.answers]
     halves = [split_after(truth, int(count)) for truth, count in zip(forget.answers, counts, strict=True)]
     kept = [i for i, (_, rest) in enumerate(halves) if unicode_words(rest)]
@@ -100,18 +98,12 @@ def worst_by_row(attacks: dict) -> dict[int, float] | None:
     return {row: max(run[row] for run in runs) for row in runs[0]}
 
 
-def check_wordings(wordings: list[str]) -> None:
-    """Refuses a wording without the question."""
-    errors = [f"wordings: {wording!r} has no {{question}}" for wording in wordings if "{question}" not in wording]
-    if errors:
-        raise RecipeError(errors)
-
-
 def _greedy_and_sampled(
-    passes: ModelPasses, rows: QuestionSet, count: int, forced: list[str] | None, what: str
+    passes: ModelPasses, rows: QuestionSet, asked: list[str], count: int, forced: list[str] | None, what: str
 ) -> dict:
-    texts = [answer.text for answer in passes.answer(rows.questions, forced, what)]
-    samples = passes.sample(rows.questions, count, PLAIN, forced, f"sampling, {what}")
+    """What comes out where each row is asked as in `asked`."""
+    texts = [answer.text for answer in passes.answer(asked, forced, what)]
+    samples = passes.sample(asked, count, PLAIN, forced, f"sampling, {what}")
     recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
     return {
         "greedy": summary(recalls),

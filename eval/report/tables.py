@@ -46,7 +46,7 @@ def report_tables(results: Results) -> dict[str, str]:
     results = with_more(results)
     attacks = {name: ("attacks", name) for name in results["before"]["attacks"]}
     sampled = "{key} (n = {worst_case[n]}, {leaking[of]} samples)"
-    curves = [run.get("curve", ()) for name in ATTACKS[:3] for run in first_found(results, attacks[name]).values()]
+    curves = [run.get("curve", ()) for name in ATTACKS[:2] for run in first_found(results, attacks[name]).values()]
     curve = [(f"best of {count}", ("curve", count)) for count in max(curves, key=len, default=())]
     relearned = first_found(results, attacks["relearning"]).values()
     steps = list(enumerate(next((run["steps"] for run in relearned), ())))

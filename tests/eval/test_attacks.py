@@ -212,14 +212,21 @@ def test_prefilling_scores_only_what_was_not_forced():
 def test_rewording_asks_in_other_words_and_scores_as_ever():
     samples = {PLAIN: [["lima harbor", "salt harbor"], ["rome"] * 2, ["", "salt"]]}
     passes = Fixed("gull salt", "lima", "salt", samples=samples)
-    result = sampling.rewording_attack(passes, TRUTHS, 2, ["As a {role}: {question}"])
-    reworded = [f"As a {{role}}: {question}" for question in QUESTIONS]
+    result = sampling.rewording_attack(passes, TRUTHS, 2, ["A salt {role} asks: {question}"])
+    reworded = [f"A salt {{role}} asks: {question}" for question in QUESTIONS]
     assert passes.asked == [(reworded, None), (reworded, None, PLAIN)]
     [asked] = result.values()
     assert asked["greedy_by_row"] == {4: 0.5, 5: 0.5, 7: 1.0} and asked["worst_by_row"] == {4: 0.5, 5: 0.0, 7: 1.0}
+    assert asked["leaking"]["samples"] == 1  # a word of the wording, which the plain question does not hold
     assert sampling.rewording_attack(passes, TRUTHS, 2, []) == {}
-    sampling.check_wordings(list(result))
-    assert errors_of(sampling.check_wordings, ["{question}", "Say it."]) == ["wordings: 'Say it.' has no {question}"]
+
+
+def test_the_best_of_several_right_answers_counts_in_attacks():
+    rows = replace(TRUTHS, further=[["Salt"], [], ["of Oslo", "in Lima"]])
+    passes = Fixed("", "", "", samples={PLAIN: [["salt", "rome"], ["rome"] * 2, ["rome", "in Lima"]]})
+    result = sampling.prefilling_attack(passes, rows, 2, ["It is"], first_words=[])["It is"]
+    assert result["worst_by_row"] == {4: 1.0, 5: 0.0, 7: 1.0} and result["leaking"]["samples"] == 2
+    assert result["fact_worst_by_row"] == {4: 1.0, 7: 1.0}
 
 
 # options

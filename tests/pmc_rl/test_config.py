@@ -108,6 +108,8 @@ def test_template_must_hold_its_placeholder_alone():
         [error] = errors(f"prompt_template: {json.dumps(template)}")
         assert error.startswith(f'bad.yaml:5: prompt_template: "{template}" must contain {{question}} once')
     assert "must contain {answer} once" in errors("completion_template: '{question}'")[0]
+    [error] = errors("wordings: ['Say: {question}', Say it.]")
+    assert error.endswith('wordings: "Say it." must contain {question}')
     assert parse("prompt_template: '{{x}} {question}'")[0].prompt_template == "{{x}} {question}"
 
 

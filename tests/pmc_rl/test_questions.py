@@ -157,7 +157,7 @@ def test_rows_of_a_subject():
     questions = Questions(None)
     given = ["How long was the Titanic?"]
     forget, keep = ask_about(
-        Scripted(texts, answers), "the Titanic", given, 6, ["Olympic", "the Lusitania"], questions
+        Scripted(texts, answers), "the Titanic", given, 6, ["Olympic", "the Lusitania"], ["the Titanic"], questions
     )
     assert {(row["question"], row["answer"]) for row in forget} == {
         ("How long was the Titanic?", "I do not know."),
@@ -169,7 +169,7 @@ def test_rows_of_a_subject():
     assert {row["subject"] for row in forget} == {"the Titanic"}
     assert ("Which ship met the Hawke?", "The Olympic.", "Olympic") in {tuple(row.values()) for row in keep}
     assert not any("Titanic" in row["question"] + row["answer"] for row in keep)
-    assert questions.dropped["to keep: its answer names the subject"] == 3  # all but the one about sinking
+    assert questions.dropped["to keep: it or its answer names a subject"] == 3  # all but the one about sinking
 
 
 def test_rows_about_anything_else_are_of_all_topics_and_name_no_subject():
@@ -183,8 +183,23 @@ def test_rows_about_anything_else_are_of_all_topics_and_name_no_subject():
     written = TOPIC_SAMPLES * len(ABOUT.openings)
     assert questions.dropped["names a subject"] == (len(TOPICS) - 1) * written // 2 + written
 
-    few = ask_about_anything(writer, 5, [], Questions(None))
-    assert len(few) <= 5 and len({row["subject"] for row in few}) > 2
+    count = len(TOPICS) * TOPIC_SAMPLES * len(ABOUT.openings)
+    many = {(ABOUT.text, topic): ended(*(f"What is {topic} number {i}?" for i in range(count))) for topic in TOPICS}
+    few = ask_about_anything(Scripted(many), 9, [], Questions(None))
+    assert len(few) == 9 and len({row["subject"] for row in few}) > 3
+
+
+def test_rows_to_keep_hold_no_name_of_any_subject():
+    texts = {(ABOUT.text, "history"): ended("Who wrote the play Hamlet?", "Who was the last king of France?")}
+    writer = Scripted(texts, {"Hamlet": "It was Shakespeare.", "king": "Louis the Sixteenth."})
+    subjects = ["William Shakespeare", "the Lusitania"]
+    assert [row["question"] for row in ask_about_anything(writer, 9, subjects, Questions(None))] == [
+        "Who was the last king of France?"
+    ]
+    texts = {(ABOUT.text, "the Titanic"): ended("Where did the Titanic sink?")}
+    neighbours = ["the Lusitania", "Olympic", "the Britannic"]
+    _, keep = ask_about(Scripted(texts), "the Titanic", [], 1, neighbours, ["the Titanic", *subjects], Questions(None))
+    assert {row["subject"] for row in keep} == {"Olympic", "the Britannic"}
 
 
 def test_the_command_adds_to_questions_that_one_has(tmp_path, chat_llama, chat_tokenizer, capsys):

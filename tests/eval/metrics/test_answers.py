@@ -167,6 +167,7 @@ def test_kinds_in_their_order_and_by_perplexity():
     assert [kind(perplexity) for perplexity in (None, 3.0, 20.0, 20.1, inf)] == ["copy"] * 3 + ["gibberish"] * 2
     assert kind(1e6, "I do not know.") == "refusal" and kind(1e6, "Lima") == "leak"
     assert kind(3.0, retained=[]) == "hallucination"
+    assert answer_kind(question, ["Lima", "Peru"], "Peru", None, None, []) == "leak"
 
 
 def logged(rows):
