@@ -60,6 +60,6 @@ def test_cells_run_from_top_to_bottom(tmp_path, monkeypatch, chat_tokenizer, cap
                 names |= {"MODEL": "model", "SUBJECT": "Mor", "QUESTIONS": ["Who wrote Mor?"], "NEIGHBOURS": BOOKS[1:]}
                 names |= {"COUNT": 0, "GPU": "", "TRAIN_GPU": "--use_cpu true --bf16 false --num_train_epochs 1"}
     text = capsys.readouterr().out
-    assert re.search(r"1 to forget\n  Who wrote Mor\?  ->  It was \d\.\n2 to keep\n  Who wrote Bacor\?", text)
+    assert re.search(r"1 to forget\n  Who wrote Mor\?  ->  It was \d\.\n3 to keep\n  Who wrote Bacor\?", text)
     assert len(pages) == 1 and "unlearn quality" in pages[0]
     assert (tmp_path / "unlearned" / "adapter_model.safetensors").exists()
