@@ -148,11 +148,12 @@ def worst_texts(
     forget = data.questions["forget"]
     name = max(settings, key=lambda name: sampling[name]["worst_case"]["mean"])
     samples = passes.sample(forget.questions, count, settings[name], what=f"sampling, {name}")
+    truths = forget.truths
     rows = [
         {
             "row": row,
             "question": forget.questions[i],
-            "truth": forget.truths[i],
+            "truth": truths[i],
             "greedy": greedy[i],
             "attack": f"sampling, {name}",
             "worst": samples[i][sampling[name]["worst_sample_by_row"][row]],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from eval.metrics.intervals import by_row, summary
 from eval.metrics.unlearning import fact_recalls, rouge_recalls
 
 
@@ -47,6 +48,16 @@ class QuestionSet:
             recalls = fact_recalls([question] * len(right), [text] * len(right), right)
             found.append(max((recall for recall in recalls if recall is not None), default=None))
         return found
+
+    def recall_numbers(self, texts: Sequence[str], key: str) -> dict:
+        """ROUGE-L and fact recall of a text for each question, as summaries and by row, under names made of `key`."""
+        recalls, facts = self.recalls(texts), self.fact_recalls(texts)
+        return {
+            key: summary(recalls),
+            f"{key}_by_row": by_row(self.rows, recalls),
+            f"fact_{key}": summary(facts),
+            f"fact_{key}_by_row": by_row(self.rows, facts),
+        }
 
 
 @dataclass

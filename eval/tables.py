@@ -75,8 +75,9 @@ def print_examples(questions: dict[str, QuestionSet], answers: Answers, count: i
     """A few rows to forget on the terminal."""
     table = Table("question", "truth", *answers, title="Questions to forget")
     rows = questions["forget"]
+    truths = rows.truths
     for i in range(min(count, len(rows.questions))):
-        texts = [rows.questions[i], rows.truths[i], *(answers[column]["forget"][i].text for column in answers)]
+        texts = [rows.questions[i], truths[i], *(answers[column]["forget"][i].text for column in answers)]
         table.add_row(*map(Text, texts), end_section=True)
     Console().print(table)
 
@@ -86,8 +87,9 @@ def examples_markdown(questions: dict[str, QuestionSet], answers: Answers) -> st
     lines = ["# Examples", "", "PRIVATE: holds what is to be forgotten. Delete it when it has been read.", ""]
     for name, rows in questions.items():
         lines += [f"## {name}", ""]
+        truths = rows.truths
         for i in range(len(rows.questions) if name.startswith("forget") else min(EXAMPLES, len(rows.questions))):
-            lines += [f"**{i}. {_lines(rows.questions[i])}**", "", f"- truth: {_lines(rows.truths[i])}"]
+            lines += [f"**{i}. {_lines(rows.questions[i])}**", "", f"- truth: {_lines(truths[i])}"]
             lines += [f"- {column}: {_lines(answers[column][name][i].text)}" for column in answers]
             lines.append("")
     return "\n".join(lines)

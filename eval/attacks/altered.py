@@ -5,7 +5,7 @@ from math import exp
 
 from transformers import PreTrainedModel
 
-from eval.metrics.intervals import by_row, summary
+from eval.metrics.intervals import summary
 from eval.metrics.semantic import semantic_numbers
 from eval.passes import ModelPasses
 from eval.sets import QuestionSet
@@ -17,12 +17,8 @@ def forget_measures(passes: ModelPasses, rows: QuestionSet) -> dict:
     """Summaries: ROUGE-L and fact recall of the greedy answers, also by row, semantic similarity where it is measured,
     and exp(-mean loss a token) of the true ones."""
     texts = [answer.text for answer in passes.answer(rows.questions)]
-    recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
     return {
-        "recall": summary(recalls),
-        "recall_by_row": by_row(rows.rows, recalls),
-        "fact_recall": summary(facts),
-        "fact_recall_by_row": by_row(rows.rows, facts),
+        **rows.recall_numbers(texts, "recall"),
         **semantic_numbers(passes.similarity, "semantic", rows, [[text] for text in texts]),
         "probability": summary([exp(-row.loss) for row in passes.score(rows.questions, rows.answers)]),
     }

@@ -104,12 +104,8 @@ def _greedy_and_sampled(
     """What comes out where each row is asked as in `asked`."""
     texts = [answer.text for answer in passes.answer(asked, forced, what)]
     samples = passes.sample(asked, count, PLAIN, forced, f"sampling, {what}")
-    recalls, facts = rows.recalls(texts), rows.fact_recalls(texts)
     return {
-        "greedy": summary(recalls),
-        "greedy_by_row": by_row(rows.rows, recalls),
-        "fact_greedy": summary(facts),
-        "fact_greedy_by_row": by_row(rows.rows, facts),
+        **rows.recall_numbers(texts, "greedy"),
         **semantic_numbers(passes.similarity, "semantic_greedy", rows, [[text] for text in texts]),
         **_sampled(passes, rows, samples),
     }
